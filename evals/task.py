@@ -1,0 +1,59 @@
+"""What a benchmark is: tasks of samples, and a metric for each. A benchmark is one folder (or file) and one yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after.
+
+    `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
+    model's end-of-text token. `extra`: whatever the metric or an analysis needs (all_classes, length, needle depth ...).
+    """
+
+    id: str
+    task: str
+    context: str
+    question: str
+    references: tuple[str, ...]
+    max_new_tokens: int
+    answer_prefix: str = ""
+    chat: bool = True
+    stop: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+Metric = Callable[[str, Sample], Mapping[str, float]]
+"""(prediction, sample) -> scores by name, each in 0..1; the first name is the task's score, the others are recorded beside it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """`version` rises whenever prompts, samples or scoring change, so that numbers are comparable only within one."""
+
+    name: str
+    version: int
+    description: str
+    samples: Sequence[Sample]
+    metric: Metric
+
+
+class CountTokens(Protocol):
+    def __call__(self, text: str) -> int: ...
+
+
+class Benchmark(Protocol):
+    """`name` is what goes into run ids (e.g. ruler-1024); `facts` what goes into run.json to explain a difference."""
+
+    name: str
+
+    def tasks(self, count_tokens: CountTokens, limit: int | None) -> Iterable[Task]:
+        """The tasks, each with at most `limit` samples (None: all). `count_tokens` is the model's tokenizer, without special
+        tokens. Raises FileNotFoundError or ValueError with one line that says what is missing and where to get it."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]: ...

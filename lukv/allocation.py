@@ -1,0 +1,112 @@
+"""What an allocator is: how many tokens may each KV head of a layer keep? And the one rounding rule.
+
+Budgets are exact: integers computed from the decimal the user wrote, never from binary floats
+(0.2 of 4000 is 800; `int(4000 * (1 - 0.8))` is 799).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be kept: a share of the prompt (0 < share <= 1), or a number of tokens per head. Exactly one is given."""
+
+    share: float | None = None
+    tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.share is None) == (self.tokens is None):
+            raise ValueError("a budget is either a share or a number of tokens: give exactly one of budget, budget_tokens")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"budget={self.share} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"budget_tokens={self.tokens} must be at least 1")
+
+    def of(self, tokens: int) -> Fraction:
+        """The kept share of a prompt of `tokens` tokens, exactly."""
+        if self.tokens is not None:
+            return Fraction(min(self.tokens, tokens), tokens)
+        return Fraction(str(self.share))
+
+    def entries(self, tokens: int, heads: int) -> int:
+        """round-half-up(share * tokens * heads): how many entries `heads` heads keep together."""
+        return round_half_up(self.of(tokens) * tokens * heads)
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """What an allocator may look at: one layer of one prompt. scores [K, T] float32, protected tokens already raised
+    above all others (each head's max + 1); `protected` [T] bool says which those are."""
+
+    scores: Tensor
+    protected: Tensor
+    layer: int
+    layers: int
+
+    @property
+    def heads(self) -> int:
+        return self.scores.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.scores.shape[1]
+
+
+class Allocator:
+    """Base of all allocators."""
+
+    def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
+        """[K] int64 on the CPU: entries each KV head keeps, each between 0 and T. Summed over all layers they are what
+        the budget says: per layer `budget.entries(T, K)` unless the method moves budget between layers."""
+        raise NotImplementedError
+
+
+class Uniform(Allocator):
+    """Every head keeps the same share; what does not divide goes to the first heads, one entry each."""
+
+    def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
+        total = budget.entries(layer.tokens, layer.heads)
+        return torch.from_numpy(largest_remainder(np.ones(layer.heads), total, upper=layer.tokens))
+
+
+def round_half_up(x: Fraction) -> int:
+    return int((2 * x + 1) // 2)
+
+
+def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 0) -> np.ndarray:
+    """Integers in proportion to `weights` (any shape, >= 0) that sum to exactly `total`, each in [lower, upper].
+
+    Shares that hit a bound are fixed there and the rest is shared out again; then floors, and one more entry to the
+    largest fractions (ties: the lower index). Raises ValueError when no such integers exist.
+    """
+    n = weights.size
+    if not lower * n <= total <= upper * n:
+        raise ValueError(f"{n} heads of {lower} to {upper} entries cannot hold exactly {total}")
+    w = np.asarray(weights, dtype=np.float64).ravel()
+    ideal = np.full(n, float(lower))
+    free = np.ones(n, dtype=bool)
+    while free.any():
+        rest = total - ideal[~free].sum()
+        mass = w[free].sum()
+        want = w[free] * (rest / mass) if mass > 0 else np.full(int(free.sum()), rest / free.sum())
+        over, under = want > upper, want < lower
+        if not (over.any() or under.any()):
+            ideal[free] = want
+            break
+        # fix only the side whose excess is larger: the other may come back within its bounds
+        high = (want - upper)[over].sum() >= (lower - want)[under].sum()
+        index = np.flatnonzero(free)[over if high else under]
+        ideal[index] = upper if high else lower
+        free[index] = False
+    counts = np.floor(ideal + 1e-9).astype(np.int64)
+    order = np.argsort(-(ideal - counts), kind="stable")
+    order = order[counts[order] < upper]
+    counts[order[: total - int(counts.sum())]] += 1
+    return counts.reshape(np.shape(weights))
