@@ -134,11 +134,12 @@ def attention_rows(geometry: Geometry, tokens: int, rounds: int, speed: float) -
         variants[name] = graphed(ragged) if DEVICE.type == "cuda" and name != "loop" else ragged
     times = smallest(variants, rounds)
     times["floor"] = 2 * int(lengths.sum()) * d * DTYPE.itemsize / speed
-    return [
-        f"| {geometry.name} | {tokens} | {name} | {t * 1e3:.3f} | {t / times['full']:.3f} | {t / times['full grouped']:.2f} | "
-        f"{t / times['floor']:.1f} | {errors.get(name, 0):.0e} |"
-        for name, t in times.items()
-    ]
+    table = []
+    for name, t in times.items():
+        against = f"{t / times['full']:.3f} | {t / times['full grouped']:.2f} | {t / times['floor']:.1f}"
+        error = f"{errors[name]:.0e}" if name in errors else ""
+        table.append(f"| {geometry.name} | {tokens} | {name} | {t * 1e3:.3f} | {against} | {error} |")
+    return table
 
 
 def graphed(call: Callable[[int], object]) -> Callable[[int], object]:
@@ -206,12 +207,12 @@ def model_rows(geometry: Geometry, layers: int, tokens: int, steps: int) -> list
         f"ours, {SHARE:.0%} kept": step(ours, kept),
     }
     times = smallest(variants, steps)
-    size = {"ours, everything kept": everything.nbytes, f"ours, {SHARE:.0%} kept": kept.nbytes}
-    return [
-        f"| {geometry.name}, {layers} layers | {tokens} | {name} | {t * 1e3:.2f} | {t / times['stock, full cache']:.2f} | "
-        f"{size.get(name, everything.nbytes) / 2**20:.2f} |"
-        for name, t in times.items()
-    ]
+    table = []
+    for name, t in times.items():
+        size = (kept if "kept" in name and "everything" not in name else everything).nbytes / 2**20
+        what = f"{geometry.name}, {layers} layers | {tokens} | {name}"
+        table.append(f"| {what} | {t * 1e3:.2f} | {t / times['stock, full cache']:.2f} | {size:.2f} |")
+    return table
 
 
 def kvpress_rows(python: str, tokens: int, steps: int) -> list[str]:
@@ -219,11 +220,12 @@ def kvpress_rows(python: str, tokens: int, steps: int) -> list[str]:
     command = [python, str(program), str(tokens), str(steps), str(SHARE)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     times = json.loads(out.splitlines()[-1])
-    base = times["stock, full cache"]
-    return [
-        f"| {TINY.name}, 4 layers (own process) | {tokens} | {name} | {t * 1e3:.2f} | {t / base:.2f} | |"
-        for name, t in times.items()
-    ]
+    what, base = f"{TINY.name}, 4 layers (own process) | {tokens}", times["stock, full cache"]
+    return [f"| {what} | {name} | {t * 1e3:.2f} | {t / base:.2f} | |" for name, t in times.items()]
+
+
+def head(*columns: str) -> None:
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -235,12 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speed = bandwidth()
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU, 1 thread"
     print(f"{where}, {DTYPE}, torch {torch.__version__}, {speed / 1e9:.1f} GB/s read from memory\n")
-    print(
-        f"Attention of one new token per layer, {SHARE:.0%} of the cache kept, heads uneven (0.25 to 1.75 of the mean):\n"
-    )
-    print(
-        "| geometry | context | variant | ms | of full | of full grouped | of floor | largest error |\n|---|---|---|---|---|---|---|---|"
-    )
+    print(f"Attention of one new token per layer, {SHARE:.0%} of the cache kept, heads 0.25 to 1.75 of the mean:\n")
+    head("geometry", "context", "variant", "ms", "of full", "of full grouped", "of floor", "largest error")
     lengths = (4096, 16384) if options.quick else (1024, 4096, 16384, 32768)
     if DEVICE.type == "cuda" and not options.quick:
         lengths = (8192, 32768, 131072)
@@ -248,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for tokens in lengths:
             print("\n".join(attention_rows(geometry, tokens, 10 if options.quick else 40, speed)), flush=True)
     print("\nOne decoded token of the whole model:\n")
-    print("| model | context | variant | ms per token | of stock | MiB of cache |\n|---|---|---|---|---|---|")
+    head("model", "context", "variant", "ms per token", "of stock", "MiB of cache")
     for tokens in (4096,) if options.quick else (1024, 4096, 16384):
         print("\n".join(model_rows(TINY, 4, tokens, 40 if options.quick else 200)), flush=True)
     if options.kvpress:

@@ -73,8 +73,8 @@ class RaggedLayer(CacheLayerMixin):
         switch = self.plan.rope_switch
         if switch is not None and 0 < before <= switch < self.seen:
             raise ValueError(
-                f"the input grows past {switch} tokens, where {self.plan.config.model_type} changes its rotary factors and "
-                "cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
+                f"the input grows past {switch} tokens, where {self.plan.config.model_type} changes its rotary "
+                "factors and cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
             )
         self.waiting = True
         key_states.ragged_layer = self  # type: ignore[attr-defined]
