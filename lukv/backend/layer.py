@@ -180,7 +180,7 @@ class RaggedLayer(CacheLayerMixin):
     def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
         """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv]."""
         heads, scale, softcap = self.attributes
-        observed = self.observed[row].get(scorer)
+        observed = self.observed[row].get(scorer) if self.observed else None
         return PromptLayer(
             self.index, self.plan.layers, keys, values, heads, scale, softcap, observed=observed, rope=self.rope
         )
