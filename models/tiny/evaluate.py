@@ -24,7 +24,7 @@ RESERVED = 128
 
 def _niah(haystack: str, keys: int = 1, values: int = 1, queries: int = 1, kind: str = "numbers", uuid_keys: bool = False):
     def draw(tokens: int, rng: random.Random) -> Dialogue:
-        count = (tokens - 32) // (15 if kind == "numbers" else 52 if uuid_keys else 34) if haystack == "needles" else keys
+        count = (tokens - 32) // (15 if kind == "numbers" else 44 if uuid_keys else 30) if haystack == "needles" else keys
         names = [(new_uuid if uuid_keys else word_key)(rng) for _ in range(count)]
         pairs = [(name, (number if kind == "numbers" else new_uuid)(rng)) for name in names for _ in range(values)]
         rng.shuffle(pairs)

@@ -2,7 +2,7 @@
 
     python -m models.tiny.tokenizer            # writes tokenizer.json, tokenizer_config.json beside this file
 
-A key is two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid twenty. Any text
+A key is two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid sixteen. Any text
 comes back exactly: what is not in the vocabulary is spelt in pairs of letters or in bytes.
 """
 
@@ -30,15 +30,16 @@ CHAT_TEMPLATE = (
 )
 
 HEX = "[0-9a-f]"
-PHRASES = (" is: ", "VAR ", " = ", ", ", ". ", "...")
+PHRASES = (" is: ", ": ", "VAR ", " = ", ", ", ". ", "...")
 """Separators that are one token: the value then follows its key directly, and no blank stands before digits or names."""
 
 PIECES = "|".join([
-    rf"{HEX}{{2}}(?=(?:{HEX}{{2}}){{0,3}}(?:-{HEX}{{4}}){{0,3}}-{HEX}{{12}})",  # the first four groups of a uuid
+    rf"{HEX}{{2}}-?(?=(?:{HEX}{{2}}){{0,3}}-?(?:{HEX}{{4}}-){{0,3}}{HEX}{{12}})",  # the first four groups of a uuid
     *(rf"(?<=-{HEX}{{4}}-{f'{HEX}' * 2 * done}){HEX}{{2}}" for done in range(6)),  # its last group
     r" is: (?=[0-9a-z])", r"VAR (?=[A-Z])", r" = (?=[0-9A-Z])", r", (?=[0-9])", r"\. (?=[a-z])", r" ?\.\.\.",
     r"[A-Z]{2}", r"[0-9]{1,3}",
-    r" [a-z]+-(?=[a-z])",  # an adjective that begins a key
+    r" [a-z]+-(?=[a-z:])",  # an adjective that begins a key
+    r"(?<=-): ",
     r" ?(?:[A-Z][a-z]+|[a-z]+|[A-Z](?![A-Z]))",
     r" ?[^A-Za-z0-9\s]", r"\n", r"\s",
 ])  # fmt: skip
@@ -55,7 +56,7 @@ def vocabulary() -> list[str]:
     text = re.sub(r"\{\w+\}", " ", " ".join([text, *templates.VT_PREFIX.values()]))
     template_words = sorted(set(re.findall(r"[A-Za-z][a-z]*", text)) | {"number", "numbers", "uuid", "uuids", "Some"})
     plain = re.compile(r"[a-z]+")
-    nouns, adjectives, verbs = (sorted(filter(plain.fullmatch, word_list(k))) for k in ("noun", "adjective", "verb"))
+    nouns, adjectives = (sorted(filter(plain.fullmatch, word_list(kind))) for kind in ("noun", "adjective"))
     tokens = [
         *PHRASES,
         " ...",
@@ -65,13 +66,11 @@ def vocabulary() -> list[str]:
         *VOCABULARY,
         *(f" {word}" for word in VOCABULARY),
         *(f"{number:0{digits}d}" for digits in (2, 3) for number in range(10**digits)),
-        *map("".join, product("0123456789abcdef", repeat=2)),
+        *(high + low + dash for high, low, dash in product("0123456789abcdef", "0123456789abcdef", ("", "-"))),
         *map("".join, product(string.ascii_lowercase, repeat=2)),
         *map("".join, product(string.ascii_uppercase, repeat=2)),
         *(f" {word}-" for word in adjectives),
         *nouns,
-        *adjectives,
-        *verbs,
     ]
     return list(dict.fromkeys(token for token in tokens if len(token) > 1))
 

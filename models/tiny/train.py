@@ -78,9 +78,10 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         phase = self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step < end)]
+        length = phase.lengths[self.step % len(phase.lengths)]
         rng = random.Random(f"tiny/{self.settings.seed}/{self.step}")
         ids, weights = (torch.from_numpy(x).to(self.device) for x in batch(
-            self.encoder, phase.rows, phase.length, dict(phase.mixture), rng
+            self.encoder, self.settings.tokens // length, length, dict(phase.mixture), rng
         ))  # fmt: skip
         loss, facts = self.loss(ids, weights, rng)
         loss.backward()
@@ -91,7 +92,7 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
-        return facts | {"length": phase.length, "tokens": ids.numel()}
+        return facts | {"length": length, "tokens": ids.numel()}
 
     # ---- checkpoints: tensors in safetensors, written beside the old file and moved over it
     def state(self) -> dict[str, Tensor]:
@@ -135,7 +136,8 @@ class Trainer:
                 self.log({"step": self.step, **mean, "rate": round(self.schedule(), 3), "tokens_per_s": speed})
                 facts, seen, since = [], 0, time.time()
             if self.step % self.settings.evaluate_every == 0 or self.step == total:
-                length = int(self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step <= end)].length)
+                phase = self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step <= end)]
+                length = max(256, *phase.lengths)
                 scores = evaluate(self.model, self.encoder, length, self.settings.evaluate_samples)
                 self.log({"step": self.step, "evaluated_at": length, **{name: round(s, 3) for name, s in scores.items()}})
                 since = time.time()
