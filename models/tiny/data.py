@@ -172,6 +172,15 @@ def bare(tokens: int, rng: random.Random) -> Dialogue:
     return Dialogue(context, turns)
 
 
+def echo(tokens: int, rng: random.Random) -> Dialogue:
+    """Words, numbers and names at random, and then the same again: the plainest lesson in copying what came after."""
+    words = [
+        rng.choice((lambda: " " + word_key(rng), lambda: number(rng)[:3], lambda: _name(rng, 2), lambda: sentence(rng)))()
+        for _ in range(max(4, tokens // 6))
+    ]
+    return Dialogue("".join(words), [Turn("", "", "".join(words))])
+
+
 def by_key(pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for key, value in pairs:
@@ -260,6 +269,7 @@ def fwe(tokens: int, rng: random.Random) -> Dialogue:
 
 
 FAMILIES: dict[str, Callable[[int, random.Random], Dialogue]] = {
+    "echo": echo,
     "bare": bare,
     "niah": niah,
     "uuid": lambda tokens, rng: niah(tokens, rng, uuids=1.0),
