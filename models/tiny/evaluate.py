@@ -80,7 +80,8 @@ def evaluate(model: PreTrainedModel, encoder: Encoder, length: int, samples: int
 
 def main(arguments: list[str]) -> None:
     folder = str(Path(__file__).parent)
-    settings = OmegaConf.merge({"model": folder, "length": 512, "samples": 200, "seed": 1_000}, OmegaConf.from_cli(arguments))
+    defaults = {"model": folder, "length": 512, "samples": 200, "seed": 1_000}
+    settings = OmegaConf.merge(defaults, OmegaConf.from_cli(arguments))
     model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
     for name, score in evaluate(model, encoder, settings.length, settings.samples, settings.seed).items():
