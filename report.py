@@ -71,8 +71,8 @@ def markdown(name: str, group: Sequence[Result]) -> str:
         lines.append(row([label(r), asked(r), f"{r['budget']['kept_share']:.3f}", f"{share:.3f}", *scores]))
     counts = {task: sorted({r["tasks"][task]["n"] for r in group if task in r["tasks"]}) for task in tasks}
     each = ", ".join(f"{task} {'/'.join(map(str, n))}" for task, n in counts.items())
-    note = f"Scores in per cent with 95% bootstrap intervals; kept: share of cache entries; cache: share of bytes. Samples: {each}."
-    return "\n".join([*lines, "", note, ""])
+    note = "Scores in per cent with 95% bootstrap intervals; kept: share of cache entries; cache: share of bytes."
+    return "\n".join([*lines, "", f"{note} Samples: {each}.", ""])
 
 
 def row(cells: Sequence[str]) -> str:
@@ -84,9 +84,11 @@ def cell(score: Mapping[str, Any]) -> str:
 
 
 COLUMNS = (
-    "run_id model benchmark seed limit method scorer allocator protection budget budget_tokens task score n ci95_low ci95_high "
-    "kept_share cache_bytes full_cache_bytes prefill_s ttft_s tpot_s"
-).split()
+    *("run_id", "model", "benchmark", "seed", "limit"),
+    *("method", "scorer", "allocator", "protection", "budget", "budget_tokens"),
+    *("task", "score", "n", "ci95_low", "ci95_high"),
+    *("kept_share", "cache_bytes", "full_cache_bytes", "prefill_s", "ttft_s", "tpot_s"),
+)
 
 
 def csv_rows(r: Result) -> list[dict[str, Any]]:
@@ -96,10 +98,11 @@ def csv_rows(r: Result) -> list[dict[str, Any]]:
         **r["tasks"],
         "mean": {"score": r["score"], "ci95": r["ci95"], "n": sum(t["n"] for t in r["tasks"].values())},
     }
+    shared = {k: common.get(k) for k in COLUMNS}
     return [
-        {**{k: common.get(k) for k in COLUMNS}, "task": name, "score": t["score"], "n": t["n"], "ci95_low": t["ci95"][0], "ci95_high": t["ci95"][1]}
-        for name, t in tasks.items()
-    ]  # fmt: skip
+        {**shared, "task": task, "score": t["score"], "n": t["n"], "ci95_low": t["ci95"][0], "ci95_high": t["ci95"][1]}
+        for task, t in tasks.items()
+    ]
 
 
 def write(runs: Path, out: Path) -> int:

@@ -15,8 +15,10 @@ RESAMPLES = 10_000
 
 
 def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> dict[str, Any]:
-    """The content of result.json. Scores and shares in 0..1, times in seconds (medians), memory in bytes. Cache bytes are
-    means over samples: what one context's compressed cache takes, and what it would take in full."""
+    """The content of result.json. Scores and shares in 0..1, times in seconds (medians), memory in bytes.
+
+    Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
+    """
     by_task: dict[str, list[float]] = {}
     for line in lines:
         by_task.setdefault(line["task"], []).append(line["score"])

@@ -1,4 +1,4 @@
-"""From settings to objects: the model, the method, the benchmark. What cannot be built is an InputError with one line."""
+"""From settings to objects: the model, the method, the benchmark. What cannot be built is an InputError."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
 
 
 def benchmark(run: Run) -> Benchmark:
-    return create({k: v for k, v in run["benchmark"].items()})
+    return create(run["benchmark"])
 
 
 def create(settings: Mapping[str, Any]) -> Any:

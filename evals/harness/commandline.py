@@ -1,6 +1,6 @@
-"""The command line's front and end: every name is checked before anything runs, every run ends in one line and an exit code.
+"""The command line's front and end: names are checked before anything runs, what goes wrong ends in one line.
 
-0: all runs are finished. 1: a fault while running. 2: the input is wrong. 130: stopped by the user. One line on stderr,
+Exit codes. 0: all runs are finished. 1: a fault while running. 2: the input is wrong. 130: stopped by the user. One line on stderr,
 a traceback only with debug=true.
 """
 
@@ -35,7 +35,7 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that the command line asks for: its folder, whether it was finished before, and the command that does it alone."""
+    """A run that the command line asks for; `command` does it alone."""
 
     folder: Path
     finished: bool
@@ -158,7 +158,7 @@ def one_line(error: BaseException) -> str:
 
 
 def do(cfg: DictConfig) -> None:
-    """The job of one composed config. Never raises, so that a sweep goes on with the next run; faults are remembered."""
+    """The job of one config. Never raises, so that a sweep goes on with the next run; faults are remembered."""
     run: Run | None = None
     signal.signal(signal.SIGTERM, terminated)
     try:

@@ -21,8 +21,11 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
-RESULT_KEYS = "method model scorer allocator protection benchmark budget budget_tokens seed limit attention job".split()
-"""Settings that can change a result. The others (batch_size, cluster, track, runs, debug ...) only change how it is reached."""
+RESULT_KEYS = (
+    *("method", "model", "scorer", "allocator", "protection", "benchmark"),
+    *("budget", "budget_tokens", "seed", "limit", "attention", "job"),
+)
+"""Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
 
 
 class InputError(ValueError):
@@ -155,7 +158,7 @@ def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
 
 
 def run_id(config: Mapping[str, Any], choices: Mapping[str, str | None], nested: tuple[str, ...] = ()) -> str:
-    """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the program's defaults."""
+    """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
     method = config["method"]
     if config["scorer"] is not None:
         usual = method_defaults(method)

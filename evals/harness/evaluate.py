@@ -34,7 +34,7 @@ BATCH_TOKENS = 2**16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A sample as the model gets it: `context` is compressed, `question` (template tail and answer prefix included) is not."""
+    """A sample as token ids: `context` is compressed, `question` (template tail and answer prefix included) is not."""
 
     sample: Sample
     task: Task
@@ -167,8 +167,8 @@ def work(
 def attempt(
     batch: list[Context], model: LoadedModel, eviction: Eviction | None, attention: str
 ) -> Iterator[list[dict[str, Any]]]:
-    """The batch's lines. Where the device's memory does not hold it: one context after the other, and a sample that does
-    not fit even alone is recorded as failed."""
+    """The batch's lines. Where the device's memory does not hold it: one context after the other; a sample that does not
+    fit even alone is recorded as failed."""
     try:
         yield answer_batch(batch, model, eviction, attention)
         return
@@ -201,7 +201,7 @@ def answer_batch(
         asked = [context[turn] for context in batch]
         start = time.perf_counter()
         sample = asked[0].sample
-        stop = model.stop_at(sample.stop) if sample.stop else None
+        stop = model.stop_at(sample.stop)
         said = answer(model.model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
         synchronize(model.device)
         times = {
@@ -221,8 +221,8 @@ def answer_batch(
 def scored(
     prompt: Prompt, tokens: list[int], model: LoadedModel, kept: np.ndarray, entry: float, full_entry: float
 ) -> dict[str, Any]:
-    """The line of samples.jsonl. kept [layers, K] entries; `entry` bytes an entry, `full_entry` bytes a token of a full cache."""
-    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    """The line of samples.jsonl. kept [layers, K] entries, `entry` bytes each; `full_entry` bytes a token of a full cache."""
+    text = model.decode(tokens)
     scores = dict(prompt.task.metric(text, prompt.sample))
     length = len(prompt.context)
     return {

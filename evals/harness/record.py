@@ -82,7 +82,7 @@ class RunFolder:
         changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
         if changes:
             raise InputError(
-                f"{self.path} was made with other settings: {'; '.join(changes)}. Move or remove that folder to run it anew"
+                f"{self.path} was made with other settings ({'; '.join(changes)}): remove that folder to run it anew"
             )
 
     def begin(self, facts: Mapping[str, Any]) -> None:

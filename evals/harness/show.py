@@ -7,7 +7,7 @@ from typing import Any
 
 
 def result_table(result: Mapping[str, Any], full: Mapping[str, Any] | None = None) -> str:
-    """A run on the terminal: score per task with n and 95% interval, the full cache's score beside it, then what it cost."""
+    """A run on the terminal: score per task with n and 95% interval, the full cache's beside it, then what it cost."""
     beside = [f"{full['method']}"] if full else []
     rows = [["task", "score", "95% interval", "n", *beside]]
     for name, task in [*result["tasks"].items(), ("mean of tasks", None)]:
