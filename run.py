@@ -19,7 +19,12 @@ def main(cfg: DictConfig) -> None:
     commandline.do(cfg)
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """What the command line asks for; the exit code."""
     planned = commandline.plan(sys.argv[1:])
     main()
-    sys.exit(commandline.summary(planned))
+    return commandline.summary(planned)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
