@@ -11,10 +11,10 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from evals.harness import commandline
+from evals.harness import commandline, config
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
 def main(cfg: DictConfig) -> None:
     commandline.do(cfg)
 
