@@ -1,4 +1,4 @@
-"""A user's own benchmark: one JSON object a line, {"context", "question", "answers"}; and the reader of all jsonl files."""
+"""A user's own benchmark, one {"context", "question", "answers"} a line; and the reader of all jsonl files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object", 
 
 
 def read_rows(path: str | Path, columns: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
-    """All rows of a jsonl file. `columns`: those that every row must have, with their types; others are kept as they are.
+    """All rows of a jsonl file. `columns`: those that every row must have, with their types; others are kept.
 
-    Raises FileNotFoundError or ValueError that names the file and the line: a file that is missing, empty, not UTF-8, a line
-    that is not a JSON object, a column that is missing or of another type. Blank lines at the end are allowed.
+    Raises FileNotFoundError or ValueError that names the file and the line: a file that is missing, empty, not UTF-8, a
+    line that is not a JSON object, a column that is missing or of another type. Blank lines at the end are allowed.
     """
     path = Path(path).expanduser()
     if not path.is_file():

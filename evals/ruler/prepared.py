@@ -29,7 +29,9 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
     if path.exists():
         rows = [row for file in files(path, length) for row in read(file)]
     elif path.is_absolute() or path.suffix or source.count("/") != 1:
-        raise FileNotFoundError(f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them")
+        raise FileNotFoundError(
+            f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them"
+        )
     else:
         rows = from_hub(source, length)
     samples: dict[str, list[Sample]] = {}

@@ -96,7 +96,9 @@ class Sources:
                 for row, own in zip(rows, texts, strict=True)
             ]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path(HOTPOT)} is not HotpotQA's ({error}); it should be {WHERE[HOTPOT]}") from error
+            raise ValueError(
+                f"{self.path(HOTPOT)} is not HotpotQA's ({error}); it should be {WHERE[HOTPOT]}"
+            ) from error
         return Collection(str(self.path(HOTPOT)), tuple(questions), tuple(documents))
 
     @cached_property

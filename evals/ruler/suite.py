@@ -81,7 +81,9 @@ RULER: Mapping[str, Definition] = {
     "niah_multikey_1": essay_task("niah_multikey_1"),
     "niah_multikey_2": niah("one needle among needles", Needles(), distractors=True),
     "niah_multikey_3": niah(
-        "one needle among needles, keys and values uuids", Needles(key_type="uuids", value_type="uuids"), distractors=True
+        "one needle among needles, keys and values uuids",
+        Needles(key_type="uuids", value_type="uuids"),
+        distractors=True,
     ),
     "niah_multivalue": essay_task("niah_multivalue"),
     "niah_multiquery": essay_task("niah_multiquery"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ class VariableTracking(Generator):
         names = self.names(letters)
         value = value or self.number()
         chain = [f"VAR {names[0]} = {value}"]
-        chain += [f"VAR {name} = VAR {before} " for before, name in zip(names, names[1:], strict=False)]
+        chain += [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
         lines = [NOISE + "\n" if self.vintage == 2024 else NOISE] * units
         if self.vintage == 2024 and len(lines) <= len(chain):
             # few lines: cut into sentences so that every assignment finds its own place (line ends stay pieces)
@@ -74,7 +75,9 @@ class VariableTracking(Generator):
     def draw(self, units: int, index: int) -> Prompt:
         text, names = self.build(units)
         if self.vintage == 2024:
-            length = self.count_tokens(text) + self.overhead  # as RULER counts: without the line ends around the example
+            length = (
+                self.count_tokens(text) + self.overhead
+            )  # as RULER counts: without the line ends around the example
             text = f" {self.example}\n\n{text}" if self.example else text
         else:
             text = f"{self.random_example()}\n{text}" if self.example else text
