@@ -12,7 +12,7 @@ class Sample:
     """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after.
 
     `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token. `extra`: whatever the metric or an analysis needs (all_classes, length, needle depth ...).
+    model's end-of-text token. `extra`: whatever the metric or an analysis needs (all_classes, length ...).
     """
 
     id: str
@@ -28,7 +28,7 @@ class Sample:
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]
-"""(prediction, sample) -> scores by name, each in 0..1; the first name is the task's score, the others are recorded beside it."""
+"""(prediction, sample) -> scores by name, each in 0..1; the first is the task's score, the others are recorded beside."""
 
 
 @dataclass(frozen=True)

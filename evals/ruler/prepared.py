@@ -1,4 +1,4 @@
-"""RULER samples somebody else has made, in the layout of the Hugging Face data set simonjegou/ruler (kvpress's data)."""
+"""RULER samples somebody else has made, in the layout of the hub's simonjegou/ruler (kvpress's data)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COLUMNS: Mapping[str, Any] = {
 def load(source: str, length: int) -> dict[str, list[Sample]]:
     """Samples by task, in file order.
 
-    source   a .jsonl or .parquet file; a folder with files of that kind, under a folder named after the length if there is
-             one; or the name of a data set of the hub, whose configurations are lengths
+    source   a .jsonl or .parquet file; a folder with such files, in a subfolder named after the length if there is one;
+             or the name of a data set of the hub whose configurations are lengths
     """
     path = Path(source).expanduser()
     if path.exists():

@@ -1,4 +1,4 @@
-"""Variable tracking: which variables hold a value, through a chain of assignments among noise (variable_tracking.py)."""
+"""Variable tracking: which variables hold a value, by a chain of assignments among noise (variable_tracking.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE_VALUE = "12345"  # 2025: a placeholder, replaced in every sample
 
 
 class VariableTracking(Generator):
-    """`example=False` leaves the worked example out (not RULER's task: for lengths where the example alone is too long)."""
+    """`example=False` leaves the worked example out: not RULER's task, but it fits where the example alone is too long."""
 
     def __init__(self, example: bool = True, **common: Any) -> None:
         super().__init__(**common)
@@ -107,6 +107,6 @@ class ExampleWriter(VariableTracking):
     def template(self) -> str:
         if self.vintage == 2025:
             return super().template()
-        # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and every line
-        # end go instead.
+        # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and every
+        # line end go instead.
         return " ".join(VT.split()[:-1]) + VT_PREFIX[2024]
