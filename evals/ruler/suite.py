@@ -21,7 +21,7 @@ TOKENS_TO_GENERATE = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 
 @dataclass(frozen=True)
 class Definition:
-    """`family` decides prompt cut, scoring and generation length; `needs`: file names of Sources; `official`: RULER's."""
+    """`family` decides prompt cut, scoring and generation length; `needs`: Sources' file names; `official`: RULER's."""
 
     family: str
     description: str

@@ -18,7 +18,7 @@ EXAMPLE_VALUE = "12345"  # 2025: a placeholder, replaced in every sample
 
 
 class VariableTracking(Generator):
-    """`example=False` leaves the worked example out: not RULER's task, but it fits where the example alone is too long."""
+    """`example=False` leaves the worked example out: not RULER's task, but one that fits below 1000 tokens."""
 
     def __init__(self, example: bool = True, **common: Any) -> None:
         super().__init__(**common)

@@ -1,4 +1,4 @@
-"""The word lists RULER draws from: wonderwords 2.2.0, as installed. 3.x lacks four nouns and would shift every sample."""
+"""The word lists RULER draws from: wonderwords 2.2.0, as installed. 3.x lacks four nouns, which shifts every sample."""
 
 from __future__ import annotations
 
