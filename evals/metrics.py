@@ -15,7 +15,10 @@ from typing import Any
 
 from evals.rouge import TOO_DEEP, rouge_l
 
-CHINESE_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+CHINESE_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
+    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
 
 
 def exact_match(prediction: str, reference: str) -> float:
@@ -82,7 +85,7 @@ def segment(text: str) -> list[str]:
 
 @lru_cache
 def segmenter() -> Any:
-    """jieba with its dictionary read in about a second; its own set-up would write and trust a cache in the temp folder."""
+    """jieba, its dictionary read in a second; its own set-up would write and trust a cache in the temp folder."""
     import jieba  # heavy, and needed only for Chinese
 
     tokenizer = jieba.Tokenizer()
@@ -161,8 +164,8 @@ def retrieval_zh(prediction: str, reference: str) -> float:
 def code_similarity(prediction: str, reference: str) -> float:
     """Likeness, in whole per cent, of the first line that has no backtick, "#" or "//" (a blank line has none).
 
-    fuzzywuzzy's `ratio` with Python's difflib; where python-Levenshtein is installed fuzzywuzzy takes that, and gives other
-    numbers (lcc +2, repobench-p +3 points on the same predictions), so difflib is called directly.
+    fuzzywuzzy's `ratio` with Python's difflib. Where python-Levenshtein is installed fuzzywuzzy takes that, and gives
+    other numbers (lcc +2, repobench-p +3 points on the same predictions), so difflib is called directly.
 
     >>> code_similarity("# sum\\nreturn a+b", "return a + b")
     0.91

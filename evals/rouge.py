@@ -1,7 +1,7 @@
 """Two ROUGE-L scores that are not the same: that of the package `rouge` 1.0.1 (LongBench's) and Google's `rouge-score`.
 
-Both rest on longest common subsequences, computed here bit by bit (Hyyro 2004): a row of the table is one integer, so that
-two texts of 700 words take milliseconds.
+Both rest on longest common subsequences, computed here bit by bit (Hyyro 2004): a row of the table is one integer, so
+that two texts of 700 words take milliseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Python's limit of 1000 less the frames below (measured, Python 3.11)."""
 
 
 def match_rows(first: Sequence[str], second: Sequence[str]) -> list[int]:
-    """The table of longest common subsequences of all prefixes, one integer for each prefix of `first`, from the empty one.
+    """The table of longest common subsequences of all prefixes: one integer for each prefix of `first`.
 
     Bit j of row i is 0 where the subsequence of first[:i] and second[:j + 1] is one longer than that of second[:j].
     """
@@ -92,8 +92,7 @@ def sentences(text: str) -> list[list[str]]:
 
 
 def google_rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L f of the package `rouge-score` (no stemming): lower case, letters and digits only, words counted as often as
-    they occur.
+    """ROUGE-L f of the package `rouge-score` without stemming: lower case, letters and digits only, repetitions count.
 
     >>> google_rouge_l("The cat sat.", "the cat")
     0.8

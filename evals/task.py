@@ -12,7 +12,8 @@ class Sample:
     """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after.
 
     `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an analysis needs (all_classes, length ...).
+    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an
+    analysis needs (all_classes, length ...).
     """
 
     id: str

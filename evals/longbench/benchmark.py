@@ -21,8 +21,7 @@ class LongBench:
     protocol         official, defensivekv, kvpress or lukv (evals/longbench/protocols.py)
     tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
     e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
-    max_length       tokens of a prompt (official) or a context; null: as long as it is. pred.py takes the model's window
-                     less 500
+    max_length       tokens of a prompt (official) or a context; null: no limit; pred.py: the model's window less 500
     recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
     """
 

@@ -1,7 +1,7 @@
-"""LongBench's 21 tasks (arXiv 2308.14508): prompts, generation lengths, metrics (THUDM/LongBench 2e00731, config/*.json).
+"""LongBench's 21 tasks (arXiv 2308.14508): prompts, lengths, metrics (THUDM/LongBench 2e00731, config/*.json).
 
-A prompt is cut into four pieces, so that every protocol can put them together in its own way; the official prompt is their
-concatenation. Spelling is original ("asconcisely").
+A prompt is in four pieces, which every protocol puts together in its own way; the official prompt is all of them joined.
+Spelling is original ("asconcisely").
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """`head` holds {context}; `second` is the instruction repeated after it; `question` may hold {input}; `cue` starts the
-    answer. `kvpress_cue`: where the input itself ends in a cue, kvpress adds its own (and means to remove the input's)."""
+    """`head` holds {context}; `second` is the instruction repeated after it; `question` may hold {input}; `cue` starts
+    the answer. `kvpress_cue`: where the input ends in a cue, kvpress adds its own (and means to remove the input's)."""
 
     description: str
     metric: str
@@ -31,9 +31,9 @@ class Entry:
 
 CONCISE = "asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\n"
 QASPER = (
-    "as concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered based on "
-    'the information in the article, write "unanswerable". If the question is a yes/no question, answer "yes", "no", or '
-    '"unanswerable". Do not provide any explanation.\n\n'
+    "as concisely as you can, using a single phrase or sentence if possible. If the question cannot be answered based "
+    'on the information in the article, write "unanswerable". If the question is a yes/no question, answer "yes", '
+    '"no", or "unanswerable". Do not provide any explanation.\n\n'
 )
 PASSAGES = (
     "Answer the question based on the given passages. Only give me the answer and do not output any other words.\n\n"
@@ -173,8 +173,8 @@ CATALOG: Mapping[str, Entry] = {
         "trivia with a passage, from examples",
         "qa_f1",
         32,
-        head="Answer the question based on the given passage. Only give me the answer and do not output any other words. "
-        "The following are some examples.\n\n{context}\n\n",
+        head="Answer the question based on the given passage. "
+        "Only give me the answer and do not output any other words. The following are some examples.\n\n{context}\n\n",
         question="{input}",
         kvpress_cue="Answer:",
         chat=False,
@@ -206,8 +206,9 @@ CATALOG: Mapping[str, Entry] = {
         "how many passages are different",
         "count",
         32,
-        head="There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates. Please carefully read "
-        "these paragraphs and determine how many unique paragraphs there are after removing duplicates. "
+        head="There are some paragraphs below sourced from Wikipedia. Some of them may be duplicates. "
+        "Please carefully read these paragraphs "
+        "and determine how many unique paragraphs there are after removing duplicates. "
         "In other words, how many non-repeating paragraphs are there in total?\n\n{context}\n\n",
         question="Please enter the final count of unique paragraphs after removing duplicates. "
         "The output format should only contain the number, such as 1, 2, 3, and so on.\n\n",

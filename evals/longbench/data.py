@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.jsonl import check_strings, parse, read_rows
 from evals.longbench.score import parse_classes
+from evals.rows import check_strings, parse, read_rows
 
 HUB = "THUDM/LongBench"
 COLUMNS: Mapping[str, Any] = {"input": str, "context": str, "answers": list, "length": int}
@@ -38,7 +38,8 @@ class Data:
     def rows(self, name: str) -> list[dict[str, Any]]:
         if not self.has(name):
             raise FileNotFoundError(
-                f"benchmark.data={self.source} has no {name}.jsonl; get data.zip of {HUB}, or set benchmark.tasks=available"
+                f"benchmark.data={self.source} has no {name}.jsonl; "
+                f"get it from data.zip of {HUB}, or set benchmark.tasks=available"
             )
         if self.archive is None:
             path = str(self.folder / f"{name}.jsonl")
@@ -62,6 +63,6 @@ def download(name: str) -> str:
     except Exception as error:  # a dozen of its own kinds: no network, no such set, no such file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
-            f"benchmark.data={name}: not a folder here, and the hub says: {reason}; get data.zip of {HUB} where there is "
-            "a network, unpack it and set benchmark.data=FOLDER"
+            f"benchmark.data={name}: not a folder here, and the hub says: {reason}; "
+            f"get data.zip of {HUB} where there is a network, unpack it and set benchmark.data=FOLDER"
         ) from error

@@ -1,11 +1,11 @@
 """How a LongBench row becomes a prompt: four protocols whose numbers must not be mixed.
 
-official     pred.py: the whole prompt is compressed, question included; cut in the middle if too long; six tasks without
-             chat template; samsum ends at a line end
+official     pred.py: the whole prompt is compressed, question included; cut in the middle if too long; six tasks have
+             no chat template; samsum ends at a line end
 defensivekv  the official text, question-agnostic: the context is compressed, the repeated instruction, the question and
              the answer cue come after it
-kvpress      question-agnostic, the repeated instruction compressed with the context, chat template everywhere, 20 tokens
-             more to generate; the cue appears twice in triviaqa and samsum
+kvpress      question-agnostic, the repeated instruction compressed with the context, chat template everywhere, 20
+             tokens more to generate; the cue appears twice in triviaqa and samsum
 lukv         the LU-KV authors' evaluation, a fork of kvpress: its prompts and lengths, LongBench's own scores
 """
 
@@ -41,7 +41,7 @@ def kvpress(entry: Entry, row: Mapping[str, Any]) -> Pieces:
 
 @dataclass(frozen=True)
 class Protocol:
-    """`scoring` comes first in the scores; `plain`: the six tasks without chat template, and samsum's line end, count."""
+    """`scoring`: the first score; `plain`: six tasks have no chat template, and samsum ends at a line end."""
 
     pieces: Callable[[Entry, Mapping[str, Any]], Pieces]
     cut: Callable[[str, int, Tokenizer], str]

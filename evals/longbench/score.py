@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from evals import metrics
-from evals.jsonl import check_strings, read_rows
 from evals.longbench.catalog import CATALOG
 from evals.longbench.protocols import PROTOCOLS
 from evals.rouge import google_rouge_l, rouge_l
+from evals.rows import check_strings, read_rows
 
 BUCKETS = ("0-4k", "4-8k", "8k+")
 """LongBench-E: by the column `length`."""
@@ -70,7 +70,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one file of predictions, in per cent with two decimals, as eval.py rounds; `values` of the first score."""
+    """Scores of one file of predictions: in per cent with two decimals, as eval.py rounds; `values`: each sample's."""
 
     task: str
     n: int
@@ -84,8 +84,8 @@ def score_predictions(
     """Scores prediction logs in LongBench's format, without a model.
 
     path       a file TASK.jsonl, or a folder of them: a line {"pred", "answers", "all_classes", "length"} a sample
-    protocol   whose score comes first, and whose classes a sample is judged by: official (the file's last row's), kvpress
-               (the first row's), defensivekv and lukv (each row's own)
+    protocol   whose score comes first, and whose classes a sample is judged by: official (the file's last row's),
+               kvpress (the first row's), defensivekv and lukv (each row's own)
     e          LongBench-E: three buckets by length, as tasks TASK_0-4k, TASK_4-8k, TASK_8k+; empty ones are left out
 
     Raises FileNotFoundError or ValueError with file and line.

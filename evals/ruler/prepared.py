@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.jsonl import check_columns, check_strings, read_rows
+from evals.rows import check_columns, check_strings, read_rows
 from evals.task import Sample
 
 COLUMNS: Mapping[str, Any] = {
