@@ -91,6 +91,8 @@ def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 
     largest fractions (ties: the lower index). Raises ValueError when no such integers exist.
     """
     n = weights.size
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("head weights must be finite and not negative")
     if not lower * n <= total <= upper * n:
         raise ValueError(f"{n} heads of {lower} to {upper} entries cannot hold exactly {total}")
     w = np.asarray(weights, dtype=np.float64).ravel()

@@ -32,7 +32,8 @@ def cases(draw):
     rows, tokens = draw(st.integers(1, 9)), draw(st.integers(1, 300))
     first = draw(st.integers(0, tokens))  # the last rows may stand behind the last key
     return {
-        "seed": draw(st.integers(0, 999)), "groups": groups, "per_group": per_group, "rows": rows, "tokens": tokens, "first": first,
+        "seed": draw(st.integers(0, 999)), "groups": groups, "per_group": per_group,
+        "rows": rows, "tokens": tokens, "first": first,
         "columns": draw(st.none() | st.integers(0, tokens)), "reduce": draw(st.sampled_from(["mean", "max"])),
         "softcap": draw(st.sampled_from([None, 2.0])), "block": draw(st.sampled_from([None, 1, 300, 5000])),
     }  # fmt: skip
