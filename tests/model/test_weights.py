@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from models.tiny.data import Encoder
 from models.tiny.evaluate import TASKS, evaluate
@@ -26,9 +26,9 @@ def model():
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
 
-def test_it_is_an_ordinary_qwen2_folder(model, encoder):
+def test_it_is_an_ordinary_folder(model, encoder):
     config = AutoConfig.from_pretrained(FOLDER)
-    assert isinstance(model, Qwen2ForCausalLM)
+    assert isinstance(model, LlamaForCausalLM)
     assert config.max_position_embeddings >= 8192
     assert config.vocab_size == len(encoder.tokenizer)
     assert model.generation_config.eos_token_id == encoder.end == encoder.tokenizer.eos_token_id
