@@ -202,6 +202,7 @@ NAMED = (
     "model.device",
     "model.device_map",
     "benchmark.length",
+    "job.save",
 )
 """Nested settings that the model's and benchmark's names already tell, or that change no result."""
 
