@@ -42,8 +42,17 @@ class Task:
     metric: Metric
 
 
-class CountTokens(Protocol):
-    def __call__(self, text: str) -> int: ...
+class Tokenizer(Protocol):
+    """What a benchmark may ask of a model's tokenizer; any transformers tokenizer is one."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
+
+def count_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Tokens of the bare text, special tokens not counted."""
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 class Benchmark(Protocol):
@@ -51,9 +60,12 @@ class Benchmark(Protocol):
 
     name: str
 
-    def tasks(self, count_tokens: CountTokens, limit: int | None) -> Iterable[Task]:
-        """The tasks, each with at most `limit` samples (None: all). `count_tokens` is the model's tokenizer, without special
-        tokens. Raises FileNotFoundError or ValueError with one line that says what is missing and where to get it."""
+    def tasks(self, tokenizer: Tokenizer, limit: int | None) -> Iterable[Task]:
+        """The tasks, each with at most `limit` samples (None: all); sample i is the same for every limit. The tokenizer
+        measures lengths (RULER) and truncates prompts (LongBench). Raises FileNotFoundError or ValueError with one line
+        that says what is missing and where to get it."""
         ...
 
-    def facts(self) -> Mapping[str, Any]: ...
+    def facts(self) -> Mapping[str, Any]:
+        """Complete once `tasks` has been gone through: a task may turn out not to fit (`left_out`: name -> reason)."""
+        ...

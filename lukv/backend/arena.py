@@ -1,0 +1,140 @@
+"""The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
+
+K [rows, d] and V [rows, dv]; sequence i occupies rows start[i] .. start[i]+length[i]-1, then come free rows for the tokens
+to come. Sequence i = row * kv_heads + head. A full KV cache is the special case of equal lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SLACK = 64  # free rows behind each sequence after (re)allocation, at least
+
+
+class Arena:
+    """`start` [N] and `length` [N] are int32 on the arena's device (what kernels read); `lengths` is the same on the host,
+    so that no step of a decoding loop waits for the device."""
+
+    def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int):
+        """keys [sum of lengths, d] and values [.., dv]: the sequences packed one behind the other."""
+        self.batch = batch
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.keys, self.values = keys, values
+        self._starts = np.cumsum(self.lengths) - self.lengths
+        self._room = 0
+        self._move(SLACK)
+
+    @property
+    def heads(self) -> int:
+        return len(self.lengths) // self.batch
+
+    @property
+    def longest(self) -> int:
+        return int(self.lengths.max(initial=0))
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry: one key and one value vector."""
+        return self.keys.shape[1] * self.keys.element_size() + self.values.shape[1] * self.values.element_size()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, free rows included."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, keys: Tensor, values: Tensor, row: int | None = None) -> None:
+        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [1, K, n, d] behind those of one batch row."""
+        n = keys.shape[2]
+        self.reserve(n)
+        chosen = slice(None) if row is None else slice(row * self.heads, (row + 1) * self.heads)
+        end = self._end[chosen]
+        target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
+        self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
+        self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
+        end += n
+        self.length[chosen] += n
+        self.lengths[chosen] += n
+        self._room -= n
+
+    def reserve(self, n: int) -> None:
+        """Make room for n more entries behind every sequence; what is moved is amortised over many appends."""
+        if n > self._room:
+            self._room = int((self._capacity - self.lengths).min())
+            if n > self._room:
+                self._move(max(SLACK, n, self.longest // 8))
+
+    def truncate(self, lengths: np.ndarray) -> None:
+        """Forget the entries behind the first lengths[i] of each sequence i: free, nothing is moved."""
+        self.lengths = lengths.copy()
+        self._to_device()
+        self._room = int((self._capacity - self.lengths).min())
+
+    def sequence(self, index: int) -> tuple[Tensor, Tensor]:
+        """Views of sequence `index`: keys [length, d], values [length, dv]."""
+        a, n = int(self._starts[index]), int(self.lengths[index])
+        return self.keys[a : a + n], self.values[a : a + n]
+
+    def row(self, row: int) -> tuple[Tensor, Tensor]:
+        """Views of one batch row whose heads are equally long: keys [K, length, d], values [K, length, dv]."""
+        first, heads = row * self.heads, self.heads
+        lengths, capacity = self.lengths[first : first + heads], self._capacity[first : first + heads]
+        if len(set(lengths)) > 1 or len(set(capacity)) > 1:
+            raise ValueError(f"the heads of row {row} hold different numbers of entries: read them with sequence()")
+        a, n, room = int(self._starts[first]), int(lengths[0]), int(capacity[0])
+        shape = (heads, room, -1)
+        return self.keys[a : a + heads * room].view(shape)[:, :n], self.values[a : a + heads * room].view(shape)[:, :n]
+
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""
+        index = self._rows(self._starts).to(self.keys.device)
+        return self.keys[index], self.values[index]
+
+    def _rows(self, starts: np.ndarray) -> Tensor:
+        """The rows in use when the sequences begin at `starts`, in order."""
+        offset = np.repeat(starts - (np.cumsum(self.lengths) - self.lengths), self.lengths)
+        return torch.from_numpy(np.arange(int(self.lengths.sum())) + offset)
+
+    def _move(self, room: int) -> None:
+        """New memory with `room` free rows behind every sequence."""
+        old = self._rows(self._starts).to(self.keys.device)
+        self._capacity = self.lengths + room
+        self._starts = np.cumsum(self._capacity) - self._capacity
+        new = self._rows(self._starts).to(self.keys.device)
+        total = int(self._capacity.sum())
+        self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])
+        self.values = self.values.new_zeros(total, self.values.shape[1]).index_copy_(0, new, self.values[old])
+        self._room = room
+        self._to_device()
+
+    def _to_device(self) -> None:
+        device = self.keys.device
+        self.start = torch.tensor(self._starts, dtype=torch.int32, device=device)
+        self.length = torch.tensor(self.lengths, dtype=torch.int32, device=device)
+        self._end = torch.tensor(self._starts + self.lengths, device=device)  # the row each sequence writes next
+
+
+def pack(keys: Sequence[Tensor], values: Sequence[Tensor], keep: Sequence[Tensor]) -> tuple[Arena, Tensor]:
+    """An arena of the kept entries of each batch row b, and where they stood in the prompt.
+
+    keys[b] [K, T_b, d], values[b] [K, T_b, dv], keep[b] [K, T_b] bool -> (arena, positions [sum of lengths] int32).
+    """
+    lengths = torch.cat([mask.sum(-1) for mask in keep]).cpu().numpy()
+    index = [mask.nonzero(as_tuple=True) for mask in keep]
+    arena = Arena(
+        torch.cat([k[i] for k, i in zip(keys, index, strict=True)]),
+        torch.cat([v[i] for v, i in zip(values, index, strict=True)]),
+        lengths,
+        batch=len(keep),
+    )
+    return arena, torch.cat([position for _, position in index]).to(torch.int32)
+
+
+def pack_sequences(sequences: Sequence[tuple[Tensor, Tensor, Tensor]], batch: int) -> tuple[Arena, Tensor]:
+    """The same of (keys [n, d], values [n, dv], positions [n]) of each sequence, n its own."""
+    keys, values, positions = zip(*sequences, strict=True)
+    lengths = np.array([len(k) for k in keys])
+    return Arena(torch.cat(keys), torch.cat(values), lengths, batch), torch.cat(positions).to(torch.int32)

@@ -1,0 +1,97 @@
+"""The one attention function, registered with transformers under one name for all models.
+
+It is called with the post-RoPE queries and with exactly the keys and values that `RaggedCache.update` handed through, so it
+knows the cache's layer; the layer does the rest. Without a cache it is plain causal attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from lukv.backend.dense import causal_attention
+from lukv.backend.layer import ATTENTION, RaggedLayer, span
+
+
+def use_ragged_attention(model: PreTrainedModel) -> None:
+    """Let the model's attention run through this backend. `model.set_attn_implementation("sdpa")` takes it back."""
+    if model.config.get_text_config(decoder=True).output_attentions:
+        raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
+    model.set_attn_implementation(ATTENTION)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv], attention_mask [B, n] bool or None -> [B, n, H, dv]."""
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError(
+            f"{type(module).__name__} has attention sinks (s_aux), which this backend does not support"
+        )
+    if kwargs.get("output_attentions"):
+        raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
+    if dropout or not getattr(module, "is_causal", True):
+        raise NotImplementedError("only causal attention without dropout is supported: call model.eval()")
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise NotImplementedError("only 2-D attention masks (1: token, 0: padding) are supported")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer: RaggedLayer | None = getattr(key, "ragged_layer", None)
+    if layer is not None:
+        return layer.attend(query, key, value, attention_mask, scale, softcap), None
+    if query.shape[2] != key.shape[2]:
+        raise RuntimeError(
+            "this model dropped the RaggedCache it was given, or got another cache: pass past_key_values=RaggedCache(...), and "
+            "prefill with compress() first (Phi-3 drops a cache when generate() crosses its original context length)"
+        )
+    out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
+    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(span, attention_mask.cpu().numpy())
+    for row, (a, b) in enumerate(rows):
+        if a < b:
+            q, k, v = (x[row, :, a:b] for x in (query, key, value))
+            out[row, a:b] = causal_attention(q, k, v, scale, softcap, sliding_window).transpose(0, 1)
+    return out, None
+
+
+def mask(
+    *args: Any,
+    kv_length: int,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    q_length: int | None = None,
+    cache_position: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """[B, n] bool: which of the n new columns are tokens; None: all. (Causality and windows are the attention's own matter.)
+
+    transformers 5.2 tells n by `cache_position`, later releases by `q_length`.
+    """
+    if use_vmap or not allow_is_causal_skip:
+        raise NotImplementedError("custom attention patterns (image blocks, packed sequences) are not supported")
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[1] != kv_offset + kv_length:
+        raise ValueError(
+            f"the attention mask has {attention_mask.shape[1]} columns, but the cache and the input have {kv_offset + kv_length}: "
+            "it must cover every token so far, evicted ones too"
+        )
+    n = len(cache_position) if q_length is None else int(q_length)  # type: ignore[arg-type]
+    new = attention_mask[:, -n:].to(torch.bool)
+    return None if bool(new.all()) else new
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, mask)

@@ -1,0 +1,168 @@
+"""Compress a context once, ask questions about it, roll back: greedy decoding, one sequence or a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lukv.backend.cache import RaggedCache
+from lukv.backend.selection import Eviction
+from lukv.scoring import Scorer
+
+
+class Loaded(Protocol):
+    """What is used of a lukv.model.LoadedModel."""
+
+    model: PreTrainedModel
+    attention: str
+
+
+Stop = Callable[[list[int]], bool]
+"""The answer so far (token ids of one row) -> is it finished? For stop strings: LoadedModel.stop_at(strings)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """tokens: what each row answered, end-of-text token not included. ttft_s: from the question to the first token, the
+    question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens decoded."""
+
+    tokens: list[list[int]]
+    ttft_s: float
+    tpot_s: float
+    steps: int
+
+
+@torch.no_grad()
+def compress(
+    model: PreTrainedModel | Loaded,
+    input_ids: Tensor | Sequence[Sequence[int]],
+    attention_mask: Tensor | None = None,
+    eviction: Eviction | None = None,
+    attention: str | None = None,
+    chunk: int | None = None,
+    *,
+    observe: Sequence[Scorer] = (),
+    record_queries: bool = False,
+    later: Eviction | None = None,
+    every: int | None = None,
+) -> RaggedCache:
+    """Prefill the contexts once and evict layer by layer; at most one layer's full keys and values are alive at a time.
+
+    input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1: token).
+    eviction: None keeps everything. attention: the decode kernel (None: what the model was loaded with). chunk: run the prompt through the model in pieces of that many tokens (bounded activation
+    memory, same result; the layers then hold all their keys and values until the last piece). The rest: see RaggedCache.
+    """
+    network = network_of(model)
+    ids, mask = left_padded(input_ids, attention_mask, network.device)
+    columns = ids.shape[1]
+    cache = RaggedCache(
+        network,
+        eviction,
+        observe=observe,
+        attention=attention or getattr(model, "attention", "auto"),
+        prompt_columns=columns,
+        record_queries=record_queries,
+        later=later,
+        every=every,
+    )
+    for a in range(0, columns, chunk or columns):
+        feed(network, cache, ids, mask, slice(a, min(a + (chunk or columns), columns)))
+    return cache
+
+
+@torch.no_grad()
+def append(model: PreTrainedModel | Loaded, cache: RaggedCache, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    """Append token ids (one list a row, of any length >= 1) -> logits [B, vocabulary] after each row's last token."""
+    network = network_of(model)
+    padded, mask = left_padded(ids, None, network.device)
+    return feed(network, cache, padded, mask, slice(0, padded.shape[1]))
+
+
+def network_of(model: PreTrainedModel | Loaded) -> PreTrainedModel:
+    return model if isinstance(model, PreTrainedModel) else model.model
+
+
+def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor, columns: slice) -> Tensor:
+    """One forward of some columns of left-padded ids [B, T] behind what the cache has seen -> logits [B, vocabulary]."""
+    seen, piece = cache.get_seq_length(), mask[:, columns]
+    tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else 0
+    whole = bool(piece.all())
+    logits = model(
+        input_ids=ids[:, columns],
+        attention_mask=None if whole else torch.cat([piece.new_ones(len(piece), seen), piece], dim=1),
+        position_ids=tokens + (piece.cumsum(-1) - 1).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if cache.get_seq_length() != seen + piece.shape[1]:
+        raise RuntimeError(f"{type(model).__name__} dropped the cache it was given")
+    return logits
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel | Loaded,
+    cache: RaggedCache,
+    question_ids: Tensor | Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: Sequence[int] = (),
+    stop: Stop | None = None,
+    pick: Callable[[Tensor], Tensor] | None = None,
+) -> Answer:
+    """Append each row's question and decode until every row has ended (or max_new_tokens). The caller rolls back.
+
+    pick: logits [B, vocabulary] -> next tokens [B]; greedy by default.
+    """
+    pick = pick or (lambda logits: logits.argmax(-1))
+    ends = set(eos_ids)
+    begin = time.perf_counter()
+    cache.reserve(max(map(len, question_ids)) + max_new_tokens)
+    logits = append(model, cache, question_ids)
+    tokens: list[list[int]] = [[] for _ in logits]
+    running = [True] * len(tokens)
+    first = begin
+    steps = 0
+    while max_new_tokens > 0:
+        chosen = pick(logits)
+        for row, token in enumerate(chosen.tolist()):
+            if running[row] and token in ends:
+                running[row] = False
+            elif running[row]:
+                tokens[row].append(token)
+                running[row] = not (stop is not None and stop(tokens[row]))
+        steps += 1
+        if steps == 1:
+            first = time.perf_counter()
+        if steps == max_new_tokens or not any(running):
+            break
+        logits = append(model, cache, chosen[:, None])  # rows that have ended run along; their tokens are not looked at
+    last = time.perf_counter()
+    return Answer(tokens, first - begin, (last - first) / max(1, steps - 1) if steps > 1 else 0.0, steps)
+
+
+def left_padded(
+    ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Rows of token ids -> ids [B, T] with padding on the left, mask [B, T] int64."""
+    if isinstance(ids, Tensor) and mask is None:
+        return ids.to(device), torch.ones_like(ids, device=device)
+    if isinstance(ids, Tensor):
+        rows = [row[used.bool()] for row, used in zip(ids.cpu(), mask.cpu(), strict=True)]  # type: ignore[union-attr]
+    else:
+        rows = [torch.tensor(row, dtype=torch.int64) for row in ids]
+    if not rows or min(map(len, rows)) == 0:
+        raise ValueError("every row needs at least one token")
+    longest = max(map(len, rows))
+    padded = torch.zeros(len(rows), longest, dtype=torch.int64)
+    used = torch.zeros_like(padded)
+    for i, row in enumerate(rows):
+        padded[i, longest - len(row) :] = row
+        used[i, longest - len(row) :] = 1
+    return padded.to(device), used.to(device)

@@ -1,0 +1,306 @@
+"""One layer of a RaggedCache: it attends over the prompt, evicts, stores what stays, and attends over that ever after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from lukv.backend.arena import Arena, pack
+from lukv.backend.dense import causal_attention
+from lukv.backend.kernels import Decode, pick
+from lukv.backend.selection import Eviction
+from lukv.backend.shrink import HeadQueries, shrink
+from lukv.scoring import PromptLayer, Rope, Scorer
+
+ATTENTION = "lukv_ragged"  # our name in transformers' registries of attention and mask functions
+
+Span = tuple[int, int]
+
+
+@dataclass
+class Plan:
+    """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are the
+    prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked.
+    `stream`: there is no prompt, every token is appended and only `later` evicts."""
+
+    config: PreTrainedConfig
+    layers: int
+    eviction: Eviction | None = None
+    observe: tuple[Scorer, ...] = ()
+    attention: str = "auto"
+    prompt_columns: int | None = None
+    record_queries: bool = False
+    later: Eviction | None = None
+    every: int | None = None
+    stream: bool = False
+    _mask: Tensor | None = field(default=None, repr=False)
+    _spans: list[Span] | None = field(default=None, repr=False)
+
+    def spans(self, valid: Tensor | None) -> list[Span] | None:
+        """[B, n] bool -> first and last + 1 valid column of each row; None: all are valid. Every layer of a forward is given
+        the same mask, so one look at it serves all."""
+        if valid is not self._mask:
+            self._mask, self._spans = valid, None if valid is None else [span(row) for row in valid.cpu().numpy()]
+        return self._spans
+
+
+def span(valid: np.ndarray) -> Span:
+    used = np.flatnonzero(valid)
+    if len(used) == 0:
+        return 0, 0
+    if len(used) != used[-1] + 1 - used[0]:
+        raise ValueError(
+            "a row of the attention mask has a hole: padding must be on the left or on the right of each piece"
+        )
+    return int(used[0]), int(used[-1]) + 1
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A state to roll back to."""
+
+    seen: int
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+
+class RaggedLayer(CacheLayerMixin):
+    """`index` counts the layers that can be evicted; a sliding-window layer (`window`) keeps its window, whatever the method."""
+
+    is_compileable = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, plan: Plan, index: int, window: int | None = None, rope: Rope | None = None) -> None:
+        super().__init__()
+        self.plan, self.index, self.window, self.rope = plan, index, window, rope
+        self.is_sliding = window is not None
+        self.reset()
+
+    def reset(self) -> None:
+        self.seen = 0  # columns of input, padding included: what transformers counts positions and masks by
+        self.waiting = False
+        self.arena: Arena | None = None
+        self.tokens = np.zeros(0, dtype=np.int64)  # [B] tokens seen, without padding
+        self.collected: tuple[Tensor, Tensor] | None = None
+        self.observed: list[dict[Scorer, Any]] = []
+        self.head_queries: list[HeadQueries] = []
+        self.queries: list[Tensor] = []
+        self.kernel: str | None = None
+        self.mark: Mark | None = None
+
+    # ---- what transformers calls -------------------------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Hand the new keys and values through to the attention function, marked as ours."""
+        if self.plan.config._attn_implementation != ATTENTION or self.waiting:
+            raise RuntimeError(
+                "a RaggedCache only works with its own attention function: call lukv.backend.attention."
+                f"use_ragged_attention(model) first (now: {self.plan.config._attn_implementation})"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.waiting = True
+        self.seen += key_states.shape[-2]
+        key_states.ragged_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(
+        self, query: int | Tensor
+    ) -> tuple[int, int]:  # transformers 5.2 gives the positions, later ones n
+        return self.seen + (query if isinstance(query, int) else query.shape[0]), 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in transformers 5.2
+
+    def crop(self, *args: Any) -> None:
+        raise NotImplementedError("a RaggedCache cannot be cropped: assisted decoding is not supported (rollback() is)")
+
+    def reorder_cache(self, *args: Any) -> None:
+        raise NotImplementedError("a RaggedCache cannot be reordered: beam search is not supported")
+
+    batch_repeat_interleave = batch_select_indices = reorder_cache
+
+    # ---- attention ---------------------------------------------------------------------------------------------------
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, softcap: float | None
+    ) -> Tensor:
+        """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] of n new columns, valid [B, n] bool -> [B, n, H, dv]."""
+        self.waiting = False
+        batch, _, n, _ = query.shape
+        if len(self.tokens) == 0:
+            self.tokens = np.zeros(batch, dtype=np.int64)
+            self.head_queries = [
+                HeadQueries(self.plan.later.scorer, key.shape[1]) for _ in range(batch) if self.plan.later
+            ]
+            if self.plan.stream:
+                nothing = np.zeros(batch * key.shape[1], dtype=np.int64)
+                self.arena = Arena(key.new_empty(0, key.shape[-1]), value.new_empty(0, value.shape[-1]), nothing, batch)
+                self.positions = torch.empty(0, dtype=torch.int32, device=key.device)
+                self.packed_lengths, self.packed_tokens = nothing, self.tokens.copy()
+        if batch != len(self.tokens):
+            raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
+        spans = self.plan.spans(valid) or [(0, n)] * batch
+        if not self.is_sliding:
+            for row, queries in enumerate(self.head_queries):
+                queries.add(query[row, :, slice(*spans[row])], int(self.tokens[row]), self.rope)
+        if self.arena is None:
+            return self._prompt(query, key, value, spans, scale, softcap)
+        return self._append(query, key, value, spans, scale, softcap)
+
+    def _prompt(
+        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float, softcap: float | None
+    ) -> Tensor:
+        """Attention of a piece of the prompt over all pieces so far; after the last piece: evict and store."""
+        if self.collected is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self.collected, (key, value), strict=True))
+        batch, heads, n, _ = query.shape
+        before, self.tokens = self.tokens, self.tokens + [b - a for a, b in spans]
+        out = query.new_zeros(batch, n, heads, value.shape[-1])
+        columns = []
+        for row, (a, b) in enumerate(spans):
+            last = key.shape[2] - n + b
+            columns.append(slice(max(0, last - int(self.tokens[row])), last))
+            if a == b:
+                continue
+            q, k, v = query[row, :, a:b], key[row, :, columns[row]], value[row, :, columns[row]]
+            out[row, a:b] = causal_attention(q, k, v, scale, softcap, self.window).transpose(0, 1)
+        self._observe(query, spans, before)
+        if self.seen < (self.plan.prompt_columns or self.seen):
+            past = -(self.window - 1) if self.window else None
+            self.collected = key[:, :, past:], value[:, :, past:]
+            return out
+        keys = [key[row, :, used] for row, used in enumerate(columns)]
+        values = [value[row, :, used] for row, used in enumerate(columns)]
+        if (self.tokens == 0).any():
+            raise ValueError(f"row {int(self.tokens.argmin())} of the batch has no token")
+        self.collected = None
+        self.attributes = (heads, scale, softcap)
+        self.store(keys, values, [self._keep(row, k, v) for row, (k, v) in enumerate(zip(keys, values, strict=True))])
+        return out
+
+    def _observe(self, query: Tensor, spans: list[Span], before: np.ndarray) -> None:
+        """Show the scorers each row's queries, wherever the prompt was cut."""
+        if self.is_sliding:
+            return
+        scorers = (*self.plan.observe, *([self.plan.eviction.scorer] if self.plan.eviction else []))
+        self.observed = self.observed or [{} for _ in spans]
+        for row, (a, b) in enumerate(spans):
+            for scorer in dict.fromkeys(scorers):
+                if a < b:
+                    seen = self.observed[row].get(scorer)
+                    self.observed[row][scorer] = scorer.observe(seen, query[row, :, a:b], int(before[row]), self.rope)
+
+    def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
+        """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv]."""
+        heads, scale, softcap = self.attributes
+        observed = self.observed[row].get(scorer)
+        return PromptLayer(
+            self.index, self.plan.layers, keys, values, heads, scale, softcap, observed=observed, rope=self.rope
+        )
+
+    def _keep(self, row: int, keys: Tensor, values: Tensor) -> Tensor:
+        """[K, T] bool."""
+        if self.is_sliding or self.plan.eviction is None:
+            keep = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
+            if self.window is not None:
+                keep[:, : max(0, keys.shape[1] - self.window + 1)] = False
+            return keep
+        return self.plan.eviction.keep(self.view(row, keys, values, self.plan.eviction.scorer))
+
+    def store(self, keys: list[Tensor], values: list[Tensor], keep: list[Tensor]) -> None:
+        """Keep the chosen entries of each batch row, in position order, and make this the state to roll back to."""
+        self.arena, self.positions = pack(keys, values, keep)
+        self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        self.commit()
+
+    def _append(
+        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float, softcap: float | None
+    ) -> Tensor:
+        assert self.arena is not None
+        batch, heads, n, _ = query.shape
+        self.attributes = (heads, scale, softcap)
+        self.kernel, decode = pick(
+            self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
+        )
+        if self.plan.record_queries and not self.is_sliding:
+            self.queries.append(query.detach())
+        self.tokens = self.tokens + [b - a for a, b in spans]
+        if all(s == (0, n) for s in spans):
+            self.arena.append(key, value)
+            out = self._decode(decode, query, 0, batch, scale, softcap).transpose(1, 2)
+        else:
+            out = query.new_zeros(batch, n, heads, value.shape[-1])
+            for row, (a, b) in enumerate(spans):
+                if a < b:
+                    self.arena.append(key[row : row + 1, :, a:b], value[row : row + 1, :, a:b], row)
+                    piece = self._decode(decode, query[row : row + 1, :, a:b], row, row + 1, scale, softcap)
+                    out[row, a:b] = piece[0].transpose(0, 1)
+        every = self.plan.every
+        if every and not self.is_sliding and int((self.tokens - self.packed_tokens).max()) >= every:
+            self.evict_again()
+        return out
+
+    def _decode(
+        self, decode: Decode, query: Tensor, first: int, last: int, scale: float, softcap: float | None
+    ) -> Tensor:
+        """query [rows, H, n, d], the newest n entries of batch rows first .. last-1 -> [rows, H, n, dv]."""
+        arena = self.arena
+        assert arena is not None
+        rows, heads, n, d = query.shape
+        if self.window is not None and n > 1:
+            whole = [(query[i], *arena.row(first + i)) for i in range(rows)]
+            return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
+        chosen = slice(first * arena.heads, last * arena.heads)
+        start, length, longest = arena.start[chosen], arena.length[chosen], arena.longest
+        if self.window is not None and longest > self.window:
+            start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
+        grouped = query.reshape(rows * arena.heads, heads // arena.heads, n, d)
+        out = decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
+        return out.reshape(rows, heads, n, -1)
+
+    # ---- after the prompt --------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make the present state the one to roll back to."""
+        assert self.arena is not None
+        self.mark = Mark(self.seen, self.tokens.copy(), self.arena.lengths.copy())
+
+    def rollback(self) -> None:
+        if self.mark is None or self.arena is None:
+            raise RuntimeError(
+                "nothing to roll back to: the prompt was not prefilled, or the cache was evicted again since"
+            )
+        self.seen, self.tokens = self.mark.seen, self.mark.tokens.copy()
+        self.arena.truncate(self.mark.lengths)
+        self.queries = []
+
+    def positions_of(self, sequence: int) -> Tensor:
+        """[entries] int64: where in its row (padding not counted) each entry of a sequence stood."""
+        assert self.arena is not None
+        row = sequence // self.arena.heads
+        first, count = int(self.packed_lengths[:sequence].sum()), int(self.packed_lengths[sequence])
+        appended = torch.arange(int(self.packed_tokens[row]), int(self.tokens[row]), device=self.positions.device)
+        return torch.cat([self.positions[first : first + count].long(), appended])
+
+    def evict_again(self) -> None:
+        """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until commit()."""
+        assert self.arena is not None and self.plan.later is not None
+        self.arena, self.positions = shrink(self, self.plan.later)
+        self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        self.mark = None

@@ -1,0 +1,31 @@
+"""The model's own rotary embedding as a function of positions, for scorers that need to turn queries back or ahead."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lukv.scoring import Rope
+
+
+def rope_of(model: PreTrainedModel, layer: int) -> Rope | None:
+    """positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them; None for a model
+    without rotary positions."""
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    if rotary is None:
+        return None
+    options = {}
+    if (
+        "layer_type" in inspect.signature(rotary.forward).parameters
+    ):  # Gemma-3: sliding and full layers turn differently
+        options["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
+
+    def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
+        like = torch.zeros(1, dtype=torch.float32, device=positions.device)  # gives dtype and device
+        cos, sin = rotary(like, positions[None], **options)
+        return cos[0], sin[0]
+
+    return rope

@@ -1,0 +1,186 @@
+"""Load a model with its tokenizer and chat template, and turn a sample's text into token ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from lukv.backend.attention import use_ragged_attention
+from lukv.backend.cache import windows
+from lukv.backend.kernels import names
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
+GEOMETRY = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "max_position_embeddings",
+)
+
+
+@dataclass
+class LoadedModel:
+    """name: what results call it. path: folder or hub id. attention: the decode kernel asked for."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    name: str
+    path: str
+    config_hash: str
+    attention: str = "auto"
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def layers(self) -> int:
+        """Layers that can be evicted: those with full attention."""
+        return windows(self.config).count(None)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.config.num_key_value_heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token that ends an answer, by the generation config and the tokenizer."""
+        generation = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = generation if isinstance(generation, list) else [generation]
+        return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
+
+    def prompt_ids(
+        self, context: str, question: str, answer_prefix: str, chat: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of (the part that is compressed, the part after it).
+
+        With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS and
+        system header included), then come the question, the rest of the template and the answer prefix. Without one (or
+        chat=False): BOS + context, then question + newline + prefix. The parts are tokenized apart, so that the
+        compressed part does not depend on the question. (kvpress's protocol.)
+        """
+        if chat and self.tokenizer.chat_template:
+            head, tail = self._template(context)
+            question += tail
+        else:
+            bos = self.tokenizer.bos_token or ""
+            head = context if context.startswith(bos) else bos + context
+            question += "\n"
+        return self._ids(head), self._ids(question + answer_prefix)
+
+    def _template(self, context: str) -> tuple[str, str]:
+        """The rendered chat template around a user message: (up to the end of its text, the rest)."""
+        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        text = self.tokenizer.apply_chat_template([{"role": "user", "content": context + SEPARATOR}], **options)
+        head, found, tail = str(text).rpartition(SEPARATOR)
+        if not found:
+            raise ValueError(f"the chat template of {self.name} does not contain the user's text: use chat=False")
+        return head, tail
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        return len(self._ids(text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, special tokens left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def stop_at(self, strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
+        """For `answer`: has one of these strings appeared in the answer so far? None without strings."""
+        if not strings:
+            return None
+        return lambda tokens: any(string in self.decode(tokens) for string in strings)
+
+
+def config_hash(config: PreTrainedConfig) -> str:
+    """Twelve hex digits of the network's geometry: the same wherever the model lies, whatever its dtype and whichever version
+    of transformers reads it."""
+    text = config.get_text_config(decoder=True)
+    fields = {field: getattr(text, field, None) for field in GEOMETRY}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load(
+    path: str | Path,
+    name: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    attention: str = "auto",
+    revision: str | None = None,
+) -> LoadedModel:
+    """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
+
+    dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda if
+    there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
+    attention: a decode kernel of lukv.backend.kernels, or auto.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
+    if attention not in ("auto", *names()):
+        raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(names())}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}, but torch sees no CUDA device here: use device=cpu or auto")
+    source = Source(str(path), revision)
+    config = source.read("configuration", AutoConfig.from_pretrained)
+    windows(config.get_text_config(decoder=True))  # an unsupported architecture is refused before its weights are read
+    tokenizer = source.read("tokenizer", AutoTokenizer.from_pretrained)
+    model = source.read(
+        "weights",
+        AutoModelForCausalLM.from_pretrained,
+        config=config,
+        dtype=DTYPES.get(dtype, "auto"),
+        device_map=device_map,
+    )
+    if device_map is None:
+        model = model.to(device)
+    use_ragged_attention(model.eval())
+    label = name or Path(path).name or str(path)
+    return LoadedModel(model, tokenizer, label, str(path), config_hash(model.config), attention)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a folder is read offline, anything else is a hub id."""
+
+    path: str
+    revision: str | None
+
+    def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
+        folder = Path(self.path)
+        local = folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        if local and not (folder / "config.json").is_file():
+            lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
+            raise FileNotFoundError(
+                f"model {self.path}: {lacks} (give a folder written by save_pretrained, or a hub id)"
+            )
+        try:
+            return from_pretrained(self.path, revision=self.revision, local_files_only=local, **options)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
