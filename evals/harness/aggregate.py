@@ -1,0 +1,76 @@
+"""From lines of samples to a result: means, bootstrap intervals, budget, times, memory."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from evals.harness.config import Run
+
+RESAMPLES = 10_000
+
+
+def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> dict[str, Any]:
+    """The content of result.json. Scores and shares in 0..1, times in seconds (medians), memory in bytes.
+
+    Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
+    """
+    by_task: dict[str, list[float]] = {}
+    for line in lines:
+        by_task.setdefault(line["task"], []).append(line["score"])
+    low, high = interval(list(by_task.values()))
+    kept = np.array([line["kept"] for line in lines], dtype=np.float64)  # [samples, layers, K]
+    tokens = np.array([line["context_tokens"] for line in lines], dtype=np.float64)
+    return {
+        "status": "done",
+        "run_id": run.id,
+        "score": float(np.mean([np.mean(s) for s in by_task.values()])),
+        "ci95": [low, high],
+        "tasks": {
+            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(interval([s]))} for name, s in by_task.items()
+        },
+        "budget": {
+            "asked": run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0,
+            "kept_share": float(kept.sum() / (kept[0].size * tokens.sum())),
+            "kept_entries": float(kept.sum(axis=(1, 2)).mean()),
+            "cache_bytes": float(np.mean([line["cache_bytes"] for line in lines])),
+            "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
+            "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
+        },
+        "time": {
+            **{
+                key: float(np.median([line["times"][key] for line in lines]))
+                for key in ("prefill_s", "ttft_s", "tpot_s", "batch")
+            },
+            "total_s": total_s,
+        },
+        "memory": {"peak_bytes": peak_bytes()},
+        "attention": sorted({line["attention"] for line in lines}),
+        "method": run["method"],
+        "model": run["model"]["name"],
+        "benchmark": run["benchmark"]["name"],
+        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
+        "config_hash": run.hash,
+    }
+
+
+def interval(groups: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float]:
+    """Bootstrap percentile interval of the mean of the groups' means, each group resampled within itself."""
+    rng = np.random.default_rng(0)
+    means = np.zeros(RESAMPLES)
+    for group in groups:
+        values = np.asarray(group, dtype=np.float64)
+        means += values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) / len(groups)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def peak_bytes() -> int:
+    """Peak memory of the GPU, or without one of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

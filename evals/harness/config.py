@@ -1,0 +1,221 @@
+"""The settings of a run: their types, what makes them valid, and the name of the folder they lead to.
+
+Imported by `run.py --help`: nothing heavier than Hydra here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+
+RESULT_KEYS = (
+    *("method", "model", "scorer", "allocator", "protection", "benchmark"),
+    *("budget", "budget_tokens", "seed", "limit", "attention", "job"),
+)
+"""Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
+
+
+class InputError(ValueError):
+    """What the user asked for cannot be done as asked: one line, exit code 2."""
+
+
+@dataclass
+class Config:
+    """Top level of conf/config.yaml. The groups are open: what they hold is up to the class they name."""
+
+    method: str = MISSING
+    model: Any = MISSING
+    scorer: Any = None
+    allocator: Any = None
+    protection: Any = None
+    benchmark: Any = None
+    calibration: Any = None
+    job: Any = MISSING
+    track: Any = None
+    budget: Optional[float] = None  # noqa: UP045 - OmegaConf reads the annotation
+    budget_tokens: Optional[int] = None  # noqa: UP045
+    seed: int = 0
+    limit: Optional[int] = None  # noqa: UP045
+    attention: str = "auto"
+    batch_size: int = 8
+    reference: Optional[str] = None  # noqa: UP045
+    runs: str = "runs"
+    targets: list[str] = field(default_factory=list)
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, resolved: plain values only. `choices` are the options chosen in the groups, `nested` the overrides of
+    single values inside a group ("scorer.window=16")."""
+
+    config: Mapping[str, Any]
+    choices: Mapping[str, str | None]
+    nested: tuple[str, ...] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.config[key]
+
+    @property
+    def evicts(self) -> bool:
+        return self.config["scorer"] is not None
+
+    @property
+    def id(self) -> str:
+        return self.config["job"].get("run_id") or run_id(self.config, self.choices, self.nested)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config["runs"]) / self.id
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """The settings that can change the result."""
+        return {key: self.config[key] for key in RESULT_KEYS}
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.subject, sort_keys=True).encode()).hexdigest()[:16]
+
+    def reference(self) -> Run | None:
+        """The run this one is compared with: the same but for the method, which keeps everything."""
+        if not self.evicts or self.config["reference"] is None:
+            return None
+        nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
+        config = {**self.config, **nothing, "method": self.config["reference"], "protection": None}
+        return Run(config, self.choices, tuple(n for n in self.nested if n.split(".")[0] in ("model", "benchmark")))
+
+
+def run_of(cfg: DictConfig, hydra: DictConfig | None = None) -> Run:
+    """Resolve and check a composed config. Raises InputError."""
+    hydra = HydraConfig.get() if hydra is None else hydra
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{key} is not set: add {key}=VALUE")
+    known = {f.name for f in fields(Config)}
+    for key in sorted({str(k) for k in cfg} ^ known):
+        raise InputError(
+            f"no setting named '{key}'" if key not in known else f"the setting '{key}' cannot be taken away"
+        )
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    overrides = [o.lstrip("+") for o in hydra.overrides.task]
+    check_budget(config, overrides)
+    check_targets(config, config["targets"])
+    for key in ("limit", "batch_size"):
+        if config[key] is not None and config[key] < 1:
+            raise InputError(f"{key}={config[key]} must be at least 1")
+    if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
+        config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
+    choices = {group: hydra.runtime.choices.get(group) for group in ("scorer", "allocator", "protection")}
+    nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
+    return Run(config, choices, nested)
+
+
+def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
+    """Exactly one budget remains in `config`: budget_tokens if it is given, else budget."""
+    share, tokens = config["budget"], config["budget_tokens"]
+    if tokens is not None:
+        if share is not None and any(o.startswith("budget=") for o in overrides):
+            raise InputError(f"both budget={share:g} and budget_tokens={tokens} are given: give one of them")
+        if tokens < 1:
+            raise InputError(f"budget_tokens={tokens} must be at least 1")
+        config["budget"] = None
+    elif share is None:
+        raise InputError(
+            "no budget: give budget=SHARE (0 < share <= 1, the part of the cache to KEEP) or budget_tokens=N"
+        )
+    elif not (math.isfinite(share) and 0 < share <= 1):
+        raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
+
+
+def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
+    """Whatever a config instantiates comes from an allowed package."""
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and str(target).split(".")[0] not in allowed:
+            raise InputError(
+                f"{where or 'config'}._target_={target} is not in {', '.join(allowed)}: "
+                f"if you trust it, add its package: 'targets=[{','.join(allowed)},{str(target).split('.')[0]}]'"
+            )
+        for key, value in node.items():
+            check_targets(value, allowed, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            check_targets(value, allowed, f"{where}[{i}]")
+
+
+def run_id(config: Mapping[str, Any], choices: Mapping[str, str | None], nested: tuple[str, ...] = ()) -> str:
+    """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
+    method = config["method"]
+    if config["scorer"] is not None:
+        usual = method_defaults(method)
+        extra = [choices[g] for g in ("allocator", "protection") if g in choices and choices[g] != usual.get(g)]
+        method = "-".join([method, str(choices["scorer"]), *map(str, extra)])
+    parts = [config["model"]["name"], method]
+    if config["budget"] is not None:
+        parts.append(f"b{config['budget']:g}")
+    if config["budget_tokens"] is not None:
+        parts.append(f"t{config['budget_tokens']}")
+    parts.append(config["job"].get("subject") or config["benchmark"]["name"])
+    if config["limit"] is not None:
+        parts.append(f"n{config['limit']}")
+    parts.append(f"s{config['seed']}")
+    if config["attention"] != "auto":
+        parts.append(config["attention"])
+    parts.extend(n for n in nested if n.split("=")[0] not in NAMED)
+    return "__".join(map(slug, parts))
+
+
+NAMED = (
+    "model.path",
+    "model.name",
+    "model.tables",
+    "model.device",
+    "model.device_map",
+    "benchmark.length",
+    "benchmark.name",
+)
+"""Nested settings that the model's and benchmark's names already tell, or that change no result."""
+
+
+def slug(text: str) -> str:
+    """Safe and short as a part of a folder's name; what is cut is told apart by a hash."""
+    clean = re.sub(r"[^A-Za-z0-9.+=-]+", "-", text).strip(".-") or "x"
+    return clean if len(clean) <= 60 else f"{clean[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def method_defaults(method: str) -> dict[str, str]:
+    """The option that conf/method/<method>.yaml chooses in each group, on top of those of conf/config.yaml."""
+    chosen: dict[str, str] = {}
+    for path in (CONF / "config.yaml", CONF / "method" / f"{method}.yaml"):
+        if path.is_file():
+            for entry in OmegaConf.load(path).get("defaults", []):
+                if isinstance(entry, DictConfig):
+                    chosen.update({str(k).removeprefix("override ").lstrip("/"): v for k, v in entry.items()})
+    return chosen
+
+
+def resolve_run_id(*, _root_: DictConfig) -> str:
+    return run_of(OmegaConf.masked_copy(_root_, [k for k in _root_ if k != "hydra"]), _root_.get("hydra")).id
+
+
+def model_name(path: str) -> str:
+    return slug(Path(path).name.lower())
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("run_id", resolve_run_id, replace=True)
+OmegaConf.register_new_resolver("model_name", model_name, replace=True)
