@@ -76,9 +76,7 @@ class Wandb:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         subject = config["benchmark"]["name"] if config.get("benchmark") else "-"
-        settings = wandb.Settings(
-            console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics, x_disable_git=True
-        )
+        settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics)
         try:
             run = wandb.init(
                 project=self.project,
