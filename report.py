@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.harness.record import read_json
-from evals.harness.show import percent
+from evals.harness.show import percent, table
 
 Result = Mapping[str, Any]
 
@@ -27,12 +27,10 @@ def finished(runs: Path) -> list[Result]:
 
 
 def experiments(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that may stand in one table: same model, benchmark, seed and number of samples."""
+    """Results that may stand in one table, by what they have in common: model, benchmark, samples, seed."""
     groups: dict[str, list[Result]] = {}
     for r in results:
-        c = r["config"]
-        name = f"{r['model']}__{r['benchmark']}" + (f"__n{c['limit']}" if c["limit"] else "") + f"__s{c['seed']}"
-        groups.setdefault(name, []).append(r)
+        groups.setdefault(r["experiment"], []).append(r)
     return groups
 
 
@@ -73,6 +71,12 @@ def markdown(name: str, group: Sequence[Result]) -> str:
     each = ", ".join(f"{task} {'/'.join(map(str, n))}" for task, n in counts.items())
     note = "Scores in per cent with 95% bootstrap intervals; kept: share of cache entries; cache: share of bytes."
     return "\n".join([*lines, "", f"{note} Samples: {each}.", ""])
+
+
+def overview(group: Sequence[Result]) -> str:
+    """Means only, for the terminal."""
+    rows = [[label(r), asked(r), f"{r['budget']['kept_share']:.3f}", cell(r)] for r in sorted(group, key=order)]
+    return table([["method", "budget", "kept", "mean score"], *rows])
 
 
 def row(cells: Sequence[str]) -> str:
@@ -118,7 +122,7 @@ def write(runs: Path, out: Path) -> int:
     pages = []
     for name, group in experiments(results).items():
         page = markdown(name, group)
-        print(page)
+        print(f"{name}\n{overview(group)}\n")
         lines: dict[str, list[dict[str, Any]]] = {}
         for r in group:
             if not keeps_all(r):
@@ -130,9 +134,9 @@ def write(runs: Path, out: Path) -> int:
         pages.append(page)
     (out / "report.md").write_text("# Results\n\n" + "\n".join(pages), encoding="utf-8")
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as f:
-        table = csv.DictWriter(f, COLUMNS)
-        table.writeheader()
-        table.writerows(line for r in results for line in csv_rows(r))
+        sheet = csv.DictWriter(f, COLUMNS)
+        sheet.writeheader()
+        sheet.writerows(line for r in results for line in csv_rows(r))
     print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv")
     return 0
 

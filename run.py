@@ -11,15 +11,20 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from evals.harness import commandline
+from evals.harness import commandline, config
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
 def main(cfg: DictConfig) -> None:
     commandline.do(cfg)
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """What the command line asks for; the exit code."""
     planned = commandline.plan(sys.argv[1:])
     main()
-    sys.exit(commandline.summary(planned))
+    return commandline.summary(planned)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -10,8 +10,8 @@ beside them; a_h of the layer's top K*base scores fall in head h, which keeps (1
 When the budget is not larger than what is protected there is nothing to compete for: every head keeps the same.
 
 Differences from both codes: a layer keeps exactly round(b*K*L) entries (theirs truncate and round head by head); at
-equal scores the heads share in proportion to their ties (theirs: whatever top-k returns). The original's option to weigh
-scores by the share of the attention that a head's top entries hold is left out (its default is off).
+equal scores the heads share in proportion to their ties (theirs: whatever top-k returns). The original's option to
+weigh scores by the share of the attention that a head's top entries hold is left out (its default is off).
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class AdaKVOriginal(AdaKV):
 
 
 def winners(scores: Tensor, total: int) -> np.ndarray:
-    """[K] int64: how many of the `total` highest of scores [K, n] are in each head. Of equal scores at the border each head
-    gets in proportion to how many it has."""
+    """[K] int64: how many of the `total` highest of scores [K, n] are in each head. Of equal scores at the border each
+    head gets in proportion to how many it has."""
     if total == 0:
         return np.zeros(len(scores), dtype=np.int64)
     border = scores.flatten().topk(total).values[-1]

@@ -1,4 +1,4 @@
-"""Expected Attention (kvpress; Devoto et al. 2025, arXiv 2510.00636): how much would a random future query attend to this key?
+"""Expected Attention (Devoto et al. 2025, arXiv 2510.00636; kvpress): how would a random future query attend to a key?
 
 Queries before RoPE are taken as Gaussian. Over the tokens at positions >= sink, of each query head:
 
@@ -11,8 +11,8 @@ The pre-RoPE queries are the post-RoPE ones turned back with the model's own rot
 attention's inputs is needed; the moments add up over any pieces of the prompt. The first `sink` tokens are protected.
 
 Differences from kvpress: sums in float64 (theirs: the model's dtype); a prompt of at most `sink` tokens has score 0
-(theirs: an assertion); a logit soft cap is not modelled (nor there). eps = 0.02 is what LU-KV's tables use, kvpress's default is
-0. With 0.02, far above a typical softmax value, the ranking is almost the ranking by |v|.
+(theirs: an assertion); a logit soft cap is not modelled (nor there). eps = 0.02 is what LU-KV's tables use (kvpress's
+default is 0): far above a typical softmax value, so that the ranking is almost the ranking by |v|.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ BLOCK = 4096  # tokens at a time in float64: scratch stays small beside a long p
 class Moments(NamedTuple):
     """Sums over the observed queries: how many, sum q [H, d], sum q q^T [H, d, d], float64."""
 
-    count: int
+    n: int
     total: Tensor
     outer: Tensor
 
 
 @dataclass(frozen=True)
 class ExpectedAttention(Scorer):
-    """`future` positions to average over, `eps` added to the attention before it is weighted, `sink` tokens left out."""
+    """`future` positions to average over, `eps` added to the attention, `sink` first tokens left out."""
 
     name: str = "expected_attention"
     sink: int = 4
@@ -47,7 +47,9 @@ class ExpectedAttention(Scorer):
 
     def __post_init__(self) -> None:
         if self.future < 1 or self.eps < 0:
-            raise ValueError(f"expected_attention: future={self.future} must be at least 1, eps={self.eps} not negative")
+            raise ValueError(
+                f"expected_attention: future={self.future} must be at least 1, eps={self.eps} not negative"
+            )
 
     def observe(self, observed: Moments | None, queries: Tensor, start: int, rope: Rope | None) -> Moments | None:
         for first in range(max(self.sink - start, 0), queries.shape[1], BLOCK):
@@ -56,8 +58,8 @@ class ExpectedAttention(Scorer):
                 cos, sin = rope(start + first + torch.arange(q.shape[1], device=q.device))
                 square = cos.double() ** 2 + sin.double() ** 2  # 1, but for rotary embeddings with an attention factor
                 q = rotate(q, cos.double() / square, -sin.double() / square)
-            moments = Moments(q.shape[1], q.sum(1), q.mT @ q)
-            observed = moments if observed is None else Moments(*(a + b for a, b in zip(observed, moments, strict=True)))
+            n, total, outer = observed or (0, 0, 0)
+            observed = Moments(n + q.shape[1], total + q.sum(1), outer + q.mT @ q)
         return observed
 
     def score(self, layer: PromptLayer) -> Tensor:
@@ -66,14 +68,16 @@ class ExpectedAttention(Scorer):
         if tokens > self.sink:
             keys, values = layer.keys[:, self.sink :].float(), layer.values[:, self.sink :]
             expected = self._logits(layer, keys).softmax(-1).mean(1)
-            scores[:, self.sink :] = (expected + self.eps) * torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+            scores[:, self.sink :] = (expected + self.eps) * torch.linalg.vector_norm(
+                values, dim=-1, dtype=torch.float32
+            )
         return scores
 
     def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
         """Log of the expected unnormalised attention of each query head to each key, [K, G, n]."""
-        count, total, outer = layer.observed
-        mean = total / count
-        covariance = outer / count - mean[:, :, None] * mean[:, None, :]
+        n, total, outer = layer.observed
+        mean = total / n
+        covariance = outer / n - mean[:, :, None] * mean[:, None, :]
         if layer.rope is not None:
             tokens = layer.keys.shape[1]
             cos, sin = layer.rope(torch.arange(tokens, tokens + self.future, device=keys.device))

@@ -28,7 +28,9 @@ class Oracle(Scorer):
 
     def score(self, layer: PromptLayer) -> Tensor:
         if layer.index >= len(self.utility):
-            raise ValueError(f"oracle: utilities of {len(self.utility)} layers are given, layer {layer.index} is asked for")
+            raise ValueError(
+                f"oracle: utilities of {len(self.utility)} layers are given, layer {layer.index} is asked for"
+            )
         scores = self.utility[layer.index]
         if scores.shape != layer.keys.shape[:2]:
             raise ValueError(

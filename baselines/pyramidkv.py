@@ -6,8 +6,8 @@ usually run on SnapKV scores; here they go with any scorer.
 `PyramidKV`, the form of kvpress and of LU-KV's tables, with base = b*L:
     low = base / beta, high = 2 base - low;  if high >= L - W: high = L - W, low = 2 base - high
     layer l keeps high - l (high - low) / (n - 1);  unless L >= high >= low >= W: every layer keeps base
-W = 64 there whatever the scorer's own window is. Since low >= 64 needs base >= 1280, it *is* uniform for L <= 6400 at b = 0.2
-and for L <= 12800 at b = 0.1, and in every prompt up to 1024 tokens below b = 0.5.
+W = 64 there whatever the scorer's own window is. Since low >= 64 needs base >= 1280 in long prompts, it *is* uniform
+for L < 6400 at b = 0.2 and L < 12800 at b = 0.1, and in every prompt of up to 1024 tokens for all b < 0.5.
 
 `PyramidKVOriginal`, the repository's form (KVCache-Factory), with a window W = 8 on top of the pyramid, C = round(b*L):
     base = C - W, low = base // beta, high = 2 base - low;  if high >= L - W: high = L - W, low = 2 base - high
@@ -56,7 +56,7 @@ class PyramidKV(Allocator):
             low = 2 * base - high
         if layers == 1 or not tokens >= high >= low >= self.window:
             return [base] * layers
-        return [high - l * (high - low) / (layers - 1) for l in range(layers)]
+        return [high - i * (high - low) / (layers - 1) for i in range(layers)]
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ class PyramidKVOriginal(PyramidKV):
         if layers == 1 or base <= 0 or tokens < 2 * base:
             return [Fraction(capacity)] * layers
         step = (high - low) // (layers - 1)
-        return [Fraction(high - l * step + self.window) for l in range(layers)]
+        return [Fraction(high - i * step + self.window) for i in range(layers)]

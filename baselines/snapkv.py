@@ -1,17 +1,17 @@
 """SnapKV (Li et al. 2024, arXiv 2404.14469): what the prompt's last tokens attend to is what later tokens will need.
 
     a_h = mean over the last W queries of softmax(q . K * scale)      causal, over all T keys, cut to the first T - W
-    s_k = mean over the G query heads of group k of pool(a_h)         pool along the tokens: odd kernel, stride 1, same length
+    s_k = mean over the G query heads of group k of pool(a_h)         pool over odd kernel, stride 1, same length
 
 The last W tokens are the observation window: always kept, inside the budget. The papers that report "SnapKV" use
 different numbers, and two orders of pooling and averaging; each is a config of its own:
 
-| config           | window | kernel | pool | order            | who                                                  |
-|------------------|--------|--------|------|------------------|------------------------------------------------------|
-| snapkv           | 32     | 7      | max  | pool_then_group  | LU-KV's tables                                       |
-| snapkv_kvpress   | 64     | 5      | avg  | pool_then_group  | kvpress (zeros at the edges are counted)             |
-| snapkv_adakv     | 32     | 7      | max  | group_then_pool  | the AdaKV repository with gqa_support                |
-| snapkv_pyramid   | 8      | 7      | max  | pool_then_group  | the window of the PyramidKV repository (KVCache-Factory) |
+| config         | window | kernel | pool | order           | who                                        |
+|----------------|--------|--------|------|-----------------|--------------------------------------------|
+| snapkv         | 32     | 7      | max  | pool_then_group | LU-KV's tables                             |
+| snapkv_kvpress | 64     | 5      | avg  | pool_then_group | kvpress (zeros at the edges are counted)   |
+| snapkv_adakv   | 32     | 7      | max  | group_then_pool | the AdaKV repository with gqa_support      |
+| snapkv_pyramid | 8      | 7      | max  | pool_then_group | the PyramidKV repository (KVCache-Factory) |
 
 Not offered: the original repository repeats the KV heads before it compresses, so that every *query* head keeps tokens
 of its own and the cache holds G times as much. A cache that stores each KV head once cannot express that; in a model
@@ -23,6 +23,7 @@ score (everything is window) where the originals stop or keep everything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from lukv.scoring import PromptLayer, Rope, Scorer, row_mass
 
-POOLS = {"max": F.max_pool1d, "avg": F.avg_pool1d}
+POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool1d, "avg": F.avg_pool1d}
 ORDERS = ("pool_then_group", "group_then_pool")
 
 
@@ -49,7 +50,9 @@ class SnapKV(Scorer):
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"snapkv: window={self.window} must be at least 1, kernel={self.kernel} odd")
         if self.pool not in POOLS or self.order not in ORDERS:
-            raise ValueError(f"snapkv: pool={self.pool!r} is one of {list(POOLS)}, order={self.order!r} of {list(ORDERS)}")
+            raise ValueError(
+                f"snapkv: pool={self.pool!r} is one of {list(POOLS)}, order={self.order!r} of {list(ORDERS)}"
+            )
         object.__setattr__(self, "recent", max(self.recent, self.window))
 
     def observe(self, observed: Tensor | None, queries: Tensor, start: int, rope: Rope | None) -> Tensor:

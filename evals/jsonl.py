@@ -1,56 +1,110 @@
-"""A user's own benchmark: one JSON object a line, {"context", "question", "answers"}; and the reader of all jsonl files."""
+"""A user's own benchmark: one {"context": ..., "question": ..., "answers": [...]} a line."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object", float: "a number", type(None): "null"}
+from evals import metrics
+from evals.rouge import google_rouge_l, rouge_l
+from evals.rows import check_columns, check_strings, read_rows
+from evals.task import Sample, Task, Tokenizer
+
+VERSION = 1
 
 
-def read_rows(path: str | Path, columns: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
-    """All rows of a jsonl file. `columns`: those that every row must have, with their types; others are kept as they are.
+def best(metric: Callable[[str, str], float]) -> Callable[[str, Sequence[str]], float]:
+    return lambda prediction, references: max(metric(prediction, reference) for reference in references)
 
-    Raises FileNotFoundError or ValueError that names the file and the line: a file that is missing, empty, not UTF-8, a line
-    that is not a JSON object, a column that is missing or of another type. Blank lines at the end are allowed.
+
+METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
+    "exact_match": best(metrics.exact_match),
+    "qa_f1": best(metrics.qa_f1),
+    "qa_f1_zh": best(metrics.qa_f1_zh),
+    "rouge_l": best(rouge_l),
+    "rouge_l_zh": best(metrics.rouge_l_zh),
+    "google_rouge_l": best(google_rouge_l),
+    "code_similarity": best(metrics.code_similarity),
+    "string_match_all": metrics.string_match_all,
+    "string_match_any": metrics.string_match_any,
+}
+"""Over several references the best counts, except in string_match_all: the share that is found."""
+
+
+class Jsonl:
+    """Questions of the user's own, one JSON object a line; equal contexts are compressed once by the harness.
+
+    data             file with "context", "question" (strings) and "answers" (strings in a list) on every line; optional:
+                     "answer_prefix", "max_new_tokens", "task" (several tasks in one file) and "id"
+    metric           a name of METRICS
+    max_new_tokens   where the line has none
+    chat             put the model's chat template around it
+    question_aware   the question is part of what is compressed
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: a jsonl file is expected")
-    lines = path.read_bytes().rstrip().split(b"\n")
-    if lines == [b""]:
-        raise ValueError(f"{path} is empty")
-    return [parse(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
 
+    def __init__(
+        self,
+        data: str,
+        metric: str = "qa_f1",
+        max_new_tokens: int = 64,
+        chat: bool = True,
+        question_aware: bool = False,
+    ) -> None:
+        if metric not in METRICS:
+            near = get_close_matches(metric, METRICS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"benchmark.metric={metric}: no such metric; {hint}there are: {', '.join(METRICS)}")
+        if max_new_tokens < 1:
+            raise ValueError(f"benchmark.max_new_tokens={max_new_tokens} must be at least 1")
+        self.path = Path(data).expanduser()
+        self.name = f"jsonl-{self.path.stem}"
+        self.metric = metric
+        self.max_new_tokens = max_new_tokens
+        self.chat, self.question_aware = chat, question_aware
 
-def parse(line: bytes, place: str, columns: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}: {error.reason})") from error
-    except ValueError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
-    check_columns(row, place, columns)
-    return row
+    def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
+        rows = read_rows(self.path, {"context": str, "question": str, "answers": list})
+        samples: dict[str, list[Sample]] = {}
+        for number, row in enumerate(rows, start=1):
+            sample = self.sample(row, number)
+            samples.setdefault(sample.task, []).append(sample)
+        compute = METRICS[self.metric]
 
+        def score(prediction: str, sample: Sample) -> dict[str, float]:
+            return {self.metric: compute(prediction, sample.references)}
 
-def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, types in columns.items():
-        if name not in row:
-            raise ValueError(f"{place} has no {name!r}; it has: {', '.join(sorted(row)) or 'nothing'}")
-        if not isinstance(row[name], types):
-            expected = [NAMES[kind] for kind in (types if isinstance(types, tuple) else (types,))]
-            found = NAMES.get(type(row[name]), type(row[name]).__name__)
-            raise ValueError(f"{place}: {name!r} is {found}, expected {' or '.join(expected)}")
+        for name, own in samples.items():
+            yield Task(name, VERSION, f"questions of {self.path.name}", own[:limit], score)
 
+    def sample(self, row: Mapping[str, Any], number: int) -> Sample:
+        place = f"{self.path} line {number}"
+        optional = {"answer_prefix": str, "max_new_tokens": int, "task": str}
+        check_columns(row, place, {name: kind for name, kind in optional.items() if name in row})
+        tokens = row.get("max_new_tokens", self.max_new_tokens)
+        if tokens < 1:
+            raise ValueError(f"{place}: 'max_new_tokens' is {tokens}, it must be at least 1")
+        task = row.get("task", self.path.stem)
+        context, question = row["context"], row["question"]
+        return Sample(
+            id=f"{task}-{row.get('id', number)}",
+            task=task,
+            context=context + question if self.question_aware else context,
+            question="" if self.question_aware else question,
+            answer_prefix=row.get("answer_prefix", ""),
+            references=check_strings(row["answers"], "answers", place),
+            max_new_tokens=tokens,
+            chat=self.chat,
+            extra={"line": number},
+        )
 
-def check_strings(values: Iterable[Any], name: str, place: str) -> tuple[str, ...]:
-    """The values of a list column, which must be strings, at least one."""
-    strings = tuple(values)
-    if not strings or not all(isinstance(value, str) for value in strings):
-        raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
-    return strings
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "benchmark": "jsonl",
+            "data": str(self.path),
+            "sha256": sha256(self.path.read_bytes()).hexdigest()[:16] if self.path.is_file() else None,
+            "metric": self.metric,
+            "question_aware": self.question_aware,
+        }

@@ -12,7 +12,8 @@ class Sample:
     """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after.
 
     `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token. `extra`: whatever the metric or an analysis needs (all_classes, length, needle depth ...).
+    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an
+    analysis needs (all_classes, length ...).
     """
 
     id: str
@@ -24,11 +25,12 @@ class Sample:
     answer_prefix: str = ""
     chat: bool = True
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]
-"""(prediction, sample) -> scores by name, each in 0..1; the first name is the task's score, the others are recorded beside it."""
+"""(prediction, sample) -> scores by name, each in 0..1; the first is the task's score, the others stand beside it."""
 
 
 @dataclass(frozen=True)

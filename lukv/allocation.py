@@ -96,12 +96,13 @@ def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 
     if not lower * n <= total <= upper * n:
         raise ValueError(f"{n} heads of {lower} to {upper} entries cannot hold exactly {total}")
     w = np.asarray(weights, dtype=np.float64).ravel()
+    w = w / w.max() if w.max(initial=0) > 0 else w
     ideal = np.full(n, float(lower))
     free = np.ones(n, dtype=bool)
     while free.any():
         rest = total - ideal[~free].sum()
         mass = w[free].sum()
-        want = w[free] * (rest / mass) if mass > 0 else np.full(int(free.sum()), rest / free.sum())
+        want = w[free] / mass * rest if mass > 0 else np.full(int(free.sum()), rest / free.sum())
         over, under = want > upper, want < lower
         if not (over.any() or under.any()):
             ideal[free] = want

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _observed(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequenc
     """The layer with what the scorer makes of its queries, handed over in the pieces between `cuts`."""
     observed: Any = None
     edges = [0, *(cut for cut in cuts if cut < queries.shape[1]), queries.shape[1]]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         observed = scorer.observe(observed, queries[:, start:end], start, layer.rope)
     return replace(layer, observed=observed)
 
@@ -136,7 +137,8 @@ def _check_counts(
     for count in result:
         _require(count.shape == (heads,) and count.dtype == torch.int64, f"{who}: {count} is not [K] = [{heads}] int64")
         _require(count.device.type == "cpu", f"{who}: counts must be on the CPU")
-        _require(0 <= int(count.min()) and int(count.max()) <= tokens, f"{who}: {count.tolist()} not within 0..{tokens}")
+        within = bool(((count >= 0) & (count <= tokens)).all())
+        _require(within, f"{who}: {count.tolist()} not within 0..{tokens}")
     each, together = budget.entries(tokens, heads), budget.entries(tokens, layers * heads)
     kept = [int(count.sum()) for count in result]
     _require(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,23 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from lukv.backend.attention import use_ragged_attention
-from lukv.backend.cache import windows
+from lukv.backend.config import config_hash, windows
 from lukv.backend.kernels import names
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
-GEOMETRY = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "sliding_window",
-    "max_position_embeddings",
-)
 
 
 @dataclass
@@ -74,9 +60,9 @@ class LoadedModel:
     ) -> tuple[list[int], list[int]]:
         """Token ids of (the part that is compressed, the part after it).
 
-        With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS and
-        system header included), then come the question, the rest of the template and the answer prefix. Without one (or
-        chat=False): BOS + context, then question + newline + prefix. The parts are tokenized apart, so that the
+        With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS
+        and system header included), then come the question, the rest of the template and the answer prefix. Without one
+        (or chat=False): BOS + context, then question + newline + prefix. The parts are tokenized apart, so that the
         compressed part does not depend on the question. (kvpress's protocol.)
         """
         if chat and self.tokenizer.chat_template:
@@ -106,21 +92,13 @@ class LoadedModel:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of an answer, special tokens left out."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def stop_at(self, strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
         """For `answer`: has one of these strings appeared in the answer so far? None without strings."""
         if not strings:
             return None
         return lambda tokens: any(string in self.decode(tokens) for string in strings)
-
-
-def config_hash(config: PreTrainedConfig) -> str:
-    """Twelve hex digits of the network's geometry: the same wherever the model lies, whatever its dtype and whichever version
-    of transformers reads it."""
-    text = config.get_text_config(decoder=True)
-    fields = {field: getattr(text, field, None) for field in GEOMETRY}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load(
@@ -134,8 +112,8 @@ def load(
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
 
-    dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda if
-    there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
+    dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda
+    if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
     attention: a decode kernel of lukv.backend.kernels, or auto.
     """
     if dtype != "auto" and dtype not in DTYPES:
@@ -148,7 +126,7 @@ def load(
         raise ValueError(f"device={device}, but torch sees no CUDA device here: use device=cpu or auto")
     source = Source(str(path), revision)
     config = source.read("configuration", AutoConfig.from_pretrained)
-    windows(config.get_text_config(decoder=True))  # an unsupported architecture is refused before its weights are read
+    windows(config)  # an unsupported architecture is refused before its weights are read
     tokenizer = source.read("tokenizer", AutoTokenizer.from_pretrained)
     model = source.read(
         "weights",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.harness.config import Run
+from evals.harness.config import Run, benchmark_name
 
 RESAMPLES = 10_000
 
@@ -28,6 +28,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
     return {
         "status": "done",
         "run_id": run.id,
+        "experiment": run.experiment,
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {
@@ -52,7 +53,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
         "attention": sorted({line["attention"] for line in lines}),
         "method": run["method"],
         "model": run["model"]["name"],
-        "benchmark": run["benchmark"]["name"],
+        "benchmark": benchmark_name(run),
         "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
         "config_hash": run.hash,
     }

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
 
-from hydra.utils import instantiate
-
-from evals.harness.config import InputError, Run
+from evals.harness.config import InputError, Run, create
 from evals.task import Benchmark
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
@@ -25,7 +22,7 @@ def input_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, OSError, ImportError, TypeError) as e:
-        raise InputError(str(e.__cause__ or e) if type(e).__name__ == "InstantiationException" else str(e)) from e
+        raise InputError(str(e)) from e
 
 
 def model(run: Run) -> LoadedModel:
@@ -51,14 +48,3 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
 
 def benchmark(run: Run) -> Benchmark:
     return create(run["benchmark"])
-
-
-def create(settings: Mapping[str, Any]) -> Any:
-    """The object that `_target_` names, or a line about the argument it does not take."""
-    from hydra.errors import InstantiationException
-
-    try:
-        return instantiate(dict(settings), _convert_="all")
-    except InstantiationException as e:
-        cause = e.__cause__ or e
-        raise InputError(f"{settings.get('_target_')}: {cause}") from e

@@ -1,12 +1,13 @@
 """The command line's front and end: names are checked before anything runs, what goes wrong ends in one line.
 
-Exit codes. 0: all runs are finished. 1: a fault while running. 2: the input is wrong. 130: stopped by the user. One line on stderr,
-a traceback only with debug=true.
+Exit codes. 0: all runs are finished. 1: a fault while running. 2: the input is wrong. 130: stopped by the user.
+A traceback only with debug=true.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
 import signal
@@ -163,6 +164,8 @@ def do(cfg: DictConfig) -> None:
     signal.signal(signal.SIGTERM, terminated)
     try:
         run = run_of(cfg)
+        if Path(run["model"]["path"]).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         get_method(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
         stop(130, "stopped. What is done is kept: the same command goes on from there")
@@ -179,6 +182,8 @@ def do(cfg: DictConfig) -> None:
         print(f"run.py: {line}", file=sys.stderr, flush=True)
         if run is not None:
             note_fault(run.folder, line)
+    if run is not None:
+        tidy(run.folder)
 
 
 def terminated(*_: object) -> NoReturn:
@@ -186,12 +191,16 @@ def terminated(*_: object) -> NoReturn:
 
 
 def note_fault(folder: Path, line: str) -> None:
-    """Leave the reason in the folder of a run that had begun; take away the folder of one that had not."""
+    """Leave the reason in the folder of a run that had begun."""
     from evals.harness.record import write_json
 
     if (folder / "run.json").exists():
         write_json(folder / "error.json", {"error": line})
-    elif folder.is_dir() and not any(folder.iterdir()):
+
+
+def tidy(folder: Path) -> None:
+    """Hydra makes a run's folder before the run: take it away if nothing came of it."""
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -201,28 +210,33 @@ def summary(planned: Sequence[Planned]) -> int:
         return max((code for code, _ in faults.values()), default=0)
     states = [(p, *state(p)) for p in planned]
     if len(planned) > 1:
-        count = {name: sum(s == name for _, s, _ in states) for name in ("done", "skipped", "failed")}
-        print(f"\n{len(planned)} runs: " + ", ".join(f"{n} {name}" for name, n in count.items()))
-        for p, name, why in states:
-            if name == "failed":
-                print(f"  failed  {p.folder.name}: {why}\n          again: {p.command}")
+        print("\n" + summary_table(states))
     codes = [faults.get(p.folder.name, (1, ""))[0] for p, name, _ in states if name == "failed"]
     return max([*codes, *(code for code, _ in faults.values())], default=0)
 
 
+def summary_table(states: Sequence[tuple[Planned, str, str]]) -> str:
+    """One line a run, its score or the reason why there is none and the command that tries again."""
+    lines = [f"{p.folder.name}  {name}  {what}" for p, name, what in states]
+    lines += [f"failed: {p.command}" for p, name, _ in states if name == "failed"]
+    count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
+    return "\n".join([*lines, f"{len(states)} runs: {', '.join(count)}"])
+
+
 def state(p: Planned) -> tuple[str, str]:
+    """done, skipped (it was finished before) or failed, and the score or the reason."""
     from evals.harness.record import read_json
 
     if p.folder.name in faults:
         return "failed", faults[p.folder.name][1]
-    if p.finished:
-        return "skipped", ""
-    if (p.folder / "result.json").exists() or not p.folder.exists():
-        return "done", ""
+    result = p.folder / "result.json"
+    if result.exists():
+        score = read_json(result).get("score")
+        return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
     error = p.folder / "error.json"
-    return "failed", read_json(error)[
-        "error"
-    ] if error.exists() else "no result.json: it was killed or is still running"
+    if error.exists():
+        return "failed", read_json(error)["error"]
+    return ("failed", "no result.json: killed, or still running") if p.folder.exists() else ("done", "")
 
 
 def stop(code: int, line: str) -> NoReturn:

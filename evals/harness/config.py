@@ -16,6 +16,8 @@ from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +77,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        return self.config["job"].get("run_id") or run_id(self.config, self.choices, self.nested)
+        return self.config["job"].get("run_id") or run_id(self)
+
+    @property
+    def experiment(self) -> str:
+        """What runs of different methods and budgets have in common: those with the same may stand in one table."""
+        reference = Run(self.config, self.choices, about_data(self.nested))
+        return "__".join([slug(self["model"]["name"]), *map(slug, setting_parts(reference))])
 
     @property
     def folder(self) -> Path:
@@ -96,7 +104,12 @@ class Run:
             return None
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None}
-        return Run(config, self.choices, tuple(n for n in self.nested if n.split(".")[0] in ("model", "benchmark")))
+        return Run(config, self.choices, about_data(self.nested))
+
+
+def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
+    """The nested settings that are not the method's."""
+    return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark"))
 
 
 def run_of(cfg: DictConfig, hydra: DictConfig | None = None) -> Run:
@@ -157,26 +170,29 @@ def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
             check_targets(value, allowed, f"{where}[{i}]")
 
 
-def run_id(config: Mapping[str, Any], choices: Mapping[str, str | None], nested: tuple[str, ...] = ()) -> str:
+def run_id(run: Run) -> str:
     """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
-    method = config["method"]
-    if config["scorer"] is not None:
-        usual = method_defaults(method)
-        extra = [choices[g] for g in ("allocator", "protection") if g in choices and choices[g] != usual.get(g)]
-        method = "-".join([method, str(choices["scorer"]), *map(str, extra)])
-    parts = [config["model"]["name"], method]
-    if config["budget"] is not None:
-        parts.append(f"b{config['budget']:g}")
-    if config["budget_tokens"] is not None:
-        parts.append(f"t{config['budget_tokens']}")
-    parts.append(config["job"].get("subject") or config["benchmark"]["name"])
-    if config["limit"] is not None:
-        parts.append(f"n{config['limit']}")
-    parts.append(f"s{config['seed']}")
-    if config["attention"] != "auto":
-        parts.append(config["attention"])
-    parts.extend(n for n in nested if n.split("=")[0] not in NAMED)
-    return "__".join(map(slug, parts))
+    return "__".join([slug(run["model"]["name"]), *map(slug, method_parts(run)), *map(slug, setting_parts(run))])
+
+
+def method_parts(run: Run) -> list[str]:
+    if not run.evicts:
+        return [run["method"]]
+    usual = method_defaults(run["method"])
+    extra = [c for g, c in run.choices.items() if g != "scorer" and c != usual.get(g)]
+    budget = f"t{run['budget_tokens']}" if run["budget"] is None else f"b{run['budget']:g}"
+    return ["-".join(map(str, [run["method"], run.choices["scorer"], *extra])), budget]
+
+
+def setting_parts(run: Run) -> list[str]:
+    """What must be the same for two runs to stand in one table, and (last) the nested settings of the method."""
+    parts = [run["job"].get("subject") or benchmark_name(run)]
+    if run["limit"] is not None:
+        parts.append(f"n{run['limit']}")
+    parts.append(f"s{run['seed']}")
+    if run["attention"] != "auto":
+        parts.append(run["attention"])
+    return parts + [n for n in run.nested if n.split("=")[0] not in NAMED]
 
 
 NAMED = (
@@ -186,14 +202,32 @@ NAMED = (
     "model.device",
     "model.device_map",
     "benchmark.length",
-    "benchmark.name",
 )
 """Nested settings that the model's and benchmark's names already tell, or that change no result."""
 
 
+def benchmark_name(run: Run) -> str:
+    """What the benchmark calls itself; making it also checks its settings."""
+    return str(create(run["benchmark"]).name)
+
+
+def create(settings: Mapping[str, Any]) -> Any:
+    """The object that `_target_` names. Raises InputError with the reason that its class gives."""
+    try:
+        return instantiate(dict(settings), _convert_="all")
+    except InstantiationException as e:
+        cause = e.__cause__ or e
+        raise InputError(
+            str(cause) if isinstance(cause, (ValueError, OSError)) else f"{settings['_target_']}: {cause}"
+        ) from e
+
+
 def slug(text: str) -> str:
     """Safe and short as a part of a folder's name; what is cut is told apart by a hash."""
-    clean = re.sub(r"[^A-Za-z0-9.+=-]+", "-", text).strip(".-") or "x"
+    clean = (
+        re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
+        or "x"
+    )
     return clean if len(clean) <= 60 else f"{clean[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

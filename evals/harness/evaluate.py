@@ -52,11 +52,12 @@ def evaluate(run: Run) -> None:
 
 
 def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
-    """The result of one run: read if it is finished, else computed. `wait`: for another process that computes it."""
+    """The result of one run: read if it is finished, else computed. `wait` for another process that computes it."""
     with RunFolder(run, wait) as folder:
         finished = folder.result()
         if finished is not None:
-            print(f"{run.id}: already done")
+            if not wait:
+                print(f"{run.id}: already done")
             return finished
         with build.input_errors():
             model = build.model(run)
@@ -167,8 +168,8 @@ def work(
 def attempt(
     batch: list[Context], model: LoadedModel, eviction: Eviction | None, attention: str
 ) -> Iterator[list[dict[str, Any]]]:
-    """The batch's lines. Where the device's memory does not hold it: one context after the other; a sample that does not
-    fit even alone is recorded as failed."""
+    """The batch's lines. Where memory does not hold it: one context after the other; a sample that does not fit even
+    alone is recorded as failed."""
     try:
         yield answer_batch(batch, model, eviction, attention)
         return
@@ -221,7 +222,7 @@ def answer_batch(
 def scored(
     prompt: Prompt, tokens: list[int], model: LoadedModel, kept: np.ndarray, entry: float, full_entry: float
 ) -> dict[str, Any]:
-    """The line of samples.jsonl. kept [layers, K] entries, `entry` bytes each; `full_entry` bytes a token of a full cache."""
+    """The line of samples.jsonl. kept [layers, K] entries of `entry` bytes; `full_entry`: bytes a token, full cache."""
     text = model.decode(tokens)
     scores = dict(prompt.task.metric(text, prompt.sample))
     length = len(prompt.context)

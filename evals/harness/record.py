@@ -186,7 +186,7 @@ def provenance() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "git_sha": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain")),
+        "dirty": None if (changed := git("status", "--porcelain")) is None else bool(changed),
         "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := installed(p))}},
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},

@@ -93,14 +93,15 @@ class Ruler:
                 continue
             missing = self.sources.missing(definition.needs)
             try:
-                if missing:
-                    raise FileNotFoundError(self.explain(name, missing))
-                task = self.make(name, count, wanted)
-            except (FileNotFoundError, Unfit) as error:
-                self.left_out[name] = str(error)
+                task = None if missing else self.make(name, count, wanted)
+                reason = f"benchmark.sources has no {', '.join(missing)}"
+            except Unfit as error:
+                task, reason = None, str(error)
+            if task is None:
+                self.left_out[name] = reason
                 replaced.add(name)
-                continue
-            yield task
+            else:
+                yield task
 
     def explain(self, name: str, missing: Sequence[str]) -> str:
         what = "; ".join(f"{file} ({WHERE[file]})" for file in missing)

@@ -1,4 +1,4 @@
-"""Common words extraction: ten words that appear more often than the others in a numbered list (common_words_extraction.py)."""
+"""Common words extraction: ten words more frequent than the others in a numbered list (common_words_extraction.py)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Essays:
-    """Paul Graham's essays: words by blanks, sentences by punkt, which also breaks at places without a blank ("it.[1]")."""
+    """Words by blanks; sentences by punkt, which also breaks at some places without a blank ("it.[1]")."""
 
     def __init__(self, text: str, punkt: Path) -> None:
         self.words = re.sub(r"\s+", " ", text).split(" ")
@@ -16,7 +16,7 @@ class Essays:
         self.known: dict[int, list[str]] = {}
 
     def sentences(self, units: int) -> list[str]:
-        """Of the first `units` words, from the start again where there are not so many (2025; 2024 never asks for more)."""
+        """Of the first `units` words; from the start again where there are not so many (2024 never asks for more)."""
         if units not in self.known:
             repeats = -(-units // len(self.words))
             self.known[units] = self.punkt.tokenize(" ".join((self.words * repeats)[:units]).strip())

@@ -1,4 +1,4 @@
-"""Frequent words extraction: the three most frequent coded words, frequencies by Zipf's law (freq_words_extraction.py)."""
+"""Frequent words extraction: the three most frequent coded words, by Zipf's law (freq_words_extraction.py)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FrequentWords(Generator):
             index += 1
 
     def vocabulary(self) -> list[str]:
-        size = self.limit // 50
+        size = self.room // 50
         words = ["".join(self.rng.choices(string.ascii_lowercase, k=LETTERS)) for _ in range(size)]
         while len(set(words)) < size:
             words.append("".join(self.rng.choices(string.ascii_lowercase, k=LETTERS)))

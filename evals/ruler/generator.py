@@ -6,11 +6,11 @@ letter. Where the originals try for ever or give samples without content, these 
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from random import Random
 
 MAX_REDRAWS = 100
 """How often a sample of the smallest size is drawn again because it is too long. The originals never stop."""
@@ -54,7 +54,7 @@ class Generator(ABC):
         self.name, self.limit, self.vintage, self.seed = name, limit, vintage, seed
         self.tokens_to_generate = tokens_to_generate
         self.count_tokens = count_tokens
-        self.rng = random.Random(seed)
+        self.rng = Random(seed)
         self.overhead = tokens_to_generate  # tokens of a sample that `probe` does not count
 
     @abstractmethod

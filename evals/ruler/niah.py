@@ -21,7 +21,7 @@ DEPTHS = [int(depth) for depth in np.round(np.linspace(0, 100, num=40, endpoint=
 
 @dataclass(frozen=True)
 class Needles:
-    """How many keys are hidden, values a key and keys asked for, and what they look like: "words", "numbers", "uuids"."""
+    """Keys hidden, values of each key, keys asked for; and what they look like: "words", "numbers" or "uuids"."""
 
     keys: int = 1
     values: int = 1
@@ -61,7 +61,7 @@ class Lines(Haystack):
 
 
 class Text(Haystack):
-    """Needles between the sentences of a text. `sentences(words, generator)` -> the sentences of its first `words` words."""
+    """Needles between the sentences of a text: `sentences(n, generator)` gives those of its first n words."""
 
     def __init__(
         self,

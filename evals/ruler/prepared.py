@@ -1,4 +1,4 @@
-"""RULER samples somebody else has made, in the layout of the Hugging Face data set simonjegou/ruler (kvpress's data)."""
+"""RULER samples somebody else has made, in the layout of the hub's simonjegou/ruler (kvpress's data)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.jsonl import check_columns, check_strings, read_rows
+from evals.rows import check_columns, check_strings, read_rows
 from evals.task import Sample
 
 COLUMNS: Mapping[str, Any] = {
@@ -22,14 +22,16 @@ COLUMNS: Mapping[str, Any] = {
 def load(source: str, length: int) -> dict[str, list[Sample]]:
     """Samples by task, in file order.
 
-    source   a .jsonl or .parquet file; a folder with files of that kind, under a folder named after the length if there is
-             one; or the name of a data set of the hub, whose configurations are lengths
+    source   a .jsonl or .parquet file; a folder with such files, in a subfolder named after the length if there is one;
+             or the name of a data set of the hub whose configurations are lengths
     """
     path = Path(source).expanduser()
     if path.exists():
         rows = [row for file in files(path, length) for row in read(file)]
     elif path.is_absolute() or path.suffix or source.count("/") != 1:
-        raise FileNotFoundError(f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them")
+        raise FileNotFoundError(
+            f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them"
+        )
     else:
         rows = from_hub(source, length)
     samples: dict[str, list[Sample]] = {}

@@ -12,7 +12,7 @@ from evals.ruler.templates import DOCUMENT, QA, QA_PREFIX
 
 @dataclass(frozen=True)
 class Question:
-    """`own` and `related` are indices into the collection's documents: those with the answer, those of the same article."""
+    """`own` and `related` are indices into the collection's documents: with the answer, of the same article."""
 
     text: str
     answers: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The texts RULER takes from others, read from a folder of the user's (`benchmark.sources`): none of them is ours to ship."""
+"""The texts RULER takes from others, read from the user's folder `benchmark.sources`: none of them is ours to ship."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WHERE = {
 
 
 class Sources:
-    """Files of RULER's scripts/data/synthetic/json, by RULER's names, and NLTK's punkt_tab/. Read when first asked for."""
+    """Files of RULER's scripts/data/synthetic/json by its names, and NLTK's punkt_tab/. Read when first asked for."""
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = Path(folder).expanduser() if folder is not None else None
@@ -96,7 +96,9 @@ class Sources:
                 for row, own in zip(rows, texts, strict=True)
             ]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.path(HOTPOT)} is not HotpotQA's ({error}); it should be {WHERE[HOTPOT]}") from error
+            raise ValueError(
+                f"{self.path(HOTPOT)} is not HotpotQA's ({error}); it should be {WHERE[HOTPOT]}"
+            ) from error
         return Collection(str(self.path(HOTPOT)), tuple(questions), tuple(documents))
 
     @cached_property

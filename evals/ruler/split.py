@@ -18,8 +18,8 @@ OTHER_ANSWER = re.compile(r"Answer:")
 def split(text: str, family: str) -> tuple[str, str, str]:
     """(context, question, answer prefix), whose concatenation is `text`. `family` is a key of QUESTION.
 
-    The context ends where the last question starts, so worked examples stay in it; the answer prefix starts at the first
-    cue after that. The question keeps the blank before the cue.
+    The context ends where the last question starts, so worked examples stay in it; the answer prefix starts at the
+    first cue after that. The question keeps the blank before the cue.
 
     >>> split("Words.\\nQuestion: What are the 10 most common words in the above list? Answer: The top", "cwe")
     ('Words.\\n', 'Question: What are the 10 most common words in the above list? ', 'Answer: The top')

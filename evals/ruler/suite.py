@@ -21,7 +21,7 @@ TOKENS_TO_GENERATE = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 
 @dataclass(frozen=True)
 class Definition:
-    """`family` decides prompt cut, scoring and generation length; `needs` are file names of Sources; `official`: RULER's own."""
+    """`family` decides prompt cut, scoring and generation length; `needs`: Sources' file names; `official`: RULER's."""
 
     family: str
     description: str
@@ -62,7 +62,7 @@ def stand_in(name: str, haystack: str) -> Definition:
     description, needles = ESSAY_TASKS[name]
 
     def make(sources: Sources, **common: Any) -> Niah:
-        return Niah(needles, Lines() if haystack == "noise" else Text(prose_sentences, steps=(25, 100)), **common)
+        return Niah(needles, Lines() if haystack == "noise" else Text(prose_sentences, steps=(25, 250)), **common)
 
     description = description.replace("essays", "repeated noise" if haystack == "noise" else "prose of our own grammar")
     return Definition("niah", f"{description} (not RULER's)", make, official=False, stands_for=name)
@@ -81,7 +81,9 @@ RULER: Mapping[str, Definition] = {
     "niah_multikey_1": essay_task("niah_multikey_1"),
     "niah_multikey_2": niah("one needle among needles", Needles(), distractors=True),
     "niah_multikey_3": niah(
-        "one needle among needles, keys and values uuids", Needles(key_type="uuids", value_type="uuids"), distractors=True
+        "one needle among needles, keys and values uuids",
+        Needles(key_type="uuids", value_type="uuids"),
+        distractors=True,
     ),
     "niah_multivalue": essay_task("niah_multivalue"),
     "niah_multiquery": essay_task("niah_multiquery"),

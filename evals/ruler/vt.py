@@ -1,8 +1,9 @@
-"""Variable tracking: which variables hold a value, through a chain of assignments among noise (variable_tracking.py)."""
+"""Variable tracking: which variables hold a value, by a chain of assignments among noise (variable_tracking.py)."""
 
 from __future__ import annotations
 
 import string
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ EXAMPLE_VALUE = "12345"  # 2025: a placeholder, replaced in every sample
 
 
 class VariableTracking(Generator):
-    """`example=False` leaves the worked example out (not RULER's task: for lengths where the example alone is too long)."""
+    """`example=False` leaves the worked example out: not RULER's task, but one that fits below 1000 tokens."""
 
     def __init__(self, example: bool = True, **common: Any) -> None:
         super().__init__(**common)
@@ -52,7 +53,7 @@ class VariableTracking(Generator):
         names = self.names(letters)
         value = value or self.number()
         chain = [f"VAR {names[0]} = {value}"]
-        chain += [f"VAR {name} = VAR {before} " for before, name in zip(names, names[1:], strict=False)]
+        chain += [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
         lines = [NOISE + "\n" if self.vintage == 2024 else NOISE] * units
         if self.vintage == 2024 and len(lines) <= len(chain):
             # few lines: cut into sentences so that every assignment finds its own place (line ends stay pieces)
@@ -74,7 +75,9 @@ class VariableTracking(Generator):
     def draw(self, units: int, index: int) -> Prompt:
         text, names = self.build(units)
         if self.vintage == 2024:
-            length = self.count_tokens(text) + self.overhead  # as RULER counts: without the line ends around the example
+            length = (
+                self.count_tokens(text) + self.overhead
+            )  # as RULER counts: without the line ends around the example
             text = f" {self.example}\n\n{text}" if self.example else text
         else:
             text = f"{self.random_example()}\n{text}" if self.example else text
@@ -104,6 +107,6 @@ class ExampleWriter(VariableTracking):
     def template(self) -> str:
         if self.vintage == 2025:
             return super().template()
-        # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and every line
-        # end go instead.
+        # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and every
+        # line end go instead.
         return " ".join(VT.split()[:-1]) + VT_PREFIX[2024]

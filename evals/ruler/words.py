@@ -1,4 +1,4 @@
-"""The word lists RULER draws from: wonderwords 2.2.0, as installed. 3.x lacks four nouns, which would shift every sample."""
+"""The word lists RULER draws from: wonderwords 2.2.0, as installed. 3.x lacks four nouns, which shifts every sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WONDERWORDS = "2.2.0"
 
 @lru_cache
 def read_list(name: str) -> tuple[str, ...]:
-    """Words of nounlist.txt, adjectivelist.txt or verblist.txt, in file order. Raises ValueError for another version."""
+    """Words of nounlist.txt, adjectivelist.txt or verblist.txt, in file order. ValueError for another version."""
     installed = metadata.version("wonderwords")
     if installed != WONDERWORDS:
         raise ValueError(
@@ -39,7 +39,7 @@ def needle_words() -> Sequence[str]:
 
 
 class SortedPairs(Sequence[str]):
-    """`sorted({f"{a}-{b}" for a in first for b in second})` without building it: RULER's own list takes 0.7 GB and seconds.
+    """`sorted({f"{a}-{b}" for a in first for b in second})` without building it: the list takes 0.7 GB and ten seconds.
 
     Pairs of one first word are contiguous in sorted order and ordered as the second words are, unless "word-" begins
     another first word with its hyphen ("x" and "x-rated"): such families, and only they, are built and merged.

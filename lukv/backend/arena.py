@@ -1,7 +1,7 @@
 """The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
 
-K [rows, d] and V [rows, dv]; sequence i occupies rows start[i] .. start[i]+length[i]-1, then come free rows for the tokens
-to come. Sequence i = row * kv_heads + head. A full KV cache is the special case of equal lengths.
+K [rows, d] and V [rows, dv]; sequence i occupies rows start[i] .. start[i]+length[i]-1, then come free rows for the
+tokens to come. Sequence i = row * kv_heads + head. A full KV cache is the special case of equal lengths.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ SLACK = 64  # free rows behind each sequence after (re)allocation, at least
 
 
 class Arena:
-    """`start` [N] and `length` [N] are int32 on the arena's device (what kernels read); `lengths` is the same on the host,
-    so that no step of a decoding loop waits for the device."""
+    """`start` [N] and `length` [N] are int32 on the arena's device (what kernels read); `lengths` is the same on the
+    host, so that no step of a decoding loop waits for the device."""
 
     def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int):
         """keys [sum of lengths, d] and values [.., dv]: the sequences packed one behind the other."""
@@ -47,7 +47,8 @@ class Arena:
         return self.keys.nbytes + self.values.nbytes
 
     def append(self, keys: Tensor, values: Tensor, row: int | None = None) -> None:
-        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [1, K, n, d] behind those of one batch row."""
+        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [1, K, n, d] behind those of one batch
+        row."""
         n = keys.shape[2]
         self.reserve(n)
         chosen = slice(None) if row is None else slice(row * self.heads, (row + 1) * self.heads)

@@ -1,7 +1,7 @@
 """The one attention function, registered with transformers under one name for all models.
 
-It is called with the post-RoPE queries and with exactly the keys and values that `RaggedCache.update` handed through, so it
-knows the cache's layer; the layer does the rest. Without a cache it is plain causal attention.
+It is called with the post-RoPE queries and with exactly the keys and values that `RaggedCache.update` handed through,
+so it knows the cache's layer; the layer does the rest. Without a cache it is plain causal attention.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv], attention_mask [B, n] bool or None -> [B, n, H, dv]."""
+    """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv], attention_mask [B, n] bool or None -> [B, n, H,
+    dv]."""
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(
             f"{type(module).__name__} has attention sinks (s_aux), which this backend does not support"
@@ -52,8 +53,8 @@ def attention(
         return layer.attend(query, key, value, attention_mask, scale, softcap), None
     if query.shape[2] != key.shape[2]:
         raise RuntimeError(
-            "this model dropped the RaggedCache it was given, or got another cache: pass past_key_values=RaggedCache(...), and "
-            "prefill with compress() first (Phi-3 drops a cache when generate() crosses its original context length)"
+            "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with compress() first "
+            "(generate() of Phi-3 drops a cache when the prompt is longer than its original context length)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(span, attention_mask.cpu().numpy())
@@ -75,7 +76,8 @@ def mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """[B, n] bool: which of the n new columns are tokens; None: all. (Causality and windows are the attention's own matter.)
+    """[B, n] bool: which of the n new columns are tokens; None: all. (Causality and windows are the attention's own
+    matter.)
 
     transformers 5.2 tells n by `cache_position`, later releases by `q_length`.
     """
@@ -85,8 +87,8 @@ def mask(
         return None
     if attention_mask.shape[1] != kv_offset + kv_length:
         raise ValueError(
-            f"the attention mask has {attention_mask.shape[1]} columns, but the cache and the input have {kv_offset + kv_length}: "
-            "it must cover every token so far, evicted ones too"
+            f"the attention mask has {attention_mask.shape[1]} columns, the cache and the input have {kv_offset + kv_length}"
+            ": it must cover every token so far, evicted ones too"
         )
     n = len(cache_position) if q_length is None else int(q_length)  # type: ignore[arg-type]
     new = attention_mask[:, -n:].to(torch.bool)

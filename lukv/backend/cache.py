@@ -3,52 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from lukv.backend.config import rope_switch, windows
 from lukv.backend.layer import Plan, RaggedLayer
 from lukv.backend.rope import rope_of
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
 
-KINDS = {"full_attention", "sliding_attention"}
-
-
-def windows(config: PreTrainedConfig) -> list[int | None]:
-    """The sliding window of each layer of a (text) config, None for full attention. Raises ValueError for a model this backend
-    cannot run: other kinds of layers, or no layer with full attention (nothing to evict)."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # mistral, phi3: one window for all layers; one that no position can leave is none
-        wide = window is None or window >= config.max_position_embeddings
-        kinds = ["full_attention" if wide else "sliding_attention"] * config.num_hidden_layers
-    if other := sorted(set(kinds) - KINDS):
-        raise ValueError(
-            f"{config.model_type} has {', '.join(other)} layers; supported are full and sliding-window attention"
-        )
-    if "full_attention" not in kinds:
-        raise ValueError(
-            f"every layer of this {config.model_type} model has a sliding window of {window}: there is nothing to evict"
-        )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
-
 
 class RaggedCache(Cache):
     """Give it to any supported model as `past_key_values` (after `use_ragged_attention(model)`, which `load` does).
 
-    The first forward is the prompt (or the first `prompt_columns` columns, if it comes in pieces): after each layer's prompt
-    attention `eviction` decides what stays (None: everything). What follows is appended and never evicted, except by `later`.
+    The first forward is the prompt (or the first `prompt_columns` columns, if it comes in pieces): after each layer's
+    prompt attention `eviction` decides what stays (None: everything). What follows is appended and never evicted,
+    except by `later`.
 
     observe: scorers to show the prompt's queries to, so that `evicted` can be asked for them afterwards.
     attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries after the prompt.
     later, every, stream: see Plan.
     """
 
-    layers: list[RaggedLayer]
+    layers: list[RaggedLayer]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -65,25 +48,25 @@ class RaggedCache(Cache):
     ) -> None:
         if (every is not None or stream) and later is None:
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
-        config = model.config.get_text_config(decoder=True)
-        kinds = windows(config)
+        kinds = windows(model.config)
         self.plan = Plan(
-            config,
-            kinds.count(None),
-            eviction,
-            tuple(observe),
-            attention,
-            prompt_columns,
-            record_queries,
-            later,
-            every,
-            stream,
+            model.config.get_text_config(decoder=True),
+            layers=kinds.count(None),
+            eviction=eviction,
+            observe=tuple(observe),
+            attention=attention,
+            prompt_columns=prompt_columns,
+            record_queries=record_queries,
+            later=later,
+            every=every,
+            stream=stream,
+            rope_switch=rope_switch(model.config.get_text_config(decoder=True)),
         )
         self.model_layers = [i for i, window in enumerate(kinds) if window is None]
         layers = [
             RaggedLayer(self.plan, kinds[:i].count(None), window, rope_of(model, i)) for i, window in enumerate(kinds)
         ]
-        super().__init__(layers=layers)
+        super().__init__(layers=layers)  # type: ignore[arg-type]
 
     @property
     def evictable(self) -> list[RaggedLayer]:
@@ -108,8 +91,8 @@ class RaggedCache(Cache):
         return np.stack([mark.lengths.reshape(len(mark.tokens), -1) for mark in marks if mark is not None])
 
     def entries(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """keys [K, T, d] and values [K, T, dv] (views) of one row in evictable layer `layer`, if its heads are equally long,
-        as those of a cache that keeps everything are."""
+        """keys [K, T, d] and values [K, T, dv] (views) of one row in evictable layer `layer`, if its heads are equally
+        long, as those of a cache that keeps everything are."""
         arena = self.evictable[layer].arena
         if arena is None:
             raise RuntimeError("the prompt is not in the cache yet")
@@ -142,6 +125,21 @@ class RaggedCache(Cache):
     def allocated_nbytes(self) -> int:
         """Bytes allocated, room for tokens to come included."""
         return sum(layer.arena.nbytes for layer in self.layers if layer.arena)
+
+    def evicted(self, eviction: Eviction) -> RaggedCache:
+        """A new cache with what `eviction` keeps of this one, which must keep everything (eviction=None) and have shown
+        the prompt's queries to the scorer (observe=[scorer]): one prefill serves any number of methods and budgets. The
+        result is the same as that of a prefill with this eviction. What was appended to this cache is left out."""
+        if self.plan.eviction is not None:
+            raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
+        if type(eviction.scorer).observe is not Scorer.observe and eviction.scorer not in self.plan.observe:
+            raise ValueError(
+                f"{eviction.scorer.name} needs the prompt's queries: prefill with observe=[{eviction.scorer.name}]"
+            )
+        twin = copy(self)
+        twin.plan = replace(self.plan, eviction=eviction)
+        twin.layers = [layer.evicted(twin.plan) for layer in self.layers]
+        return twin
 
     def reserve(self, tokens: int) -> None:
         """Make room for that many tokens at once, so that no step of a loop has to move memory."""

@@ -41,7 +41,8 @@ def causal_attention(
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """q [.., n, d], k [.., T, d], v [.., T, dv], visible [n, T] bool with at least one True in each row -> [.., n, dv]."""
+    """q [.., n, d], k [.., T, d], v [.., T, dv], visible [n, T] bool with at least one True in each row -> [..,
+    n, dv]."""
     if softcap is None:
         return sdpa(q, k, v, attn_mask=visible, scale=scale)
     logits = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))

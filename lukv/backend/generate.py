@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lukv.allocation import Budget, round_half_up
 from lukv.backend.cache import RaggedCache
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
@@ -30,7 +31,8 @@ Stop = Callable[[list[int]], bool]
 @dataclass(frozen=True)
 class Answer:
     """tokens: what each row answered, end-of-text token not included. ttft_s: from the question to the first token, the
-    question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens decoded."""
+    question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens
+    decoded."""
 
     tokens: list[list[int]]
     ttft_s: float
@@ -52,28 +54,68 @@ def compress(
     later: Eviction | None = None,
     every: int | None = None,
 ) -> RaggedCache:
-    """Prefill the contexts once and evict layer by layer; at most one layer's full keys and values are alive at a time.
+    """Prefill the contexts once and evict layer by layer: at most one layer's full keys and values are alive at a time.
 
-    input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1: token).
-    eviction: None keeps everything. attention: the decode kernel (None: what the model was loaded with). chunk: run the prompt through the model in pieces of that many tokens (bounded activation
-    memory, same result; the layers then hold all their keys and values until the last piece). The rest: see RaggedCache.
+    input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
+    token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. chunk:
+    run the prompt through the model in pieces of that many tokens (bounded activation memory, same result; but all
+    layers hold all their keys and values until the last piece). The rest: see RaggedCache.
     """
     network = network_of(model)
     ids, mask = left_padded(input_ids, attention_mask, network.device)
-    columns = ids.shape[1]
     cache = RaggedCache(
         network,
         eviction,
         observe=observe,
         attention=attention or getattr(model, "attention", "auto"),
-        prompt_columns=columns,
+        prompt_columns=ids.shape[1],
         record_queries=record_queries,
         later=later,
         every=every,
     )
-    for a in range(0, columns, chunk or columns):
-        feed(network, cache, ids, mask, slice(a, min(a + (chunk or columns), columns)))
+    for piece in pieces(ids.shape[1], chunk):
+        feed(network, cache, ids, mask, piece)
     return cache
+
+
+@torch.no_grad()
+def stream(
+    model: PreTrainedModel | Loaded,
+    input_ids: Tensor | Sequence[Sequence[int]],
+    eviction: Eviction,
+    block: int = 128,
+    attention: str | None = None,
+) -> RaggedCache:
+    """Evict while the prompt streams in: the cache never holds more than the budget and one block (KeyDiff's own form).
+
+    Not what `compress` computes: later tokens attend to a prompt that is evicted already, and a token is judged by what
+    came up to then. The budget is that of the whole prompt from the first block on. Rows must be equally long.
+    """
+    network = network_of(model)
+    ids, mask = left_padded(input_ids, None, network.device)
+    if not bool(mask.all()):
+        raise ValueError("prompts that stream in together must be equally long")
+    tokens = ids.shape[1]
+    size = max(1, round_half_up(eviction.budget.of(tokens) * tokens))
+    cache = RaggedCache(
+        network,
+        attention=attention or getattr(model, "attention", "auto"),
+        later=replace(eviction, budget=Budget(tokens=size)),
+        every=block,
+        stream=True,
+    )
+    for piece in pieces(tokens, block):
+        feed(network, cache, ids, mask, piece)
+    cache.evict_again()
+    cache.plan.every = None  # the answer is not evicted
+    return cache
+
+
+def pieces(columns: int, size: int | None) -> list[slice]:
+    size = size or columns
+    if size < 1:
+        raise ValueError(f"chunk={size} must be at least 1")
+    return [slice(a, min(a + size, columns)) for a in range(0, columns, size)]
 
 
 @torch.no_grad()
@@ -89,7 +131,8 @@ def network_of(model: PreTrainedModel | Loaded) -> PreTrainedModel:
 
 
 def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor, columns: slice) -> Tensor:
-    """One forward of some columns of left-padded ids [B, T] behind what the cache has seen -> logits [B, vocabulary]."""
+    """One forward of some columns of left-padded ids [B, T] behind what the cache has seen -> logits [B,
+    vocabulary]."""
     seen, piece = cache.get_seq_length(), mask[:, columns]
     tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else 0
     whole = bool(piece.all())

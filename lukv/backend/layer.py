@@ -1,7 +1,9 @@
-"""One layer of a RaggedCache: it attends over the prompt, evicts, stores what stays, and attends over that ever after."""
+"""One layer of a RaggedCache: it attends over the prompt, evicts, stores what stays, and attends over that ever
+after."""
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +27,9 @@ Span = tuple[int, int]
 
 @dataclass
 class Plan:
-    """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are the
-    prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked.
-    `stream`: there is no prompt, every token is appended and only `later` evicts."""
+    """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are
+    the prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked. `stream`:
+    there is no prompt, every token is appended and only `later` evicts."""
 
     config: PreTrainedConfig
     layers: int
@@ -39,12 +41,13 @@ class Plan:
     later: Eviction | None = None
     every: int | None = None
     stream: bool = False
+    rope_switch: int | None = None
     _mask: Tensor | None = field(default=None, repr=False)
     _spans: list[Span] | None = field(default=None, repr=False)
 
     def spans(self, valid: Tensor | None) -> list[Span] | None:
-        """[B, n] bool -> first and last + 1 valid column of each row; None: all are valid. Every layer of a forward is given
-        the same mask, so one look at it serves all."""
+        """[B, n] bool -> first and last + 1 valid column of each row; None: all are valid. Every layer of a forward is
+        given the same mask, so one look at it serves all."""
         if valid is not self._mask:
             self._mask, self._spans = valid, None if valid is None else [span(row) for row in valid.cpu().numpy()]
         return self._spans
@@ -71,7 +74,8 @@ class Mark:
 
 
 class RaggedLayer(CacheLayerMixin):
-    """`index` counts the layers that can be evicted; a sliding-window layer (`window`) keeps its window, whatever the method."""
+    """`index` counts the layers that can be evicted; a sliding-window layer (`window`) keeps its window, whatever the
+    method."""
 
     is_compileable = False
     is_croppable = False
@@ -109,8 +113,14 @@ class RaggedLayer(CacheLayerMixin):
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        before, self.seen = self.seen, self.seen + key_states.shape[-2]
+        switch = self.plan.rope_switch
+        if switch is not None and 0 < before <= switch < self.seen:
+            raise ValueError(
+                f"the input grows past {switch} tokens, where {self.plan.config.model_type} changes its rotary factors and "
+                "cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
+            )
         self.waiting = True
-        self.seen += key_states.shape[-2]
         key_states.ragged_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
 
@@ -140,7 +150,8 @@ class RaggedLayer(CacheLayerMixin):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, scale: float, softcap: float | None
     ) -> Tensor:
-        """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] of n new columns, valid [B, n] bool -> [B, n, H, dv]."""
+        """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] of n new columns, valid [B, n] bool -> [B, n, H,
+        dv]."""
         self.waiting = False
         batch, _, n, _ = query.shape
         if len(self.tokens) == 0:
@@ -151,8 +162,7 @@ class RaggedLayer(CacheLayerMixin):
             if self.plan.stream:
                 nothing = np.zeros(batch * key.shape[1], dtype=np.int64)
                 self.arena = Arena(key.new_empty(0, key.shape[-1]), value.new_empty(0, value.shape[-1]), nothing, batch)
-                self.positions = torch.empty(0, dtype=torch.int32, device=key.device)
-                self.packed_lengths, self.packed_tokens = nothing, self.tokens.copy()
+                self.adopt(torch.empty(0, dtype=torch.int32, device=key.device))
         if batch != len(self.tokens):
             raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
         spans = self.plan.spans(valid) or [(0, n)] * batch
@@ -170,7 +180,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.collected is not None:
             key, value = (torch.cat(pair, dim=2) for pair in zip(self.collected, (key, value), strict=True))
         batch, heads, n, _ = query.shape
-        before, self.tokens = self.tokens, self.tokens + [b - a for a, b in spans]
+        before, self.tokens = self.tokens, self.tokens + np.array([b - a for a, b in spans])
         out = query.new_zeros(batch, n, heads, value.shape[-1])
         columns = []
         for row, (a, b) in enumerate(spans):
@@ -191,7 +201,9 @@ class RaggedLayer(CacheLayerMixin):
             raise ValueError(f"row {int(self.tokens.argmin())} of the batch has no token")
         self.collected = None
         self.attributes = (heads, scale, softcap)
-        self.store(keys, values, [self._keep(row, k, v) for row, (k, v) in enumerate(zip(keys, values, strict=True))])
+        self.store(keys, values)
+        if not self.plan.observe:
+            self.observed = []
         return out
 
     def _observe(self, query: Tensor, spans: list[Span], before: np.ndarray) -> None:
@@ -223,11 +235,32 @@ class RaggedLayer(CacheLayerMixin):
             return keep
         return self.plan.eviction.keep(self.view(row, keys, values, self.plan.eviction.scorer))
 
-    def store(self, keys: list[Tensor], values: list[Tensor], keep: list[Tensor]) -> None:
-        """Keep the chosen entries of each batch row, in position order, and make this the state to roll back to."""
-        self.arena, self.positions = pack(keys, values, keep)
+    def store(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        """Keep what stays of each batch row's prompt (keys [K, T, d], values [K, T, dv]), in position order, and make
+        this the state to roll back to."""
+        keep = [self._keep(row, k, v) for row, (k, v) in enumerate(zip(keys, values, strict=True))]
+        self.arena, positions = pack(keys, values, keep)
+        self.adopt(positions)
+
+    def adopt(self, positions: Tensor) -> None:
+        """Take the arena's present entries, which stood at `positions` [entries], as the state to roll back to. What is
+        appended from now on stands where it comes."""
+        assert self.arena is not None
+        self.positions = positions
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
         self.commit()
+
+    def evicted(self, plan: Plan) -> RaggedLayer:
+        """The layer as if it had been prefilled under another plan; this one must hold its whole prompt."""
+        if self.arena is None or self.mark is None:
+            raise RuntimeError("the prompt is not in the cache yet")
+        twin = copy(self)
+        twin.plan, twin.seen, twin.tokens, twin.queries = plan, self.mark.seen, self.mark.tokens.copy(), []
+        twin.head_queries = [copy(queries) for queries in self.head_queries]
+        prompt = self.mark.lengths.reshape(self.arena.batch, -1)[:, 0]
+        rows = [[part[:, :n] for part in self.arena.row(row)] for row, n in enumerate(prompt)]
+        twin.store([keys for keys, _ in rows], [values for _, values in rows])
+        return twin
 
     def _append(
         self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float, softcap: float | None
@@ -240,7 +273,7 @@ class RaggedLayer(CacheLayerMixin):
         )
         if self.plan.record_queries and not self.is_sliding:
             self.queries.append(query.detach())
-        self.tokens = self.tokens + [b - a for a, b in spans]
+        self.tokens = self.tokens + np.array([b - a for a, b in spans])
         if all(s == (0, n) for s in spans):
             self.arena.append(key, value)
             out = self._decode(decode, query, 0, batch, scale, softcap).transpose(1, 2)
@@ -294,13 +327,18 @@ class RaggedLayer(CacheLayerMixin):
         """[entries] int64: where in its row (padding not counted) each entry of a sequence stood."""
         assert self.arena is not None
         row = sequence // self.arena.heads
+        if self.is_sliding:  # holds the newest tokens, without gaps
+            newest = int(self.tokens[row])
+            return torch.arange(newest - int(self.arena.lengths[sequence]), newest, device=self.positions.device)
         first, count = int(self.packed_lengths[:sequence].sum()), int(self.packed_lengths[sequence])
         appended = torch.arange(int(self.packed_tokens[row]), int(self.tokens[row]), device=self.positions.device)
         return torch.cat([self.positions[first : first + count].long(), appended])
 
     def evict_again(self) -> None:
-        """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until commit()."""
-        assert self.arena is not None and self.plan.later is not None
-        self.arena, self.positions = shrink(self, self.plan.later)
-        self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until
+        commit()."""
+        assert self.arena is not None
+        assert self.plan.later is not None
+        self.arena, positions = shrink(self, self.plan.later)
+        self.adopt(positions)
         self.mark = None

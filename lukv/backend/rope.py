@@ -12,8 +12,8 @@ from lukv.scoring import Rope
 
 
 def rope_of(model: PreTrainedModel, layer: int) -> Rope | None:
-    """positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them; None for a model
-    without rotary positions."""
+    """positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them; None for a
+    model without rotary positions."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     if rotary is None:
         return None

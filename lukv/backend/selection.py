@@ -28,8 +28,8 @@ class Protection:
         return self.level(tokens, device) > 0
 
     def level(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
-        """[tokens] int64, 0 for an ordinary token, 1 for a recent one, 2 and more for a sink, the first one highest: a head
-        with fewer slots than protected tokens keeps sinks before recent ones, and of the sinks the first ones."""
+        """[tokens] int64: 0 for an ordinary token, 1 for a recent one, 2 and more for a sink, the first one highest. So
+        a head with fewer slots than protected tokens keeps sinks before recent ones, and of the sinks the first."""
         position = torch.arange(tokens, device=device)
         recent = (position >= tokens - self.recent).long()
         return torch.where(position < self.sink, 1 + self.sink - position, recent)
@@ -45,7 +45,7 @@ class Eviction:
     budget: Budget
 
     def keep(self, layer: PromptLayer) -> Tensor:
-        """[K, T] bool: the entries of this layer that stay. Raises ValueError for scores or counts that are unusable."""
+        """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts."""
         scores = self.scorer.score(layer)
         heads, tokens = layer.keys.shape[:2]
         if scores.shape != (heads, tokens):
@@ -65,8 +65,8 @@ def scores_of(layer: PromptLayer, scores: Tensor, protection: Protection) -> Hea
 
 
 def protect(scores: Tensor, protection: Protection, name: str = "scorer") -> Tensor:
-    """scores [K, T] with the protected tokens raised above every score of the layer, in the order of `Protection.level`:
-    also when heads compete, a protected token wins. Raises ValueError for scores that are NaN or infinite.
+    """scores [K, T] with the protected tokens raised above every score of the layer (so that they also win where heads
+    compete), in the order of `Protection.level`. Raises ValueError for scores that are NaN or infinite.
 
     The step is 1 or, for large scores, a millionth of the largest: 1e9 + 1 is 1e9 in float32.
     """

@@ -1,7 +1,7 @@
 """Evict again from a cache that is ragged already: a second turn, a long answer, or a prompt that streams in.
 
-The heads hold different positions by now, so each is scored by itself, as a layer of one KV head over its own entries. The
-allocator still sees all heads over all tokens seen; those that are gone have the lowest score there is.
+The heads hold different positions by now, so each is scored by itself, as a layer of one KV head over its own entries.
+The allocator still sees all heads over all tokens seen; those that are gone have the lowest score there is.
 """
 
 from __future__ import annotations
@@ -75,10 +75,9 @@ def shrink_row(layer: RaggedLayer, arena: Arena, row: int, eviction: Eviction) -
     raised = torch.where(stored, protect(scores, protection, eviction.scorer.name), scores)
     heads = HeadScores(raised, protection.mask(tokens, raised.device), layer.index, layer.plan.layers)
     keep = best(raised, eviction.allocator.counts(eviction.budget, heads)) & stored
-    return [
-        (
-            *(part[keep[head, positions[head]]] for part in arena.sequence(index)),
-            positions[head][keep[head, positions[head]]],
-        )
-        for head, index in enumerate(sequences)
-    ]
+    kept = []
+    for head, index in enumerate(sequences):
+        stays = keep[head, positions[head]]
+        keys, values = arena.sequence(index)
+        kept.append((keys[stays], values[stays], positions[head][stays]))
+    return kept

@@ -1,4 +1,5 @@
-"""What the backend is checked against: one dense float64 forward per row, no cache, no padding, evicted keys at -inf."""
+"""What the backend is checked against: one dense float64 forward per row, no cache, no padding, evicted keys at
+-inf."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Expected Attention against dense float64 matrices, and its formula against a simulation."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ def rotary(dims, factor=1.0):
 def prompt(tokens, dims=8, dim=8, factor=1.0, kv_heads=2, query_heads=4, seed=0):
     """Pre-RoPE queries with a mean, and the layer that holds the rotated ones."""
     generator = torch.Generator().manual_seed(seed)
-    before = torch.randn(query_heads, tokens, dim, generator=generator) + torch.randn(query_heads, 1, dim, generator=generator)
+    before = torch.randn(query_heads, tokens, dim, generator=generator) + torch.randn(
+        query_heads, 1, dim, generator=generator
+    )
     keys, values = (torch.randn(kv_heads, tokens, dim, generator=generator) for _ in range(2))
     rope, matrix = rotary(dims, factor)
     after = torch.stack([before[:, t].double() @ matrix(t, dim).T for t in range(tokens)], 1).float()
@@ -43,7 +46,7 @@ def prompt(tokens, dims=8, dim=8, factor=1.0, kv_heads=2, query_heads=4, seed=0)
 
 def observe(scorer, queries, layer, cuts=()):
     observed, edges = None, [0, *cuts, queries.shape[1]]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         observed = scorer.observe(observed, queries[:, start:end], start, layer.rope)
     return replace(layer, observed=observed)
 
@@ -96,7 +99,7 @@ def test_pieces_do_not_matter(cuts):
     _, after, layer, _ = prompt(40)
     scorer = ExpectedAttention(eps=0.0)
     whole, pieces = observe(scorer, after, layer), observe(scorer, after, layer, cuts)
-    assert whole.observed.count == pieces.observed.count == 36
+    assert whole.observed.n == pieces.observed.n == 36
     torch.testing.assert_close(pieces.observed.outer, whole.observed.outer, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(scorer.score(pieces), scorer.score(whole), rtol=1e-6, atol=1e-9)
 
@@ -141,7 +144,9 @@ def test_without_rotary_embedding():
     layer = replace(layer, rope=None)
     identity = lambda position, dim: torch.eye(dim, dtype=torch.float64)  # noqa: E731
     expected = dense(after, layer, identity, 3, 0.0)
-    torch.testing.assert_close(scorer.score(observe(scorer, after, layer))[:, 4:].double(), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(
+        scorer.score(observe(scorer, after, layer))[:, 4:].double(), expected, rtol=1e-5, atol=1e-9
+    )
 
 
 def test_rotate_is_transformers_own():

@@ -44,7 +44,9 @@ def test_keydiff_without_a_direction(keys):
 def test_keydiff_overflow_of_half_precision():
     """|k| is taken in float32: a float16 key of length 70 000 has no float16 norm."""
     keys = torch.randn(1, 10, 64).sign() * 1e4
-    torch.testing.assert_close(KeyDiff().score(prompt(keys.half())), KeyDiff().score(prompt(keys)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        KeyDiff().score(prompt(keys.half())), KeyDiff().score(prompt(keys)), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_streaming_keeps_sinks_and_the_latest():

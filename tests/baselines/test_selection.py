@@ -99,8 +99,14 @@ def test_budget_below_the_protection_keeps_the_first_sinks():
 
 def test_one_token_and_nothing_kept():
     layer = prompt(2, 1)
-    assert Eviction(Fixed(torch.zeros(2, 1)), Uniform(), Protection(), Budget(share=1.0)).keep(layer).tolist() == [[True]] * 2
-    assert Eviction(Fixed(torch.zeros(2, 1)), Uniform(), Protection(), Budget(share=0.1)).keep(layer).tolist() == [[False]] * 2
+    assert (
+        Eviction(Fixed(torch.zeros(2, 1)), Uniform(), Protection(), Budget(share=1.0)).keep(layer).tolist()
+        == [[True]] * 2
+    )
+    assert (
+        Eviction(Fixed(torch.zeros(2, 1)), Uniform(), Protection(), Budget(share=0.1)).keep(layer).tolist()
+        == [[False]] * 2
+    )
 
 
 def test_wrong_shapes_are_said():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def dense(queries, layer, window, kernel, pool, order):
 def score(scorer, queries, layer, cuts=()):
     observed = None
     edges = [0, *cuts, queries.shape[1]]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         observed = scorer.observe(observed, queries[:, start:end], start, None)
     return scorer.score(replace(layer, observed=observed))
 

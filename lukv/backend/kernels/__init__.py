@@ -5,8 +5,8 @@ A kernel is one module of this package with
     problem(device, dtype, head_dim, value_dim, softcap) -> str | None      why it cannot run here, and what to do
     decode(query, keys, values, start, length, longest, scale, softcap) -> out
 where query [N, G, n, d]; keys [rows, d], values [rows, dv] (the arena); start, length [N] int32 on the arena's device;
-longest: int >= max(length); out [N, G, n, dv] in the query's dtype. The queries are the last n entries of each sequence:
-query i sees all but the last n-1-i. Every length is >= n.
+longest: int >= max(length); out [N, G, n, dv] in the query's dtype. The queries are the last n entries of each
+sequence: query i sees all but the last n-1-i. Every length is >= n.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Decode(Protocol):
 
 
 def names() -> list[str]:
-    """Every kernel there is a module for."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Every kernel there is a module for (those that begin with _ are parts of others)."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 @cache
 def pick(
     name: str, device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool = False
 ) -> tuple[str, Decode]:
-    """(name, decode) of the kernel asked for, or with "auto" of the first that can run here. Raises ValueError for one that
-    does not exist or cannot run: there is no silent fallback."""
+    """(name, decode) of the kernel asked for, or with "auto" of the first that can run here. Raises ValueError for one
+    that does not exist or cannot run: there is no silent fallback."""
     if name not in ("auto", *names()):
         raise ValueError(f"attention={name} is not a kernel: choose one of auto, {', '.join(names())}")
     modules = {n: importlib.import_module(f"{__name__}.{n}") for n in (names() if name == "auto" else [name])}

@@ -1,4 +1,5 @@
-"""One call of torch's own attention per sequence, the group's query heads as query rows. Any device, dtype and shape."""
+"""One call of torch's own attention per sequence, the group's query heads as query rows. Any device, dtype and
+shape."""
 
 from __future__ import annotations
 
@@ -25,15 +26,14 @@ def decode(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    n = query.shape[2]
-    out = query.new_empty(*query.shape[:3], values.shape[-1])
-    if n == 1 and softcap is None:  # one call, no mask: the path of every generated token
-        rows = query.transpose(1, 2)[:, None]  # [N, 1, 1, G, d]
-        for i, (a, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
-            entry = slice(a, a + count)
-            out[i] = sdpa(rows[i], keys[entry][None, None], values[entry][None, None], scale=scale)[0, 0][:, None]
-        return out
-    for i, (a, count) in enumerate(zip(start.tolist(), length.tolist(), strict=True)):
-        entry = slice(a, a + count)
-        out[i] = causal_attention(query[i], keys[None, entry], values[None, entry], scale, softcap)
-    return out
+    sequences = [(a, a + count) for a, count in zip(start.tolist(), length.tolist(), strict=True)]
+    if query.shape[2] > 1 or softcap is not None:
+        each = zip(query, sequences, strict=True)
+        return torch.stack(
+            [causal_attention(q, keys[None, a:b], values[None, a:b], scale, softcap) for q, (a, b) in each]
+        )
+    # the path of every generated token: no mask, as few calls as there can be
+    keys, values = keys[None, None], values[None, None]
+    rows = query.transpose(1, 2)[:, None].unbind()  # each [1, 1, G, d]
+    outs = [sdpa(q, keys[:, :, a:b], values[:, :, a:b], scale=scale) for q, (a, b) in zip(rows, sequences, strict=True)]
+    return torch.cat(outs).transpose(1, 2)

@@ -1,0 +1,57 @@
+"""What the backend needs to know of a transformers config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from transformers import PreTrainedConfig
+
+KINDS = {"full_attention", "sliding_attention"}
+GEOMETRY = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+    "max_position_embeddings",
+)
+
+
+def config_hash(config: PreTrainedConfig) -> str:
+    """Twelve hex digits of the network's geometry: the same wherever the model lies, whatever its dtype and whichever
+    version of transformers reads it."""
+    text = config.get_text_config(decoder=True)
+    fields = {field: getattr(text, field, None) for field in GEOMETRY}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def windows(config: PreTrainedConfig) -> list[int | None]:
+    """The sliding window of each layer, None for full attention. Raises ValueError for a model this backend cannot run:
+    other kinds of layers, or no layer with full attention (nothing to evict)."""
+    config = config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:  # mistral, phi3: one window for all layers; one that no position can leave is none
+        wide = window is None or window >= config.max_position_embeddings
+        kinds = ["full_attention" if wide else "sliding_attention"] * config.num_hidden_layers
+    if other := sorted(set(kinds) - KINDS):
+        raise ValueError(
+            f"{config.model_type} has {', '.join(other)} layers; only full and sliding attention are supported"
+        )
+    if "full_attention" not in kinds:
+        raise ValueError(f"every layer of this {config.model_type} has a sliding window of {window}: nothing to evict")
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def rope_switch(config: PreTrainedConfig) -> int | None:
+    """The length at which a model changes its rotary factors ("longrope": Phi-3), so that keys from before do not
+    fit."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)

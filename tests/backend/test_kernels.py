@@ -1,0 +1,101 @@
+"""Every decode kernel that runs here against dense float64 attention, written out once more below."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lukv.backend.kernels import names, pick
+
+CPU = torch.device("cpu")
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def arena(lengths, d, dv, dtype, seed, garbage=float("nan")):
+    """Sequences with free rows before, between and behind them; what is in those must not matter."""
+    generator = torch.Generator().manual_seed(seed)
+    capacity = torch.tensor([n + 3 for n in lengths])
+    start = capacity.cumsum(0) - capacity + 2
+    keys = torch.full((int(capacity.sum()) + 2, d), garbage, dtype=torch.float64)
+    values = torch.full((len(keys), dv), garbage, dtype=torch.float64)
+    for a, n in zip(start.tolist(), lengths, strict=True):
+        keys[a : a + n] = torch.randn(n, d, generator=generator, dtype=torch.float64)
+        values[a : a + n] = torch.randn(n, dv, generator=generator, dtype=torch.float64)
+    return keys.to(dtype), values.to(dtype), start.int(), torch.tensor(lengths).int()
+
+
+def expected(query, keys, values, start, length, scale, softcap):
+    sequences, group, n, _ = query.shape
+    out = torch.zeros(sequences, group, n, values.shape[1], dtype=torch.float64)
+    for i in range(sequences):
+        a, count = int(start[i]), int(length[i])
+        for t in range(n):
+            seen = slice(a, a + count - n + t + 1)
+            logits = query[i, :, t].double() @ keys[seen].double().T * scale
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            out[i, :, t] = logits.softmax(-1) @ values[seen].double()
+    return out
+
+
+def usable(name, dtype, d, dv, softcap):
+    try:
+        return pick(name, CPU, dtype, d, dv, softcap)[1]
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("n", [1, 5, 70])
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("name", names())
+def test_equals_dense_attention(name, dtype, n, softcap):
+    d, dv = 24, 40
+    decode = usable(name, dtype, d, dv, softcap is not None)
+    keys, values, start, length = arena([n, n + 1, 150, 77], d, dv, dtype, seed=n)
+    query = torch.randn(4, 3, n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    out = decode(query, keys, values, start, length, 150, d**-0.5, softcap)
+    assert out.dtype == dtype
+    wanted = expected(query, keys, values, start, length, d**-0.5, softcap)
+    assert (out.double() - wanted).abs().max() <= TOLERANCE[dtype]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_loop_equals_reference_on_any_shape(data):
+    n = data.draw(st.integers(1, 9), "n")
+    lengths = data.draw(st.lists(st.integers(n, 60), min_size=1, max_size=7), "lengths")
+    d, dv, group = (data.draw(st.integers(1, 20), name) for name in ("d", "dv", "group"))
+    softcap = data.draw(st.sampled_from([None, 1.5]), "softcap")
+    keys, values, start, length = arena(lengths, d, dv, torch.float64, seed=d)
+    query = torch.randn(len(lengths), group, n, d, dtype=torch.float64)
+    arguments = (query, keys, values, start, length, max(lengths), 1 / math.sqrt(d), softcap)
+    wanted = expected(*arguments[:5], 1 / math.sqrt(d), softcap)
+    for name in ("loop", "reference"):
+        out = pick(name, CPU, torch.float64, d, dv, softcap is not None)[1](*arguments)
+        assert (out - wanted).abs().max() <= 1e-12
+
+
+def test_auto_on_cpu_is_the_loop():
+    assert pick("auto", CPU, torch.float32, 64, 64)[0] == "loop"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flash", "attention=flash is not a kernel: choose one of auto, fa2, flash_attn, loop, reference, triton"),
+        ("fa2", "attention=fa2 cannot run here: fa2 needs a CUDA device, not cpu"),
+        ("flash_attn", "pip install --no-build-isolation 'flash-attn>=2.8'"),
+        ("triton", "attention=triton cannot run here: "),
+    ],
+)
+def test_impossible_kernel_is_an_error(name, message, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="cannot run here|is not a kernel") as error:
+        pick.__wrapped__(name, CPU, torch.float32, 64, 64)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
