@@ -12,37 +12,45 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+
+from evals.harness.commandline import Planned, faults
 
 POLL_S = 5.0
 
 
 @contextmanager
-def waiting(runs: Path) -> Iterator[None]:
-    """Around the launch of a sweep whose run folders lie in `runs`: ends when Slurm has none of its tasks left.
+def waiting(planned: Sequence[Planned]) -> Iterator[None]:
+    """Around the launch of these runs. If they go to Slurm: ends when it has none of their tasks left.
 
-    Raises RuntimeError if Slurm did not take the sweep.
+    Raises RuntimeError if Slurm did not take them.
     """
-    before = arrays(runs)
+    folders = {p.folder.parent for p in planned}
+    before = arrays(folders)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the launcher's exception and ends the process
     try:
         yield
     except RuntimeError as e:  # submitit's errors are of this kind
-        if not arrays(runs) - before:
+        if arrays(folders) == before:
             raise RuntimeError(f"Slurm: {' '.join(str(e).split())}") from e
     except KeyboardInterrupt:
-        mine = " ".join(sorted(arrays(runs) - before))
-        print(f"run.py: Slurm goes on without this process. To stop it: scancel {mine}", file=sys.stderr)
+        if mine := arrays(folders) - before:
+            print(f"run.py: Slurm goes on with it. To stop it: scancel {' '.join(sorted(mine))}", file=sys.stderr)
         raise
-    while queued(arrays(runs) - before):
+    mine = arrays(folders) - before
+    while queued(mine):
         time.sleep(POLL_S)
+    for p in planned:
+        if mine and not p.folder.exists():
+            logs = p.folder.parent / ".submitit"
+            faults[p.folder.name] = (1, f"left nothing behind: see the logs in {logs}/{min(mine)}_*/")
 
 
-def arrays(runs: Path) -> set[str]:
-    """Ids of the job arrays that were submitted from here: submitit makes a folder ID_TASK, or ID, for each job."""
-    return {p.name.split("_")[0] for p in (runs / ".submitit").glob("[0-9]*")}
+def arrays(folders: Set[Path]) -> set[str]:
+    """Ids of the job arrays that were submitted for runs in these folders: submitit makes ID_TASK, or ID, for each job."""
+    return {job.name.split("_")[0] for folder in folders for job in (folder / ".submitit").glob("[0-9]*")}
 
 
 def queued(ids: Set[str]) -> bool:

@@ -43,7 +43,11 @@ def sweep(slurm: dict[str, str], tmp_path: Path) -> Sweep:
     def call(*overrides: str, cluster: str = "slurm") -> subprocess.CompletedProcess[str]:
         command = [
             *(sys.executable, "run.py", "-m", f"cluster={cluster}", f"runs={tmp_path}", "method=keydiff"),
-            *("targets=[lukv,baselines,evals,tests]", "job._target_=tests.slurm.stand_in.work", "+job.subject=stand-in"),
+            *(
+                "targets=[lukv,baselines,evals,tests]",
+                "job._target_=tests.slurm.stand_in.work",
+                "+job.subject=stand-in",
+            ),
         ]
         if cluster == "slurm":
             small = ("cpus_per_task=1", "mem_gb=1", "timeout_min=5", "signal_delay_s=20")
