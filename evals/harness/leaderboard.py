@@ -20,8 +20,8 @@ PAGE = Path(__file__).parent / "page"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Row = Mapping[str, Any]
-"""A finished run: its result.json, and optionally `command` (that repeats it) and `samples` (a few of its samples.jsonl).
-Both are shown when the row is opened."""
+"""A finished run: its result.json, and optionally what is shown when the row is opened: `command` (that repeats it) and
+`samples` (a few lines of its samples.jsonl)."""
 
 
 def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> None:
@@ -44,8 +44,8 @@ def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> 
 <body>
 <header>
 <h1>KV cache eviction</h1>
-<p>{len(rows)} finished runs, {datetime.now(timezone.utc):%d %B %Y}. Scores in per cent with their 95% interval; the budget
-is the share of the cache that is <em>kept</em>. Bold: the best at that budget. Shade: compared with the full cache.</p>
+<p>{len(rows)} finished runs, {datetime.now(timezone.utc):%d %B %Y}. Scores in per cent with their 95% interval;
+the budget is the share of the cache that is <em>kept</em>. Bold: the best at that budget. Shade: compared with the full cache.</p>
 </header>
 <form id="filters">
 {"".join(choices(key, rows) for key in FILTERS)}
@@ -66,7 +66,7 @@ is the share of the cache that is <em>kept</em>. Bold: the best at that budget. 
 
 
 def comparable(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that may stand in one table (same model, benchmark and samples): the full cache first, then by budget."""
+    """The rows that may stand in one table (same model, benchmark, samples): the full cache first, then by budget."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["benchmark"], row["model"], drawn(row)), []).append(row)

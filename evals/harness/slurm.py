@@ -1,9 +1,9 @@
 """Waiting for a sweep that Slurm runs, to its real end.
 
-submitit's launcher gives up at the first task that Slurm calls lost, while the others still run; a task that is put back
-into the queue is at times called lost although it succeeds later; and a task that dies of an exception is called
-completed. So the launcher's word counts for nothing: once it returns or gives up, wait until Slurm has none of the array's
-tasks left. What became of each run is then read from its folder.
+submitit's launcher gives up at the first task that Slurm calls lost, while the others still run; a task that is put
+back into the queue is at times called lost although it succeeds later; and a task that dies of an exception is called
+completed. So the launcher's word counts for nothing: once it returns or gives up, wait until Slurm has none of the
+array's tasks left. What became of each run is then read from its folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def waiting(planned: Sequence[Planned]) -> Iterator[None]:
 
 
 def arrays(folders: Set[Path]) -> set[str]:
-    """Ids of the job arrays that were submitted for runs in these folders: submitit makes ID_TASK, or ID, for each job."""
+    """Ids of the job arrays submitted for runs in these folders: submitit makes a folder ID_TASK, or ID, for each job."""
     return {job.name.split("_")[0] for folder in folders for job in (folder / ".submitit").glob("[0-9]*")}
 
 

@@ -55,8 +55,8 @@ class Wandb:
     def follow(self, folder: Path, done: Sequence[Line] = ()) -> Iterator[WandbTracker]:
         """Track the run of a folder that has config.yaml and run.json; `done`: its samples from before this process.
 
-        Raises RuntimeError if W&B cannot be reached. Whatever ends the block, the W&B run ends with it: as failed if that
-        was an exception.
+        Raises RuntimeError if W&B cannot be reached. Whatever ends the block, the W&B run ends with it: as failed if
+        that was an exception.
         """
         run = self._open(folder, read_json(folder / "run.json"), yaml.safe_load((folder / "config.yaml").read_text()))
         try:
@@ -72,6 +72,7 @@ class Wandb:
         modes = ("auto", "online", "offline")
         if self.mode not in modes:
             raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
+        wandb.setup(wandb.Settings(silent=True))
         mode = self.mode
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
@@ -168,7 +169,7 @@ def wandb_id(about: Mapping[str, Any]) -> str:
 
 
 def budget_table(path: Path, model: str) -> wandb.Artifact:
-    """The artifact of a table file. W&B knows it by its content: the table that calibrate made is the one evaluate uses."""
+    """The artifact of a table file. W&B knows it by its content: what calibrate made is what evaluate uses."""
     import wandb
 
     artifact = wandb.Artifact(f"budgets-{model}-{path.stem}", type="budget-table")
@@ -177,7 +178,7 @@ def budget_table(path: Path, model: str) -> wandb.Artifact:
 
 
 def use(run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """Declare an input. W&B's own use_artifact refuses to when offline; what it does online can be written down offline."""
+    """Declare an input. W&B's own use_artifact refuses to when offline; what it does online can be noted offline."""
     if run.offline:
         run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
     else:

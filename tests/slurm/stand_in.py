@@ -1,4 +1,4 @@
-"""A job for the tests: run.py, its configs and run folders are the real ones, only the work is a stand-in of a second."""
+"""A job for the tests: run.py, its configs and run folders are the real ones, only the work is a stand-in."""
 
 from __future__ import annotations
 

@@ -116,9 +116,10 @@ def test_a_finished_run_is_logged_whole(folder: Path) -> None:
     assert json.loads(table.read_text())["data"][0][:4] == ["niah_single_1-0", "niah_single_1", "<b>7</b>", "7, 8"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_under_the_same_id(folder: Path) -> None:
     killed = f"""
-import os, json
+import os, json, time
 from pathlib import Path
 from evals.harness.track import Wandb
 folder = Path({str(folder)!r})
@@ -126,7 +127,9 @@ lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().spl
 with Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
     tracker.sample(lines[0])
     tracker.sample(lines[1])
-    import time; time.sleep(2)  # W&B's own process writes a moment later
+    written = next(folder.glob("wandb/offline-run-*")) / "run-{{}}.wandb".format(tracker._run.id)
+    while written.stat().st_size < 1000:  # W&B's own process writes some seconds later
+        time.sleep(0.5)
     os._exit(9)
 """
     assert alone([sys.executable, "-c", killed]).returncode == 9
@@ -166,15 +169,22 @@ def test_the_table_that_calibrate_makes_is_the_one_that_evaluate_uses(folder: Pa
 
 
 def test_a_run_that_fails_is_a_failed_run(folder: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
-        tracker.sample({"id": "x", "task": "vt", "error": "out of memory"})
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
+            tracker.sample({"id": "x", "task": "vt", "error": "out of memory"})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     seen = overview(runs(folder)[-1])
     assert seen["state"] == "failed"
     assert "running/score" not in seen["summary"]
 
 
-@pytest.mark.parametrize("environment", [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}])
+NO_SERVER = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize("environment", [{}, pytest.param(NO_SERVER, marks=pytest.mark.slow)])
 def test_online_without_key_or_server_is_one_line(folder: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "evals.harness.track", "log", "--mode", "online", str(folder)]
     done = alone(command, environment)
