@@ -45,7 +45,8 @@ def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> 
 <header>
 <h1>KV cache eviction</h1>
 <p>{len(rows)} finished runs, {datetime.now(timezone.utc):%d %B %Y}. Scores in per cent with their 95% interval;
-the budget is the share of the cache that is <em>kept</em>. Bold: the best at that budget. Shade: compared with the full cache.</p>
+the budget is the share of the cache that is <em>kept</em>. Bold: the best at that budget.
+Shade: compared with the full cache.</p>
 </header>
 <form id="filters">
 {"".join(choices(key, rows) for key in FILTERS)}

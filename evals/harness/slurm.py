@@ -49,7 +49,7 @@ def waiting(planned: Sequence[Planned]) -> Iterator[None]:
 
 
 def arrays(folders: Set[Path]) -> set[str]:
-    """Ids of the job arrays submitted for runs in these folders: submitit makes a folder ID_TASK, or ID, for each job."""
+    """Ids of the job arrays submitted for runs in these folders: submitit makes a folder ID_TASK, or ID, a job."""
     return {job.name.split("_")[0] for folder in folders for job in (folder / ".submitit").glob("[0-9]*")}
 
 
