@@ -1,14 +1,13 @@
 """Every finished run in runs/ as one table (markdown and csv) and one plot of score against budget per benchmark.
 
 python report.py [--runs runs] [--out runs/report]
-python report.py score --predictions FILE      LongBench scores of a file of predictions, without a model
+python report.py score --predictions PATH      LongBench scores of a file of predictions, without a model
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,14 +140,20 @@ def write(runs: Path, out: Path) -> int:
     return 0
 
 
-def score(predictions: Path) -> int:
+def score(predictions: Path, protocol: str, e: bool) -> int:
     from evals.longbench import score_predictions
 
     try:
-        print(json.dumps(score_predictions(predictions), indent=2, ensure_ascii=False))
-    except (ValueError, OSError) as e:
-        print(f"report.py: {e}", file=sys.stderr)
+        found = score_predictions(predictions, protocol, e)
+    except (ValueError, OSError) as error:
+        print(f"report.py: {error}", file=sys.stderr)
         return 2
+    names = list(dict.fromkeys(name for task in found for name in task.scores))
+    rows = [
+        [task.task, str(task.n), *(f"{task.scores[n]:.2f}" if n in task.scores else "" for n in names)]
+        for task in found
+    ]
+    print(table([["task", "n", *names], *rows]))
     return 0
 
 
@@ -162,7 +167,7 @@ def main() -> int:
     )
     args = parser.parse_args()
     if args.command == "score":
-        return score(args.predictions)
+        return score(args.predictions, args.protocol, args.e)
     return write(args.runs, args.out or args.runs / "report")
 
 

@@ -37,8 +37,8 @@ METRICS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
 class Jsonl:
     """Questions of the user's own, one JSON object a line; equal contexts are compressed once by the harness.
 
-    data             file with "context", "question" (strings) and "answers" (strings in a list) on every line; optional:
-                     "answer_prefix", "max_new_tokens", "task" (several tasks in one file) and "id"
+    data             file with "context", "question" (strings) and "answers" (a list of strings) on every line; also
+                     "answer_prefix", "max_new_tokens", "task" (several tasks in one file) and "id" if wanted
     metric           a name of METRICS
     max_new_tokens   where the line has none
     chat             put the model's chat template around it

@@ -7,10 +7,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-NAMES = {str: "a string", int: "an integer", list: "a list", dict: "an object", float: "a number", type(None): "null"}
+NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 
-def read_rows(path: str | Path, columns: Mapping[str, type | tuple[type, ...]]) -> list[dict[str, Any]]:
+def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
     """All rows of a jsonl file. `columns`: those that every row must have, with their types; others are kept.
 
     Raises FileNotFoundError or ValueError that names the file and the line: a file that is missing, empty, not UTF-8, a
@@ -25,7 +33,7 @@ def read_rows(path: str | Path, columns: Mapping[str, type | tuple[type, ...]]) 
     return [parse(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
 
 
-def parse(line: bytes, place: str, columns: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -38,14 +46,13 @@ def parse(line: bytes, place: str, columns: Mapping[str, type | tuple[type, ...]
     return row
 
 
-def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, types in columns.items():
+def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:
+    for name, kind in columns.items():
         if name not in row:
             raise ValueError(f"{place} has no {name!r}; it has: {', '.join(sorted(row)) or 'nothing'}")
-        if not isinstance(row[name], types):
-            expected = [NAMES[kind] for kind in (types if isinstance(types, tuple) else (types,))]
+        if type(row[name]) is not kind:
             found = NAMES.get(type(row[name]), type(row[name]).__name__)
-            raise ValueError(f"{place}: {name!r} is {found}, expected {' or '.join(expected)}")
+            raise ValueError(f"{place}: {name!r} is {found}, expected {NAMES[kind]}")
 
 
 def check_strings(values: Iterable[Any], name: str, place: str) -> tuple[str, ...]:

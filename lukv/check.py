@@ -48,17 +48,17 @@ def check_method(
     A budget table belongs to one geometry: give its `layers` and `kv_heads`.
     """
     shielded = protection.over(scorer)
-    for tokens in sorted({1, 2, 5, shielded.sink + 1, shielded.sink + shielded.recent + 1, 70, 150}):
-        for kind in ("random", "equal", "bfloat16"):
-            prompt = [_made_up(kind, index, layers, kv_heads, query_heads, tokens, head_dim) for index in range(layers)]
-            where = f"{tokens} {kind} tokens"
-            _check_scorer(scorer, *prompt[-1], where)
-            observed = [_observed(scorer, layer, queries) for queries, layer in prompt]
-            scores = torch.stack([scorer.score(layer) for layer in observed])
-            for budget in BUDGETS:
-                counts = _check_counts(allocator, budget, scores, shielded, where)
-            kept = Eviction(scorer, allocator, protection, BUDGETS[-1]).keep(observed[-1])
-            _require(torch.equal(kept.sum(-1), counts[-1]), f"{where}: other counts on the same scores")
+    lengths = {1, 2, 5, shielded.sink + 1, shielded.sink + shielded.recent + 1, 70, 150}
+    for kind, tokens in [*(("random", n) for n in sorted(lengths)), ("equal", 70), ("bfloat16", 70)]:
+        prompt = [_made_up(kind, index, layers, kv_heads, query_heads, tokens, head_dim) for index in range(layers)]
+        where = f"{tokens} {kind} tokens"
+        _check_scorer(scorer, *prompt[-1], where)
+        observed = [_observed(scorer, layer, queries) for queries, layer in prompt]
+        scores = torch.stack([scorer.score(layer) for layer in observed])
+        for budget in BUDGETS:
+            counts = _check_counts(allocator, budget, scores, shielded, where)
+        kept = Eviction(scorer, allocator, protection, BUDGETS[-1]).keep(observed[-1])
+        _require(torch.equal(kept.sum(-1), counts[-1]), f"{where}: other counts on the same scores")
     for tokens in (1, 70):
         for budget in BUDGETS:
             _check_counts(allocator, budget, torch.zeros(layers, kv_heads, tokens), shielded, f"{tokens} equal scores")
@@ -135,7 +135,10 @@ def _check_counts(
 
     result = [counts(layer) for layer in range(layers)]
     for count in result:
-        _require(count.shape == (heads,) and count.dtype == torch.int64, f"{who}: {count} is not [K] = [{heads}] int64")
+        _require(
+            count.shape == (heads,) and count.dtype == torch.int64,
+            f"{who}: counts {list(count.shape)} {count.dtype} are not [K] = [{heads}] int64",
+        )
         _require(count.device.type == "cpu", f"{who}: counts must be on the CPU")
         within = bool(((count >= 0) & (count <= tokens)).all())
         _require(within, f"{who}: {count.tolist()} not within 0..{tokens}")

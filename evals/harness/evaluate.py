@@ -191,7 +191,7 @@ def answer_batch(
     """Compress the batch's contexts together, then ask the first question of each, the second of each, ..."""
     rows = [list(context[0].context) for context in batch]
     start = time.perf_counter()
-    cache = compress(model.model, rows, eviction=eviction, attention=attention)
+    cache = compress(model, rows, eviction=eviction, attention=attention)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     kept = np.asarray(cache.kept())
@@ -203,7 +203,7 @@ def answer_batch(
         start = time.perf_counter()
         sample = asked[0].sample
         stop = model.stop_at(sample.stop)
-        said = answer(model.model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
+        said = answer(model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
         synchronize(model.device)
         times = {
             "prefill_s": prefill,

@@ -100,11 +100,11 @@ def once(
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
     start = time.perf_counter()
-    cache = compress(model.model, context, eviction=eviction, attention=attention)
+    cache = compress(model, context, eviction=eviction, attention=attention)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     stored = cache.nbytes
-    said = answer(model.model, cache, question, new)  # no end-of-text token: all rows run to the end
+    said = answer(model, cache, question, new)  # no end-of-text token: all rows run to the end
     return {
         "prefill_s": prefill,
         "ttft_s": prefill + said.ttft_s,

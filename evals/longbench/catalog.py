@@ -1,6 +1,6 @@
 """LongBench's 21 tasks (arXiv 2308.14508): prompts, lengths, metrics (THUDM/LongBench 2e00731, config/*.json).
 
-A prompt is in four pieces, which every protocol puts together in its own way; the official prompt is all of them joined.
+A prompt is in four pieces, which every protocol puts together in its own way; the official prompt is all four.
 Spelling is original ("asconcisely").
 """
 

@@ -106,8 +106,8 @@ def factory_pyramid(capacity, tokens, layers, window=8, beta=20):
     return [capacity if tokens < base * 2 else high - i * step + window for i in range(layers)]
 
 
-@pytest.mark.parametrize("tokens", [70, 257, 1024, 6000, 20001])
-@pytest.mark.parametrize("percent", [10, 20, 30, 55, 80, 90])
+@pytest.mark.parametrize("tokens", [70, 257, 1024, 8000])
+@pytest.mark.parametrize("percent", [10, 20, 55, 90])
 @pytest.mark.parametrize("layers", [2, 4, 32])
 def test_pyramidkv_is_kvpress_within_one_entry(percent, tokens, layers):
     counts = all_counts(PyramidKV(), Budget(share=percent / 100), torch.zeros(layers, 2, tokens))

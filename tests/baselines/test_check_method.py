@@ -151,7 +151,7 @@ def test_broken_scorer(scorer, message):
         (one_more, "neither"),
         (float_counts, "int64"),
         (negative, "not within"),
-        (one_short, r"not \[K\] = \[2\]"),
+        (one_short, r"are not \[K\] = \[2\]"),
         (flattens, "writes into the scores"),
         (drifting(), "counts change"),
     ],

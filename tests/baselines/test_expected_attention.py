@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from baselines.expected_attention import ExpectedAttention, rotate
+from baselines.expected_attention import ExpectedAttention
 from lukv.scoring import PromptLayer
 
 THETA = 100.0
@@ -147,14 +147,6 @@ def test_without_rotary_embedding():
     torch.testing.assert_close(
         scorer.score(observe(scorer, after, layer))[:, 4:].double(), expected, rtol=1e-5, atol=1e-9
     )
-
-
-def test_rotate_is_transformers_own():
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    x = torch.randn(3, 10, 8)
-    cos, sin = rotary(8)[0](torch.arange(10))
-    torch.testing.assert_close(rotate(x, cos, sin), apply_rotary_pos_emb(x[None], x[None], cos[None], sin[None])[0][0])
 
 
 @pytest.mark.parametrize("wrong", [{"future": 0}, {"eps": -1.0}])
