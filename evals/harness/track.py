@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from evals.harness.config import create
 from evals.harness.record import read_json, read_samples
 
 if TYPE_CHECKING:
@@ -100,6 +101,16 @@ class Wandb:
         if table and Path(table).is_file():
             use(run, budget_table(Path(table), config["model"]["name"]))
         return run
+
+
+@contextmanager
+def following(settings: Mapping[str, Any] | None, folder: Path, done: Sequence[Line] = ()) -> Iterator[Tracker]:
+    """Track the run of a folder in the way its config says (conf/track/)."""
+    if not settings:
+        yield Tracker()
+        return
+    with create(settings).follow(folder, done) as tracker:
+        yield tracker
 
 
 class WandbTracker(Tracker):
