@@ -67,15 +67,15 @@ Shade: compared with the full cache.</p>
 
 
 def comparable(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that may stand in one table (same model, benchmark, samples): the full cache first, then by budget."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    """The rows that may stand in one table, by `experiment`: the full cache first, then by budget."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["benchmark"], row["model"], drawn(row)), []).append(row)
-    return [sorted(groups[key], key=lambda row: (-budget(row), -row["score"])) for key in sorted(groups)]
+        groups.setdefault(row["experiment"], []).append(row)
+    return [sorted(groups[name], key=lambda row: (-budget(row), -row["score"])) for name in sorted(groups)]
 
 
 def drawn(row: Row) -> str:
-    """Which samples of the benchmark were used."""
+    """Which of the benchmark's samples were used."""
     limit = row["config"]["limit"]
     return (f"{limit} samples a task, " if limit else "") + f"seed {row['config']['seed']}"
 

@@ -34,6 +34,7 @@ def row(method: str, scorer: str | None, budget: float | None, score: float, ben
     return {
         "run_id": f"tiny__{method}__b{share:g}__{benchmark}__s0",
         "command": f"python run.py method={method} budget={share:g}",
+        "experiment": f"tiny__{benchmark}__s0",
         "model": "tiny",
         "benchmark": benchmark,
         "method": method,
