@@ -7,8 +7,10 @@ import os
 import signal
 import time
 
+import yaml
+
 from evals.harness.config import Run
-from evals.harness.record import RunFolder, write_json
+from evals.harness.record import RunFolder, input_files, write_json
 
 
 def work(run: Run) -> None:
@@ -19,8 +21,9 @@ def work(run: Run) -> None:
         done = folder.samples()
         attempt = {"start": time.time(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "done": len(done)}
         write_json(folder.path / f"attempt{os.environ.get('SLURM_RESTART_COUNT', '0')}.json", attempt)
-        (folder.path / "config.yaml").write_text("{}")
-        write_json(folder.path / "run.json", {})
+        if not (folder.path / "run.json").exists():  # what RunFolder.begin writes, without torch to tell its version
+            (folder.path / "config.yaml").write_text(yaml.safe_dump(dict(run.config)))
+            write_json(folder.path / "run.json", {"inputs": input_files(run.subject)})
         for i in range(len(done), run["job"]["samples"]):
             if i == 2 and not done:
                 strike(run["job"].get("fault"))
