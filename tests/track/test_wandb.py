@@ -79,7 +79,7 @@ def alone(command: list[str], environment: Mapping[str, str] | None = None) -> s
 
 def inspect(run: Path, *options: str) -> str:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(run)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
 def overview(run: Path) -> Any:
