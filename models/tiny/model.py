@@ -1,15 +1,14 @@
 """The architecture, and its initialisation: some heads begin as previous-token heads.
 
-The layers are Qwen2's, with biases on queries, keys and values. They are written down as Llama with `attention_bias` (and
-an output bias that stays zero), because AutoTokenizer gives every model of type qwen2 Qwen's own splitting of words.
-
-If the keys' bias is c on the fastest rotary frequencies and the queries' bias the same vector turned back by `offset`
-positions, the attention score of bias with bias is
+A Llama with attention biases is Qwen2's network (whose model type would make AutoTokenizer, in transformers 5.23, put
+Qwen's own pre-tokenizer in the place of ours); the output biases, which Qwen2 has not, stay zero. If the keys' bias is c
+on the fastest rotary frequencies and the queries' bias the same vector turned back by `offset` positions, the attention
+score of bias with bias is
 
     sum over frequencies f of c^2 cos(f (distance - offset)),
 
 largest at distance = offset: the head attends `offset` tokens back, whatever the text. Retrieval then has to be learnt,
-but its first ingredient has not. Nothing is frozen: training moves these heads like any other weight.
+but its first ingredient has not. These heads are not frozen: training moves them like any other weight.
 """
 
 from __future__ import annotations
@@ -59,9 +58,10 @@ def initialise(settings: LlamaConfig, seed: int) -> LlamaForCausalLM:
         elif weight.dim() == 2:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(weight, std=(0.5 if into_residual else 1.0) / math.sqrt(weight.shape[1]))
+        elif name.endswith("o_proj.bias"):
+            nn.init.zeros_(weight).requires_grad_(False)
         elif name.endswith("bias"):
-            nn.init.normal_(weight, std=0.5 if name.endswith(("q_proj.bias", "k_proj.bias")) else 0.0)
-            weight.requires_grad_("o_proj" not in name)
+            nn.init.normal_(weight, std=0.0 if "v_proj" in name else 0.5)
     for (layer, kv_head), offsets in OFFSETS.items():
         if layer < settings.num_hidden_layers:
             _look_back(model.model.layers[layer].self_attn, settings, kv_head, offsets)
