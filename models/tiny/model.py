@@ -1,9 +1,10 @@
 """The architecture, and its initialisation: some heads begin as previous-token heads.
 
-A Llama with attention biases is Qwen2's network (whose model type would make AutoTokenizer, in transformers 5.23, put
-Qwen's own pre-tokenizer in the place of ours); the output biases, which Qwen2 has not, stay zero. If the keys' bias is c
-on the fastest rotary frequencies and the queries' bias the same vector turned back by `offset` positions, the attention
-score of bias with bias is
+A Llama with attention biases is Qwen2's network; the output biases, which Qwen2 has not, stay zero. (As model type
+qwen2, AutoTokenizer of transformers 5.23 would put Qwen's own pre-tokenizer in the place of ours.)
+
+If the keys' bias is c on the fastest rotary frequencies and the queries' bias the same vector turned back by `offset`
+positions, the attention score of bias with bias is
 
     sum over frequencies f of c^2 cos(f (distance - offset)),
 
