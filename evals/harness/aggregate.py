@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from evals.harness.config import Run, benchmark_name
-
-RESAMPLES = 10_000
+from evals.stats import RESAMPLES, bootstrap_ci, resampled_means
 
 
 def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
     by_task: dict[str, list[float]] = {}
     for line in lines:
         by_task.setdefault(line["task"], []).append(line["score"])
-    low, high = interval(list(by_task.values()))
+    low, high = mean_interval(list(by_task.values()))
     kept = np.array([line["kept"] for line in lines], dtype=np.float64)  # [samples, layers, K]
     tokens = np.array([line["context_tokens"] for line in lines], dtype=np.float64)
     return {
@@ -32,7 +31,8 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {
-            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(interval([s]))} for name, s in by_task.items()
+            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(bootstrap_ci(s))}
+            for name, s in by_task.items()
         },
         "budget": {
             "asked": run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0,
@@ -59,14 +59,10 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
     }
 
 
-def interval(groups: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float]:
-    """Bootstrap percentile interval of the mean of the groups' means, each group resampled within itself."""
-    rng = np.random.default_rng(0)
-    means = np.zeros(RESAMPLES)
-    for group in groups:
-        values = np.asarray(group, dtype=np.float64)
-        means += values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1) / len(groups)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of the groups' means, each group resampled within itself."""
+    draws = [resampled_means(np.asarray(group), seed, RESAMPLES) for seed, group in enumerate(groups)]
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -29,7 +29,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evals.harness.config import CONF, InputError, Run, run_of
+from evals.harness.config import CONF, InputError, Run, run_of, without_hydra
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 
@@ -113,7 +113,7 @@ def check_options(overrides: Iterable[Override]) -> None:
 def composed(job: list[str], search: list[str]) -> Run:
     cfg = compose_checked(job, search)
     HydraConfig.instance().set_config(cfg)
-    return run_of(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra)
+    return run_of(without_hydra(cfg), cfg.hydra)
 
 
 def compose_checked(overrides: list[str], search: list[str]) -> DictConfig:
@@ -161,7 +161,7 @@ def one_line(error: BaseException) -> str:
 def do(cfg: DictConfig) -> None:
     """The job of one config. Never raises, so that a sweep goes on with the next run; faults are remembered."""
     run: Run | None = None
-    signal.signal(signal.SIGTERM, terminated)
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         run = run_of(cfg)
         if Path(run["model"]["path"]).is_dir():  # nothing to download: bars of milliseconds only hide what is said
@@ -182,8 +182,10 @@ def do(cfg: DictConfig) -> None:
         print(f"run.py: {line}", file=sys.stderr, flush=True)
         if run is not None:
             note_fault(run.folder, line)
-    if run is not None:
-        tidy(run.folder)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if run is not None:
+            tidy(run.folder)
 
 
 def terminated(*_: object) -> NoReturn:

@@ -112,8 +112,8 @@ def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark"))
 
 
-def run_of(cfg: DictConfig, hydra: DictConfig | None = None) -> Run:
-    """Resolve and check a composed config. Raises InputError."""
+def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
+    """Resolve and check a composed config; hydra: its hydra node, by default that of the running job."""
     hydra = HydraConfig.get() if hydra is None else hydra
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{key} is not set: add {key}=VALUE")
@@ -122,8 +122,8 @@ def run_of(cfg: DictConfig, hydra: DictConfig | None = None) -> Run:
         raise InputError(
             f"no setting named '{key}'" if key not in known else f"the setting '{key}' cannot be taken away"
         )
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    config: dict[str, Any] = dict(plain)
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
     check_budget(config, overrides)
     check_targets(config, config["targets"])
@@ -132,6 +132,8 @@ def run_of(cfg: DictConfig, hydra: DictConfig | None = None) -> Run:
             raise InputError(f"{key}={config[key]} must be at least 1")
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
+    for key in config["job"].pop("ignores", ()):  # settings that make no difference to this job
+        config[key] = None
     choices = {group: hydra.runtime.choices.get(group) for group in ("scorer", "allocator", "protection")}
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
     return Run(config, choices, nested)
@@ -178,14 +180,18 @@ def run_id(run: Run) -> str:
 def method_parts(run: Run) -> list[str]:
     if not run.evicts:
         return [run["method"]]
-    usual = method_defaults(run["method"])
-    extra = [c for g, c in run.choices.items() if g != "scorer" and c != usual.get(g)]
-    budget = f"t{run['budget_tokens']}" if run["budget"] is None else f"b{run['budget']:g}"
-    return ["-".join(map(str, [run["method"], run.choices["scorer"], *extra])), budget]
+    usual = method_defaults(run["method"]) if run["method"] else run.choices
+    extra = [c for g, c in run.choices.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
+    parts = ["-".join(str(c) for c in [run["method"], run.choices["scorer"], *extra] if c is not None)]
+    if run["budget"] is not None:
+        parts.append(f"b{run['budget']:g}")
+    elif run["budget_tokens"] is not None:
+        parts.append(f"t{run['budget_tokens']}")
+    return parts
 
 
 def setting_parts(run: Run) -> list[str]:
-    """What must be the same for two runs to stand in one table, and (last) the nested settings of the method."""
+    """Where the method is tried, and the nested settings."""
     parts = [run["job"].get("subject") or benchmark_name(run)]
     if run["limit"] is not None:
         parts.append(f"n{run['limit']}")
@@ -202,6 +208,7 @@ NAMED = (
     "model.device",
     "model.device_map",
     "benchmark.length",
+    "job.save",
 )
 """Nested settings that the model's and benchmark's names already tell, or that change no result."""
 
@@ -236,14 +243,19 @@ def method_defaults(method: str) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for path in (CONF / "config.yaml", CONF / "method" / f"{method}.yaml"):
         if path.is_file():
-            for entry in OmegaConf.load(path).get("defaults", []):
+            content: Any = OmegaConf.load(path)
+            for entry in content.get("defaults", []):
                 if isinstance(entry, DictConfig):
                     chosen.update({str(k).removeprefix("override ").lstrip("/"): v for k, v in entry.items()})
     return chosen
 
 
 def resolve_run_id(*, _root_: DictConfig) -> str:
-    return run_of(OmegaConf.masked_copy(_root_, [k for k in _root_ if k != "hydra"]), _root_.get("hydra")).id
+    return run_of(without_hydra(_root_), _root_.get("hydra")).id
+
+
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def model_name(path: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from tqdm import tqdm
 
 from evals.harness import build
 from evals.harness.aggregate import aggregate
-from evals.harness.config import InputError, Run
+from evals.harness.config import InputError, Run, create
 from evals.harness.record import RunFolder
 from evals.harness.show import result_table
+from evals.harness.track import Tracker, following
 from evals.task import Sample, Task
 from lukv.backend.generate import answer, compress
 from lukv.backend.selection import Eviction
@@ -62,33 +64,34 @@ def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
         with build.input_errors():
             model = build.model(run)
             eviction = build.eviction(run, model)
-            benchmark = build.benchmark(run)
-            prompts = prepare(list(benchmark.tasks(model.tokenizer, run["limit"])), model)
-        folder.begin(
-            {
-                "prompts": prompt_hashes(prompts),
-                "benchmark": dict(benchmark.facts()),
-            }
-        )
+            prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
+        folder.begin({"prompts": prompt_hashes(prompts), "benchmark": facts})
         start = time.perf_counter()
         done = {i: line for i, line in folder.samples().items() if "error" not in line}
         spent = sum(line["times"]["total_s"] for line in done.values())
-        failed = work(folder, prompts, done, model, eviction, run)
-        if failed:
-            raise RuntimeError(
-                f"{len(failed)} of {len(prompts)} samples failed, the first with: {failed[0]['error']}. "
-                f"The others are kept in {run.folder}; the same command tries these again"
-            )
-        result = aggregate(run, [done[p.sample.id] for p in prompts], spent + time.perf_counter() - start)
-        folder.finish(result)
+        with following(run["track"], run.folder, list(done.values())) as tracker:
+            failed = work(folder, prompts, done, model, eviction, run, tracker)
+            if failed:
+                raise RuntimeError(
+                    f"{len(failed)} of {len(prompts)} samples failed, the first with: {failed[0]['error']}. "
+                    f"The others are kept in {run.folder}; the same command tries these again"
+                )
+            result = aggregate(run, [done[p.sample.id] for p in prompts], spent + time.perf_counter() - start)
+            result["left_out"] = sorted(facts.get("left_out", ()))
+            folder.finish(result)
+            tracker.finish(result)
         return result
 
 
-def prepare(tasks: Sequence[Task], model: LoadedModel) -> list[Prompt]:
-    """All samples as token ids. Raises InputError for one that does not fit into the model."""
+@lru_cache(maxsize=1)
+def prepared(model_settings: str, benchmark_settings: str, limit: int | None) -> tuple[list[Prompt], dict[str, Any]]:
+    """All samples as token ids, and the benchmark's facts; made once for the runs of a sweep that share them. Raises
+    InputError for a sample that does not fit into the model."""
+    model = build.load_model(model_settings)
+    benchmark = create(json.loads(benchmark_settings))
     prompts = []
-    longest = getattr(model.model.config, "max_position_embeddings", None)
-    for task in tasks:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
             total = len(ids[0]) + len(ids[1]) + sample.max_new_tokens
@@ -101,7 +104,7 @@ def prepare(tasks: Sequence[Task], model: LoadedModel) -> list[Prompt]:
         raise InputError("the benchmark has no samples")
     if len({p.sample.id for p in prompts}) < len(prompts):
         raise InputError("two samples of the benchmark have the same id")
-    return prompts
+    return prompts, dict(benchmark.facts())
 
 
 def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
@@ -148,6 +151,7 @@ def work(
     model: LoadedModel,
     eviction: Eviction | None,
     run: Run,
+    tracker: Tracker,
 ) -> list[dict[str, Any]]:
     """Answer what is not done yet; fills `done`, returns the lines of samples that failed."""
     failed = []
@@ -161,6 +165,8 @@ def work(
             failed += [line for line in new if "error" in line]
             done.update({line["id"]: line for line in new if "error" not in line})
             progress.update(len(new))
+            for line in new:
+                tracker.sample(line)
     progress.close()
     return failed
 
@@ -191,7 +197,7 @@ def answer_batch(
     """Compress the batch's contexts together, then ask the first question of each, the second of each, ..."""
     rows = [list(context[0].context) for context in batch]
     start = time.perf_counter()
-    cache = compress(model.model, rows, eviction=eviction, attention=attention)
+    cache = compress(model, rows, eviction=eviction, attention=attention)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     kept = np.asarray(cache.kept())
@@ -203,7 +209,7 @@ def answer_batch(
         start = time.perf_counter()
         sample = asked[0].sample
         stop = model.stop_at(sample.stop)
-        said = answer(model.model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
+        said = answer(model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
         synchronize(model.device)
         times = {
             "prefill_s": prefill,

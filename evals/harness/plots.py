@@ -28,7 +28,13 @@ def score_against_budget(
         x = [100 * row["kept_share"] for row in rows]
         y = [100 * row["score"] for row in rows]
         around = [[100 * (r["score"] - r["ci95"][0]) for r in rows], [100 * (r["ci95"][1] - r["score"]) for r in rows]]
-        style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.4, "capsize": 2, "label": label}
+        style: dict[str, Any] = {
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1.4,
+            "capsize": 2,
+            "label": label,
+        }
         axes.errorbar(
             x, y, [[max(e, 0) for e in side] for side in around], color=plt.get_cmap("tab20")(i % 20), **style
         )
