@@ -1,4 +1,4 @@
-"""Every finished run in runs/ as one table (markdown and csv) and one plot of score against budget per benchmark.
+"""Every finished run in runs/ as one table (markdown and csv), one plot per benchmark, and one page to look at.
 
 python report.py [--runs runs] [--out runs/report]
 python report.py score --predictions PATH      LongBench scores of a file of predictions, without a model
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.harness.record import read_json
+from evals.harness.record import read_json, read_samples
 from evals.harness.show import percent, table
 
 Result = Mapping[str, Any]
@@ -108,6 +108,19 @@ def csv_rows(r: Result) -> list[dict[str, Any]]:
     ]
 
 
+SHOWN = 2
+"""Samples of each task that the page shows of a run."""
+
+
+def opened(r: Result, folder: Path) -> Result:
+    """A result with what the page shows when its row is opened: the command that repeats it and some predictions."""
+    by_task: dict[str, list[Result]] = {}
+    for line in read_samples(folder / "samples.jsonl"):
+        by_task.setdefault(line["task"], []).append(line)
+    samples = [line for lines in by_task.values() for line in lines[:SHOWN]]
+    return {**r, "samples": samples, "command": read_json(folder / "run.json").get("command")}
+
+
 def write(runs: Path, out: Path) -> int:
     results = finished(runs)
     if not results:
@@ -115,10 +128,12 @@ def write(runs: Path, out: Path) -> int:
             f"report.py: no finished run in {runs}/: start with  python run.py method=lukv budget=0.2", file=sys.stderr
         )
         return 2
+    from evals.harness.leaderboard import write_page
     from evals.harness.plots import score_against_budget
 
     out.mkdir(parents=True, exist_ok=True)
     pages = []
+    figures = {}
     for name, group in experiments(results).items():
         page = markdown(name, group)
         print(f"{name}\n{overview(group)}\n")
@@ -129,6 +144,7 @@ def write(runs: Path, out: Path) -> int:
         if lines:
             full = next((r for r in group if keeps_all(r)), None)
             score_against_budget(lines, full, name.replace("__", ", "), out / f"{name}.png")
+            figures[f"Score against budget: {name.replace('__', ', ')}"] = out / f"{name}.png"
             page += f"\n![score against budget]({name}.png)\n"
         pages.append(page)
     (out / "report.md").write_text("# Results\n\n" + "\n".join(pages), encoding="utf-8")
@@ -136,7 +152,8 @@ def write(runs: Path, out: Path) -> int:
         sheet = csv.DictWriter(f, COLUMNS)
         sheet.writeheader()
         sheet.writerows(line for r in results for line in csv_rows(r))
-    print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv")
+    write_page([opened(r, runs / r["run_id"]) for r in results], figures, out / "leaderboard.html")
+    print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html")
     return 0
 
 

@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from evals.harness import commandline, config
+from evals.harness import commandline, config, slurm
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
@@ -22,7 +22,11 @@ def main(cfg: DictConfig) -> None:
 def run() -> int:
     """What the command line asks for; the exit code."""
     planned = commandline.plan(sys.argv[1:])
-    main()
+    try:
+        with slurm.waiting(planned):
+            main()
+    except RuntimeError as e:
+        commandline.stop(1, str(e))
     return commandline.summary(planned)
 
 

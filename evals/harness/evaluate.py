@@ -24,6 +24,7 @@ from evals.harness.aggregate import aggregate
 from evals.harness.config import InputError, Run, create
 from evals.harness.record import RunFolder
 from evals.harness.show import result_table
+from evals.harness.track import Tracker, following
 from evals.task import Sample, Task
 from lukv.backend.generate import answer, compress
 from lukv.backend.selection import Eviction
@@ -68,15 +69,17 @@ def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
         start = time.perf_counter()
         done = {i: line for i, line in folder.samples().items() if "error" not in line}
         spent = sum(line["times"]["total_s"] for line in done.values())
-        failed = work(folder, prompts, done, model, eviction, run)
-        if failed:
-            raise RuntimeError(
-                f"{len(failed)} of {len(prompts)} samples failed, the first with: {failed[0]['error']}. "
-                f"The others are kept in {run.folder}; the same command tries these again"
-            )
-        result = aggregate(run, [done[p.sample.id] for p in prompts], spent + time.perf_counter() - start)
-        result["left_out"] = sorted(facts.get("left_out", ()))
-        folder.finish(result)
+        with following(run["track"], run.folder, list(done.values())) as tracker:
+            failed = work(folder, prompts, done, model, eviction, run, tracker)
+            if failed:
+                raise RuntimeError(
+                    f"{len(failed)} of {len(prompts)} samples failed, the first with: {failed[0]['error']}. "
+                    f"The others are kept in {run.folder}; the same command tries these again"
+                )
+            result = aggregate(run, [done[p.sample.id] for p in prompts], spent + time.perf_counter() - start)
+            result["left_out"] = sorted(facts.get("left_out", ()))
+            folder.finish(result)
+            tracker.finish(result)
         return result
 
 
@@ -148,6 +151,7 @@ def work(
     model: LoadedModel,
     eviction: Eviction | None,
     run: Run,
+    tracker: Tracker,
 ) -> list[dict[str, Any]]:
     """Answer what is not done yet; fills `done`, returns the lines of samples that failed."""
     failed = []
@@ -161,6 +165,8 @@ def work(
             failed += [line for line in new if "error" in line]
             done.update({line["id"]: line for line in new if "error" not in line})
             progress.update(len(new))
+            for line in new:
+                tracker.sample(line)
     progress.close()
     return failed
 
