@@ -1,12 +1,13 @@
 """The architecture, and its initialisation: some heads begin as previous-token heads.
 
-A Qwen2 model has biases on queries and keys. If the keys' bias is c on the fastest rotary frequencies and the queries'
+A Llama with attention biases is Qwen2's network (whose model type would make AutoTokenizer, in transformers 5.23, put Qwen's
+own pre-tokenizer in the place of ours); the output biases, which Qwen2 has not, stay zero. If the keys' bias is c on the fastest rotary frequencies and the queries'
 bias the same vector turned back by `offset` positions, the attention score of bias with bias is
 
     sum over frequencies f of c^2 cos(f (distance - offset)),
 
 largest at distance = offset: the head attends `offset` tokens back, whatever the text. Retrieval then has to be learnt,
-but its first ingredient has not. Nothing is frozen: training moves these heads like any other weight.
+but its first ingredient has not. These heads are not frozen: training moves them like any other weight.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 OFFSETS: dict[tuple[int, int], tuple[int, int]] = {
     (0, 0): (1, 2), (0, 1): (1, 3), (0, 2): (5, 7),  # a key stands two tokens before its value, a name five to seven
@@ -26,8 +27,8 @@ OFFSETS: dict[tuple[int, int], tuple[int, int]] = {
 STRENGTH, FREQUENCIES = 5.4, 6
 
 
-def config(vocab_size: int, bos: int, eos: int, pad: int, layers: int = 4) -> Qwen2Config:
-    return Qwen2Config(
+def config(vocab_size: int, bos: int, eos: int, pad: int, layers: int = 4) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=256,
@@ -39,23 +40,25 @@ def config(vocab_size: int, bos: int, eos: int, pad: int, layers: int = 4) -> Qw
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        use_sliding_window=False,
+        attention_bias=True,
         bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=pad,
     )
 
 
-def initialise(settings: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
+def initialise(settings: LlamaConfig, seed: int) -> LlamaForCausalLM:
     """Float32 weights, drawn from `seed`."""
     torch.manual_seed(seed)
-    model = Qwen2ForCausalLM(settings)
+    model = LlamaForCausalLM(settings)
     for name, weight in model.named_parameters():
         if "embed" in name:
             nn.init.normal_(weight, std=0.05)
         elif weight.dim() == 2:
             into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(weight, std=(0.5 if into_residual else 1.0) / math.sqrt(weight.shape[1]))
+        elif name.endswith("o_proj.bias"):
+            nn.init.zeros_(weight).requires_grad_(False)
         elif name.endswith("bias"):
             nn.init.normal_(weight, std=0.0 if "v_proj" in name else 0.5)
     for (layer, kv_head), offsets in OFFSETS.items():
@@ -65,7 +68,7 @@ def initialise(settings: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
 
 
 @torch.no_grad()
-def _look_back(attention: nn.Module, settings: Qwen2Config, kv_head: int, offsets: tuple[int, ...]) -> None:
+def _look_back(attention: nn.Module, settings: LlamaConfig, kv_head: int, offsets: tuple[int, ...]) -> None:
     """Makes the query heads of `kv_head` attend `offsets` tokens back (in turn) and weakens what they read."""
     size, group = 32, settings.num_attention_heads // settings.num_key_value_heads
     half, fast = size // 2, slice(0, FREQUENCIES)

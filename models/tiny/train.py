@@ -46,8 +46,9 @@ class Trainer:
         self.model: PreTrainedModel = initialise(shape, settings.seed).to(self.device)
         if self.device == "cpu":
             self.model.set_attn_implementation(attention.NAME)
-        matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.dim() != 2 or "embed" in n]
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        matrices = [p for n, p in trained if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in trained if p.dim() != 2 or "embed" in n]
         self.optimisers = [
             Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
             torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),

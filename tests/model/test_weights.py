@@ -4,7 +4,8 @@ import random
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from models.tiny.data import Encoder
 from models.tiny.evaluate import TASKS, evaluate
@@ -26,13 +27,21 @@ def model():
     return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
 
-def test_it_is_an_ordinary_qwen2_folder(model, encoder):
+def test_it_is_an_ordinary_llama_folder(model, encoder):
     config = AutoConfig.from_pretrained(FOLDER)
-    assert isinstance(model, Qwen2ForCausalLM)
+    assert isinstance(model, LlamaForCausalLM)
     assert config.max_position_embeddings >= 8192
     assert config.vocab_size == len(encoder.tokenizer)
+    assert (model.model.layers[0].self_attn.o_proj.bias == 0).all()
     assert model.generation_config.eos_token_id == encoder.end == encoder.tokenizer.eos_token_id
     assert (FOLDER / "model.safetensors").stat().st_size < 5_000_000
+
+
+def test_autotokenizer_keeps_our_tokenizer_as_it_is(encoder):
+    """transformers 5.23 replaces the pre-tokenizer of some model types by the type's own."""
+    text = "The special magic number for rainy-endorsement is: 7015227.\n"
+    ours = Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert encoder.ids(text) == ours
 
 
 def test_single_needles_are_found_and_generation_ends(model, encoder):
