@@ -77,7 +77,7 @@ class Wandb:
         mode = self.mode
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        subject = config["benchmark"]["name"] if config.get("benchmark") else "-"
+        subject = create(config["benchmark"]).name if config.get("benchmark") else "-"
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics)
         try:
             run = wandb.init(

@@ -54,7 +54,7 @@ def folder(tmp_path: Path) -> Path:
     config = {
         "method": "lukv",
         "model": {"name": "tiny"},
-        "benchmark": {"name": "ruler-512"},
+        "benchmark": {"_target_": "evals.ruler.Ruler", "length": 512},
         "allocator": {"_target_": "lukv.table.TableAllocator", "path": str(table)},
         "job": {"_target_": "evals.harness.evaluate.evaluate"},
         "budget": 0.2,
