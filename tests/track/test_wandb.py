@@ -128,7 +128,7 @@ with Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
     tracker.sample(lines[0])
     tracker.sample(lines[1])
     written = next(folder.glob("wandb/offline-run-*")) / "run-{{}}.wandb".format(tracker._run.id)
-    while written.stat().st_size < 1000:  # W&B's own process writes some seconds later
+    while b"running/score" not in written.read_bytes():  # W&B's own process writes some seconds later
         time.sleep(0.5)
     os._exit(9)
 """
