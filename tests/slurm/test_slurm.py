@@ -108,7 +108,7 @@ def test_a_failing_and_a_killed_task_do_not_harm_the_others_and_go_on_when_asked
 
 def test_a_timeout_is_requeued_and_resumes_to_the_same_result(sweep: Sweep, tmp_path: Path) -> None:
     what = ("budget=0.4", "+job.samples=60")
-    # Slurm sends the signal up to a minute early: each attempt gets half a minute, less what a busy machine takes to start.
+    # Slurm sends the signal up to a minute early: each attempt gets half a minute, less the time to start.
     done = sweep(*what, "+job.pace=1", "hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=20")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (p.parent for p in tmp_path.glob("*/result.json"))
