@@ -1,8 +1,8 @@
 """LU-KV's solver: head budgets that minimise the utility thrown away, for all targets at once, with a certificate.
 
-arXiv 2602.08585. Each KV head has a loss curve: Loss(m) = summed utility of its m worst-ranked tokens. Its lower convex
-hull is the isotonic regression (PAVA) of the utilities in discard order, and the blocks of that regression are the
-hull's edges: each a number of tokens and one price per token. A head's edges get dearer one by one, so always
+arXiv 2602.08585. Each KV head has a loss curve: Loss(m) = summed utility of its m worst-ranked tokens. Its lower
+convex hull is the isotonic regression (PAVA) of the utilities in discard order, and the blocks of that regression are
+the hull's edges: each a number of tokens and one price per token. A head's edges get dearer one by one, so always
 discarding the cheapest next token (the paper's heap) is one sort of all heads' edges, and every target is a prefix of
 that one order.
 
@@ -39,7 +39,8 @@ class Hulls:
 @dataclass(frozen=True)
 class Solution:
     """Budgets at the targets of the grid. kept [targets, layers, K] int64 counts tokens, the protected ones included;
-    loss and lower_bound [targets] float64: utility thrown away by `kept`, and the least any allocation throws away."""
+    loss and lower_bound [targets] float64: utility thrown away by `kept`, and the least any allocation throws
+    away."""
 
     kept: np.ndarray
     loss: np.ndarray
@@ -119,6 +120,14 @@ def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
         start, loss = start[first], np.add.reduceat(loss, first)
 
 
+def hull_value(edges: Hulls, discard: np.ndarray) -> np.ndarray:
+    """The least loss of `discard` tokens (any real numbers) from the heads together, if every head sat on its hull: a
+    lower bound for whole numbers."""
+    order = np.argsort(edges.price, kind="stable")
+    gone, paid = (np.concatenate([[0.0], np.cumsum(part[order])]) for part in (edges.size, edges.loss))
+    return np.interp(discard, gone, paid)
+
+
 def _solve_group(utility: np.ndarray, limit: int, discard: np.ndarray, polish: bool) -> tuple[np.ndarray, ...]:
     """Discards [targets, N], loss and lower bound [targets] for N heads that may each discard `limit` tokens, at
     ascending targets of `discard` tokens in total."""
@@ -158,8 +167,9 @@ def _prefix_sums(utility: np.ndarray, limit: int) -> np.ndarray:
 
 
 def _place(curve: np.ndarray, counts: np.ndarray, take: int, cut: int, size: int) -> tuple[np.ndarray, float]:
-    """Polish: discard `take` more from the one head where that costs least, or spend the whole cut edge (`size` tokens
-    of head `cut`) and give size - take tokens back to the one head that gains most. -> new counts, the loss added."""
+    """Polish: discard `take` more from the one head where that costs least, or spend the whole cut edge (`size`
+    tokens of head `cut`) and give size - take tokens back to the one head that gains most. -> new counts, the loss
+    added."""
     heads, back = np.arange(len(counts)), size - take
     more = np.where(counts + take < curve.shape[1], 0.0, np.inf)
     more += curve[heads, np.minimum(counts + take, curve.shape[1] - 1)] - curve[heads, counts]

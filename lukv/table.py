@@ -15,7 +15,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class BudgetTable:
     """kept [99, layers, K] float64: kept shares at 1% .. 99% global pruning. expected_loss, lower_bound [99] float64:
     the certificate, in units of oracle utility (None for a table of the authors). curve [layers, K, M] float32: mean
     utility of the tokens that stand at each M-th of the ranking, best first, for figures (None if not measured).
-    metadata: what it was made for and how, plain JSON. """
+    metadata: what it was made for and how, plain JSON."""
 
     kept: np.ndarray
     expected_loss: np.ndarray | None = None
@@ -141,6 +141,22 @@ class BudgetTable:
         return cls(**arrays, metadata=json.loads(header["json"]))
 
 
+class Target(Protocol):
+    """What a table is made for; lukv.model.LoadedModel is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def config_hash(self) -> str: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def kv_heads(self) -> int: ...
+
+
 @dataclass
 class TableAllocator(Allocator):
     """LU-KV's head budgets: the table's shares at the budget, as integers whose sum over all layers and heads is
@@ -169,16 +185,15 @@ class TableAllocator(Allocator):
         total = budget.entries(tokens, heads)
         return largest_remainder(self.table.shares(budget.of(tokens)), total, upper=tokens, lower=int(total >= heads))
 
-    def check(
-        self, model: str, config_hash: str, layers: int, kv_heads: int, scorer: Scorer, protection: Protection
-    ) -> None:
+    def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the table was made for this model (its config), this scorer with these parameters,
         and this protection. A table without metadata (the authors' files) is only checked for its shape."""
-        make = f"make its table with `{calibrate_command(model, scorer.name)}`"
-        if (layers, kv_heads) != (self.table.layers, self.table.kv_heads):
-            raise ValueError(f"{self._refusal(f'{model}, {layers} layers of {kv_heads} KV heads')}: {make}")
-        asked = description(config_hash, scorer, protection)
-        for key, value in asked.items() if self.table.metadata else ():
+        make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
+        if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
+            asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
+            raise ValueError(f"{self._refusal(asked)}: {make}")
+        wanted = description(model.config_hash, scorer, protection)
+        for key, value in wanted.items() if self.table.metadata else ():
             made = self.table.metadata.get(key)
             if made != value:
                 raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
@@ -201,7 +216,7 @@ def description(config_hash: str, scorer: Scorer, protection: Protection) -> dic
 
 
 def calibrate_command(model: str, scorer: str) -> str:
-    return f"python run.py job=calibrate model={model} scorer={scorer} save=true"
+    return f"python run.py job=calibrate model={model} scorer={scorer} job.save=true"
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

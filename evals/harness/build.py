@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 
 from evals.harness.config import InputError, Run, create
-from evals.task import Benchmark
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
@@ -26,13 +25,17 @@ def input_errors() -> Iterator[None]:
 
 
 def model(run: Run) -> LoadedModel:
-    """Loaded once for all runs of a sweep that name the same model."""
-    settings = {k: v for k, v in run["model"].items() if k != "tables"}
-    return _load(json.dumps({**settings, "attention": run["attention"]}))
+    return load_model(model_settings(run))
+
+
+def model_settings(run: Run) -> str:
+    """What decides which model is loaded, as JSON."""
+    return json.dumps({**{k: v for k, v in run["model"].items() if k != "tables"}, "attention": run["attention"]})
 
 
 @lru_cache(maxsize=1)
-def _load(settings: str) -> LoadedModel:
+def load_model(settings: str) -> LoadedModel:
+    """Loaded once for all runs of a sweep that name the same model."""
     return load(**json.loads(settings))
 
 
@@ -44,7 +47,3 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
     if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table
         allocator.check(loaded.name, loaded.config_hash, loaded.layers, loaded.kv_heads, scorer, protection)
     return Eviction(scorer, allocator, protection, Budget(run["budget"], run["budget_tokens"]))
-
-
-def benchmark(run: Run) -> Benchmark:
-    return create(run["benchmark"])

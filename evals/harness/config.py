@@ -113,7 +113,7 @@ def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
-    """Resolve and check a composed config; `hydra`: its hydra node (None: that of the running job). Raises InputError."""
+    """Resolve and check a composed config; hydra: its hydra node, by default that of the running job."""
     hydra = HydraConfig.get() if hydra is None else hydra
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{key} is not set: add {key}=VALUE")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from evals.harness import build
 from evals.harness.aggregate import aggregate
-from evals.harness.config import InputError, Run
+from evals.harness.config import InputError, Run, create
 from evals.harness.record import RunFolder
 from evals.harness.show import result_table
 from evals.harness.track import Tracker, following
@@ -63,14 +64,8 @@ def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
         with build.input_errors():
             model = build.model(run)
             eviction = build.eviction(run, model)
-            benchmark = build.benchmark(run)
-            prompts = prepare(list(benchmark.tasks(model.tokenizer, run["limit"])), model)
-        folder.begin(
-            {
-                "prompts": prompt_hashes(prompts),
-                "benchmark": dict(benchmark.facts()),
-            }
-        )
+            prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
+        folder.begin({"prompts": prompt_hashes(prompts), "benchmark": facts})
         start = time.perf_counter()
         done = {i: line for i, line in folder.samples().items() if "error" not in line}
         spent = sum(line["times"]["total_s"] for line in done.values())
@@ -82,16 +77,21 @@ def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
                     f"The others are kept in {run.folder}; the same command tries these again"
                 )
             result = aggregate(run, [done[p.sample.id] for p in prompts], spent + time.perf_counter() - start)
+            result["left_out"] = sorted(facts.get("left_out", ()))
             folder.finish(result)
             tracker.finish(result)
         return result
 
 
-def prepare(tasks: Sequence[Task], model: LoadedModel) -> list[Prompt]:
-    """All samples as token ids. Raises InputError for one that does not fit into the model."""
+@lru_cache(maxsize=1)
+def prepared(model_settings: str, benchmark_settings: str, limit: int | None) -> tuple[list[Prompt], dict[str, Any]]:
+    """All samples as token ids, and the benchmark's facts; made once for the runs of a sweep that share them. Raises
+    InputError for a sample that does not fit into the model."""
+    model = build.load_model(model_settings)
+    benchmark = create(json.loads(benchmark_settings))
     prompts = []
-    longest = getattr(model.model.config, "max_position_embeddings", None)
-    for task in tasks:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
             total = len(ids[0]) + len(ids[1]) + sample.max_new_tokens
@@ -104,7 +104,7 @@ def prepare(tasks: Sequence[Task], model: LoadedModel) -> list[Prompt]:
         raise InputError("the benchmark has no samples")
     if len({p.sample.id for p in prompts}) < len(prompts):
         raise InputError("two samples of the benchmark have the same id")
-    return prompts
+    return prompts, dict(benchmark.facts())
 
 
 def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:

@@ -54,7 +54,7 @@ def latency(run: Run) -> None:
 
 def contexts(lengths: Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
     """The context lengths: as given, or powers of two up to what the model takes."""
-    room = getattr(model.model.config, "max_position_embeddings", LONGEST) - QUESTION - new_tokens
+    room = getattr(model.config, "max_position_embeddings", LONGEST) - QUESTION - new_tokens
     if lengths is None:
         return [2**k for k in range(7, 16) if 2**k <= min(room, LONGEST)][-4:] or [room]
     for length in lengths:
@@ -69,7 +69,7 @@ def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel
     """Medians for each method at one length; the first round warms up and is not counted."""
     job = run["job"]
     draw = np.random.default_rng(run["seed"])
-    vocabulary = model.model.config.vocab_size
+    vocabulary = model.config.vocab_size
     context = draw.integers(0, vocabulary, (job["batch"], length)).tolist()
     question = draw.integers(0, vocabulary, (job["batch"], QUESTION)).tolist()
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}

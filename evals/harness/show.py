@@ -20,7 +20,9 @@ def result_table(result: Mapping[str, Any], full: Mapping[str, Any] | None = Non
         if full:
             row.append(percent(full["tasks"][name]["score"] if name in full["tasks"] else full["score"]))
         rows.append(row)
-    return f"\n{result['run_id']}\n{table(rows)}\n\n{costs(result, full)}"
+    left = result.get("left_out", ())
+    missing = f"\nleft out, run.json says why: {', '.join(left)}" if left else ""
+    return f"\n{result['run_id']}\n{table(rows)}{missing}\n\n{costs(result, full)}"
 
 
 COSTS = [

@@ -10,9 +10,11 @@ from evals.longbench.catalog import CATALOG, ENGLISH, Entry
 from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
-from evals.task import Metric, Sample, Task, Tokenizer
+from evals.task import Metric, Sample, Task, Tokenizer, count_tokens
 
 VERSION = 1
+TEMPLATE_TOKENS = 64  # kept free for the chat template, and for what cutting and tokenising again adds
+NO_WINDOW = 10**9  # transformers' tokenizers say 1e30 where they do not know
 
 
 class LongBench:
@@ -21,7 +23,8 @@ class LongBench:
     protocol         official, defensivekv, kvpress or lukv (evals/longbench/protocols.py)
     tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
     e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
-    max_length       tokens of a prompt (official) or a context; null: no limit; pred.py: the model's window less 500
+    max_length       tokens of a prompt (official) or a context; pred.py takes 3500, 7500, 15500, 31500 for windows of
+                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question and answer
     recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
     """
 
@@ -31,13 +34,13 @@ class LongBench:
         protocol: str = "official",
         tasks: str | Sequence[str] = "available",
         e: bool = False,
-        max_length: int | None = None,
+        max_length: int | str = "auto",
         recursion_zero: bool = True,
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"benchmark.protocol={protocol}: choose {', '.join(PROTOCOLS)}")
-        if max_length is not None and max_length < 2:
-            raise ValueError(f"benchmark.max_length={max_length} must be at least 2 tokens, or null")
+        if max_length != "auto" and not (isinstance(max_length, int) and max_length >= 2):
+            raise ValueError(f"benchmark.max_length={max_length} must be auto or a number of tokens, at least 2")
         self.name = f"longbench{'-e' if e else ''}-{protocol}"
         self.data = data
         self.protocol = protocol
@@ -91,8 +94,10 @@ class LongBench:
     ) -> Sample:
         protocol = PROTOCOLS[self.protocol]
         context, question, answer_prefix = protocol.pieces(entry, row)
-        if self.max_length is not None:
-            context = protocol.cut(context, self.max_length, tokenizer)
+        max_new_tokens = entry.max_new_tokens + protocol.more_tokens
+        room = self.room(question + answer_prefix, max_new_tokens, tokenizer)
+        if room is not None:
+            context = protocol.cut(context, room, tokenizer)
         line_end = protocol.plain and entry is CATALOG["samsum"]
         # eval.py judges a whole file by the classes of its last row, kvpress by those of the first
         judge = {"official": rows[-1], "kvpress": rows[0]}.get(self.protocol, row)
@@ -103,12 +108,24 @@ class LongBench:
             question=question,
             answer_prefix=answer_prefix,
             references=row["answers"],
-            max_new_tokens=entry.max_new_tokens + protocol.more_tokens,
+            max_new_tokens=max_new_tokens,
             min_new_tokens=1 if line_end else 0,
             chat=entry.chat or not protocol.plain,
             stop=("\n",) if line_end else (),
             extra={"all_classes": judge["all_classes"], "length": row["length"], "row": row.get("_id", number)},
         )
+
+    def room(self, after: str, max_new_tokens: int, tokenizer: Tokenizer) -> int | None:
+        """Tokens for the context; None: as many as it has."""
+        if isinstance(self.max_length, int):
+            return self.max_length
+        window = getattr(tokenizer, "model_max_length", NO_WINDOW)
+        if window >= NO_WINDOW:
+            return None
+        room = window - max_new_tokens - count_tokens(tokenizer, after) - TEMPLATE_TOKENS
+        if room < 2:
+            raise ValueError(f"LongBench does not fit into the model's {window} tokens: no room for a context")
+        return room
 
     def metric(self, name: str) -> Metric:
         scorer = Scorer(name, PROTOCOLS[self.protocol].scoring, self.recursion_zero)

@@ -14,7 +14,7 @@ from evals.ruler.niah import Lines, Needles, Niah, Text
 from evals.ruler.prose import prose
 from evals.ruler.qa import QuestionAnswering
 from evals.ruler.sources import ESSAYS, HOTPOT, PUNKT, SQUAD, Sources
-from evals.ruler.vt import VariableTracking
+from evals.ruler.vt import VariableTracking, VariableTrackingWithExample
 
 TOKENS_TO_GENERATE = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 
@@ -90,7 +90,7 @@ RULER: Mapping[str, Definition] = {
     "vt": Definition(
         "vt",
         "variables that hold a value through a chain of four assignments",
-        lambda sources, **common: VariableTracking(**common),
+        lambda sources, **common: VariableTrackingWithExample(**common),
     ),
     "cwe": Definition(
         "cwe",
@@ -119,7 +119,7 @@ STAND_INS: Mapping[str, Definition] = {
     "vt_plain": Definition(
         "vt",
         "vt without the worked example, which alone takes 500 tokens (not RULER's)",
-        lambda sources, **common: VariableTracking(example=False, **common),
+        lambda sources, **common: VariableTracking(**common),
         official=False,
         stands_for="vt",
     ),

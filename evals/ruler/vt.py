@@ -13,45 +13,31 @@ from evals.ruler.templates import NOISE, VT, VT_PREFIX
 
 HOPS = 4
 EXAMPLE_LIMIT = 500  # tokens of the worked example that precedes every question
-EXAMPLE_STEP = 5
 EXAMPLE_VALUE = "12345"  # 2025: a placeholder, replaced in every sample
 
 
 class VariableTracking(Generator):
-    """`example=False` leaves the worked example out: not RULER's task, but one that fits below 1000 tokens."""
+    """The bare task, without the worked example of RULER's: it fits below 1000 tokens. Names have `letters` letters."""
 
-    def __init__(self, example: bool = True, **common: Any) -> None:
+    step = 5
+    letters = 5
+
+    def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        self.step = 10 if self.vintage == 2024 or self.limit >= 4096 else 5
         self.values = np.random.RandomState(self.seed)
-        self.example = ""
-        self.example_names: tuple[str, ...] = ()
-        if example:
-            self.write_example(common)
-        else:
-            self.step = 5
+        self.template = VT + VT_PREFIX[self.vintage]
 
-    def write_example(self, common: dict[str, Any]) -> None:
-        writer = ExampleWriter(**common | {"limit": EXAMPLE_LIMIT})
-        writer.rng, writer.values = self.rng, self.values  # one stream of random numbers for examples and samples
-        prompt = next(writer.samples())
-        ending = "\n\n" if self.vintage == 2024 else "\n"
-        self.example = prompt.text + " " + " ".join(prompt.answers) + ending
-        self.example_names = prompt.answers
-        self.overhead += self.count_tokens(self.example)
-
-    def names(self, letters: int) -> list[str]:
+    def names(self) -> list[str]:
         while True:
-            names = ["".join(self.rng.choices(string.ascii_uppercase, k=letters)) for _ in range(HOPS + 1)]
+            names = ["".join(self.rng.choices(string.ascii_uppercase, k=self.letters)) for _ in range(HOPS + 1)]
             if len(set(names)) == HOPS + 1:
                 return names
 
-    def number(self) -> str:
+    def value(self) -> str:
         return str(self.values.randint(10000, 99999))
 
-    def build(self, units: int, letters: int = 5, value: str | None = None) -> tuple[str, list[str]]:
-        names = self.names(letters)
-        value = value or self.number()
+    def build(self, units: int) -> tuple[str, list[str]]:
+        names, value = self.names(), self.value()
         chain = [f"VAR {names[0]} = {value}"]
         chain += [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
         lines = [NOISE + "\n" if self.vintage == 2024 else NOISE] * units
@@ -63,10 +49,7 @@ class VariableTracking(Generator):
         for shift, (place, assignment) in enumerate(zip(places, chain, strict=True)):
             lines.insert(place + shift, assignment)
         context = (" " if self.vintage == 2024 else "\n").join(lines).replace(". \n", ".\n")
-        return self.template().format(context=context, query=value, num_v=HOPS + 1), names
-
-    def template(self) -> str:
-        return VT + VT_PREFIX[self.vintage]
+        return self.template.format(context=context, query=value, num_v=HOPS + 1), names
 
     def probe(self, units: int) -> int:
         text, names = self.build(units)
@@ -74,39 +57,52 @@ class VariableTracking(Generator):
 
     def draw(self, units: int, index: int) -> Prompt:
         text, names = self.build(units)
+        return Prompt(text, tuple(names), self.count_tokens(text) + self.tokens_to_generate, units)
+
+
+class Example(VariableTracking):
+    """RULER's worked example: three-letter names, 500 tokens, random numbers from those of the samples after it."""
+
+    letters = 3
+
+    def __init__(self, samples: VariableTracking, **common: Any) -> None:
+        super().__init__(**common | {"limit": EXAMPLE_LIMIT})
+        self.rng, self.values = samples.rng, samples.values
         if self.vintage == 2024:
-            length = (
-                self.count_tokens(text) + self.overhead
-            )  # as RULER counts: without the line ends around the example
-            text = f" {self.example}\n\n{text}" if self.example else text
+            # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and
+            # every line end go instead
+            self.template = " ".join(VT.split()[:-1]) + VT_PREFIX[2024]
         else:
-            text = f"{self.random_example()}\n{text}" if self.example else text
+            self.overhead = self.tokens_to_generate = 0
+
+    def value(self) -> str:
+        return super().value() if self.vintage == 2024 else EXAMPLE_VALUE
+
+
+class VariableTrackingWithExample(VariableTracking):
+    """RULER's vt."""
+
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
+        self.step = 10 if self.vintage == 2024 or self.limit >= 4096 else 5
+        prompt = next(Example(self, **common).samples())
+        self.example = f"{prompt.text} {' '.join(prompt.answers)}\n" + ("\n" if self.vintage == 2024 else "")
+        self.example_names = prompt.answers
+        self.overhead += self.count_tokens(self.example)
+
+    def draw(self, units: int, index: int) -> Prompt:
+        text, names = self.build(units)
+        if self.vintage == 2024:
+            length = self.count_tokens(text) + self.overhead  # RULER forgets the line ends around the example
+            text = f" {self.example}\n\n{text}"
+        else:
+            text = f"{self.other_example()}\n{text}"
             length = self.count_tokens(text) + self.tokens_to_generate
         return Prompt(text, tuple(names), length, units)
 
-    def random_example(self) -> str:
+    def other_example(self) -> str:
         """2025: the example with other names and another value."""
         example = self.example
         for name in self.example_names:
             example = example.replace(name, "".join(self.rng.choices(string.ascii_uppercase, k=len(name))))
-        return example.replace(EXAMPLE_VALUE, self.number())
-
-
-class ExampleWriter(VariableTracking):
-    """The worked example: three-letter names, 500 tokens."""
-
-    def __init__(self, **common: Any) -> None:
-        super().__init__(example=False, **common)
-        self.step = EXAMPLE_STEP
-        if self.vintage == 2025:
-            self.overhead = self.tokens_to_generate = 0
-
-    def build(self, units: int, letters: int = 3, value: str | None = None) -> tuple[str, list[str]]:
-        return super().build(units, letters, value or (EXAMPLE_VALUE if self.vintage == 2025 else None))
-
-    def template(self) -> str:
-        if self.vintage == 2025:
-            return super().template()
-        # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and every
-        # line end go instead.
-        return " ".join(VT.split()[:-1]) + VT_PREFIX[2024]
+        return example.replace(EXAMPLE_VALUE, self.value())

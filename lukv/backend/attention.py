@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lukv.backend.dense import causal_attention
-from lukv.backend.layer import ATTENTION, RaggedLayer, span
+from lukv.backend.layer import RaggedLayer
+from lukv.backend.plan import ATTENTION, span
 
 
 def use_ragged_attention(model: PreTrainedModel) -> None:
@@ -53,8 +54,8 @@ def attention(
         return layer.attend(query, key, value, attention_mask, scale, softcap), None
     if query.shape[2] != key.shape[2]:
         raise RuntimeError(
-            "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with compress() first "
-            "(generate() of Phi-3 drops a cache when the prompt is longer than its original context length)"
+            "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with "
+            "compress() first (Phi-3's generate() drops a cache if the prompt is longer than its original context)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
     rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(span, attention_mask.cpu().numpy())
@@ -87,8 +88,8 @@ def mask(
         return None
     if attention_mask.shape[1] != kv_offset + kv_length:
         raise ValueError(
-            f"the attention mask has {attention_mask.shape[1]} columns, the cache and the input have {kv_offset + kv_length}"
-            ": it must cover every token so far, evicted ones too"
+            f"the attention mask has {attention_mask.shape[1]} columns, the cache and the input have "
+            f"{kv_offset + kv_length}: it must cover every token so far, evicted ones too"
         )
     n = len(cache_position) if q_length is None else int(q_length)  # type: ignore[arg-type]
     new = attention_mask[:, -n:].to(torch.bool)

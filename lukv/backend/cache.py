@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lukv.backend.config import rope_switch, windows
-from lukv.backend.layer import Plan, RaggedLayer
+from lukv.backend.layer import RaggedLayer
+from lukv.backend.plan import Plan
 from lukv.backend.rope import rope_of
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer

@@ -4,64 +4,20 @@ after."""
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from lukv.backend.arena import Arena, pack
 from lukv.backend.dense import causal_attention
-from lukv.backend.kernels import Decode, pick
-from lukv.backend.selection import Eviction
+from lukv.backend.kernels import pick
+from lukv.backend.plan import ATTENTION, Plan, Span
 from lukv.backend.shrink import HeadQueries, shrink
 from lukv.scoring import PromptLayer, Rope, Scorer
-
-ATTENTION = "lukv_ragged"  # our name in transformers' registries of attention and mask functions
-
-Span = tuple[int, int]
-
-
-@dataclass
-class Plan:
-    """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are
-    the prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked. `stream`:
-    there is no prompt, every token is appended and only `later` evicts."""
-
-    config: PreTrainedConfig
-    layers: int
-    eviction: Eviction | None = None
-    observe: tuple[Scorer, ...] = ()
-    attention: str = "auto"
-    prompt_columns: int | None = None
-    record_queries: bool = False
-    later: Eviction | None = None
-    every: int | None = None
-    stream: bool = False
-    rope_switch: int | None = None
-    _mask: Tensor | None = field(default=None, repr=False)
-    _spans: list[Span] | None = field(default=None, repr=False)
-
-    def spans(self, valid: Tensor | None) -> list[Span] | None:
-        """[B, n] bool -> first and last + 1 valid column of each row; None: all are valid. Every layer of a forward is
-        given the same mask, so one look at it serves all."""
-        if valid is not self._mask:
-            self._mask, self._spans = valid, None if valid is None else [span(row) for row in valid.cpu().numpy()]
-        return self._spans
-
-
-def span(valid: np.ndarray) -> Span:
-    used = np.flatnonzero(valid)
-    if len(used) == 0:
-        return 0, 0
-    if len(used) != used[-1] + 1 - used[0]:
-        raise ValueError(
-            "a row of the attention mask has a hole: padding must be on the left or on the right of each piece"
-        )
-    return int(used[0]), int(used[-1]) + 1
 
 
 @dataclass(frozen=True)
@@ -165,6 +121,9 @@ class RaggedLayer(CacheLayerMixin):
                 self.adopt(torch.empty(0, dtype=torch.int32, device=key.device))
         if batch != len(self.tokens):
             raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
+        self.kernel, self.decode = pick(
+            self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
+        )
         spans = self.plan.spans(valid) or [(0, n)] * batch
         if not self.is_sliding:
             for row, queries in enumerate(self.head_queries):
@@ -268,30 +227,25 @@ class RaggedLayer(CacheLayerMixin):
         assert self.arena is not None
         batch, heads, n, _ = query.shape
         self.attributes = (heads, scale, softcap)
-        self.kernel, decode = pick(
-            self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
-        )
         if self.plan.record_queries and not self.is_sliding:
             self.queries.append(query.detach())
         self.tokens = self.tokens + np.array([b - a for a, b in spans])
         if all(s == (0, n) for s in spans):
             self.arena.append(key, value)
-            out = self._decode(decode, query, 0, batch, scale, softcap).transpose(1, 2)
+            out = self._decode(query, 0, batch, scale, softcap).transpose(1, 2)
         else:
             out = query.new_zeros(batch, n, heads, value.shape[-1])
             for row, (a, b) in enumerate(spans):
                 if a < b:
                     self.arena.append(key[row : row + 1, :, a:b], value[row : row + 1, :, a:b], row)
-                    piece = self._decode(decode, query[row : row + 1, :, a:b], row, row + 1, scale, softcap)
+                    piece = self._decode(query[row : row + 1, :, a:b], row, row + 1, scale, softcap)
                     out[row, a:b] = piece[0].transpose(0, 1)
         every = self.plan.every
         if every and not self.is_sliding and int((self.tokens - self.packed_tokens).max()) >= every:
             self.evict_again()
         return out
 
-    def _decode(
-        self, decode: Decode, query: Tensor, first: int, last: int, scale: float, softcap: float | None
-    ) -> Tensor:
+    def _decode(self, query: Tensor, first: int, last: int, scale: float, softcap: float | None) -> Tensor:
         """query [rows, H, n, d], the newest n entries of batch rows first .. last-1 -> [rows, H, n, dv]."""
         arena = self.arena
         assert arena is not None
@@ -304,7 +258,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
         grouped = query.reshape(rows * arena.heads, heads // arena.heads, n, d)
-        out = decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
+        out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
         return out.reshape(rows, heads, n, -1)
 
     # ---- after the prompt --------------------------------------------------------------------------------------------

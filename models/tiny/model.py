@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 OFFSETS: dict[tuple[int, int], tuple[int, int]] = {
-    (0, 0): (1, 2), (0, 1): (1, 3), (0, 2): (5, 7),  # a key two tokens before its value; names of variables further back
+    (0, 0): (1, 2), (0, 1): (1, 3), (0, 2): (5, 7),  # a key stands two tokens before its value, a name five to seven
     (1, 0): (1, 3), (2, 0): (1, 3), (3, 0): (1, 3),
 }  # fmt: skip
 """(layer, KV head) -> where the two query heads of that KV head look at first. One such head in every layer."""
@@ -66,7 +66,7 @@ def initialise(settings: Qwen2Config, seed: int) -> Qwen2ForCausalLM:
 
 @torch.no_grad()
 def _look_back(attention: nn.Module, settings: Qwen2Config, kv_head: int, offsets: tuple[int, ...]) -> None:
-    """Makes the query heads of `kv_head` attend `offsets` tokens back (in turn), and weakens what they read from the text."""
+    """Makes the query heads of `kv_head` attend `offsets` tokens back (in turn) and weakens what they read."""
     size, group = 32, settings.num_attention_heads // settings.num_key_value_heads
     half, fast = size // 2, slice(0, FREQUENCIES)
     angles = 10_000.0 ** (-torch.arange(half) / half)[fast]

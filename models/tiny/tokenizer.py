@@ -2,8 +2,8 @@
 
     python -m models.tiny.tokenizer            # writes tokenizer.json, tokenizer_config.json beside this file
 
-A key is two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid sixteen. Any text
-comes back exactly: what is not in the vocabulary is spelt in pairs of letters or in bytes.
+A key is two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid sixteen. Any
+text comes back exactly: what is not in the vocabulary is spelt in pairs of letters or in bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 HEX = "[0-9a-f]"
 PHRASES = (" is: ", ": ", "VAR ", " = ", ", ", ". ", "...")
-"""Separators that are one token: the value then follows its key directly, and no blank stands before digits or names."""
+"""Separators that are one token: so no blank of its own stands before digits and names."""
 
 PIECES = "|".join([
     rf"{HEX}{{2}}-?(?=(?:{HEX}{{2}}){{0,3}}-?(?:{HEX}{{4}}-){{0,3}}{HEX}{{12}})",  # the first four groups of a uuid
@@ -60,7 +60,8 @@ def vocabulary() -> list[str]:
     tokens = [
         *PHRASES,
         " ...",
-        *(f"{mark}" for mark in (" (", " '")),
+        " (",
+        " '",
         *template_words,
         *(f" {word}" for word in template_words),
         *VOCABULARY,
@@ -86,7 +87,8 @@ def build() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), spell])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, vocab[BEGIN])])
+    begin = [(BEGIN, vocab[BEGIN])]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=begin)
     return tokenizer
 
 

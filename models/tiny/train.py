@@ -1,10 +1,10 @@
 """Trains the embedded model from nothing: one command, the same weights every time on the same machine.
 
-    python -m models.tiny.train                          # the whole recipe (train.yaml), resumes if it was interrupted
+    python -m models.tiny.train                          # the whole recipe (train.yaml), resumed if broken off
     python -m models.tiny.train phases.0.steps=50 seed=1 work=runs/other
 
-Each step's data and its choice of tokens depend on (seed, step) only, so a run that stops and resumes ends in the weights
-of one that did not.
+Each step's data and its choice of tokens depend on (seed, step) only, so a run that stops and resumes ends in the
+weights of one that did not.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Trainer:
     # ---- one step
     def schedule(self) -> float:
         """Share of the full learning rate: warm-up, constant, linear decay to 2%."""
-        total, decay = self.ends[-1], self.settings.decay * self.ends[-1]
-        return min(1.0, (self.step + 1) / self.settings.warmup, max(0.02, (total - self.step) / max(decay, 1)))
+        left = self.ends[-1] - self.step
+        return min(1.0, (self.step + 1) / self.settings.warmup, max(0.02, left / max(self.settings.decay, 1)))
 
     def loss(self, ids: Tensor, weights: Tensor, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
         """Cross entropy of the answers, plus that of a few other tokens at a small weight."""
@@ -139,7 +139,7 @@ class Trainer:
                 phase = self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step <= end)]
                 length = max(256, *phase.lengths)
                 scores = evaluate(self.model, self.encoder, length, self.settings.evaluate_samples)
-                self.log({"step": self.step, "evaluated_at": length, **{name: round(s, 3) for name, s in scores.items()}})
+                self.log({"step": self.step, "evaluated_at": length, **scores})
                 since = time.time()
             if self.step % self.settings.checkpoint_every == 0 or self.step == total:
                 self.save()

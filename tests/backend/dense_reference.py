@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
@@ -20,12 +21,15 @@ FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3
 VOCABULARY = 97
 
 
+Kept = dict[int, list[Tensor]]
+"""Model layer -> for each KV head the positions that stayed."""
+
+
 @dataclass
 class Reference:
-    """kept: for each layer the positions each KV head keeps of the `prompt` first tokens; None: all of them."""
+    """stages: (boundary, kept): tokens from the boundary on see of those before it only what was kept."""
 
-    prompt: int = 0
-    kept: dict[int, list[Tensor]] = field(default_factory=dict)
+    stages: list[tuple[int, Kept]] = field(default_factory=list)
     windows: list[int | None] = field(default_factory=list)
 
 
@@ -39,11 +43,12 @@ def dense(module, query, key, value, attention_mask, dropout=0.0, scaling=None, 
     window = REFERENCE.windows[module.layer_idx]
     if window is not None:
         visible &= j > i - window
-    elif module.layer_idx in REFERENCE.kept:
-        for head, kept in enumerate(REFERENCE.kept[module.layer_idx]):
-            gone = torch.ones(REFERENCE.prompt, dtype=torch.bool)
-            gone[kept] = False
-            visible[head * group : (head + 1) * group, REFERENCE.prompt :, : REFERENCE.prompt] &= ~gone
+    else:
+        for boundary, stayed in REFERENCE.stages:
+            for head, kept in enumerate(stayed[module.layer_idx]):
+                gone = torch.ones(boundary, dtype=torch.bool)
+                gone[kept[kept < boundary]] = False
+                visible[head * group : (head + 1) * group, boundary:, :boundary] &= ~gone
     logits = query.double() @ key.double().repeat_interleave(group, 1).transpose(2, 3) * scaling
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
@@ -53,6 +58,21 @@ def dense(module, query, key, value, attention_mask, dropout=0.0, scaling=None, 
 
 
 AttentionInterface.register("dense_reference", dense)
+
+
+def eager(module, query, key, value, attention_mask, dropout=0.0, scaling=None, softcap=None, **kwargs):
+    """transformers' eager attention under its own mask, but in the tensors' own precision (theirs rounds to
+    float32)."""
+    group = query.shape[1] // key.shape[1]
+    logits = query @ key.repeat_interleave(group, 1).transpose(2, 3) * scaling
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    weights = (logits + attention_mask).softmax(-1)
+    return (weights @ value.repeat_interleave(group, 1)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("eager_reference", eager)
+AttentionMaskInterface.register("eager_reference", eager_mask)
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float64, layers: int = 4, **overrides) -> PreTrainedModel:
@@ -80,12 +100,12 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, layers: int = 4,
     if family == "mistral":
         options["sliding_window"] = None
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(options | overrides))).eval().to(dtype)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(options | overrides))).eval().double()
     for weight in model.parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.15)  # far from uniform attention, so that an evicted key is missed
     use_ragged_attention(model)
-    return model
+    return model.to(dtype)
 
 
 def rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -120,25 +140,30 @@ def eviction(share: float, allocator=None, scorer: Scorer | None = None) -> Evic
     return Eviction(scorer or Noise(), allocator or Uneven(), Protection(), Budget(share=share))
 
 
+def kept_by(cache: RaggedCache, row: int) -> Kept:
+    """Where the entries that row `row` holds now stood."""
+    kept = {}
+    for index, layer in zip(cache.model_layers, cache.evictable, strict=True):
+        heads = range(row * layer.arena.heads, (row + 1) * layer.arena.heads)
+        kept[index] = [layer.positions_of(head) for head in heads]
+    return kept
+
+
 def reference_logits(
-    model: PreTrainedModel, cache: RaggedCache, row: int, prompt: list[int], after: list[int]
+    model: PreTrainedModel,
+    cache: RaggedCache,
+    row: int,
+    prompt: list[int],
+    after: list[int],
+    stages: list[tuple[int, Kept]] | None = None,
 ) -> Tensor:
-    """[len(after), vocabulary] float64: logits at each token after the prompt, given what `cache` kept of it."""
-    layers = cache.evictable
-    REFERENCE.prompt = len(prompt)
+    """[len(after), vocabulary] float64: logits at each token after the prompt, given what `cache` kept of it (or
+    `stages`)."""
     REFERENCE.windows = [layer.window for layer in cache.layers]
-    REFERENCE.kept = {}
-    for index, layer in zip(cache.model_layers, layers, strict=True):
-        heads = layer.arena.heads
-        REFERENCE.kept[index] = [kept_positions(layer, row * heads + head, len(prompt)) for head in range(heads)]
+    REFERENCE.stages = [(len(prompt), kept_by(cache, row))] if stages is None else stages
     model.set_attn_implementation("dense_reference")
     try:
         with torch.no_grad():
             return model(torch.tensor([prompt + after])).logits[0, len(prompt) :].double()
     finally:
         use_ragged_attention(model)
-
-
-def kept_positions(layer, sequence: int, prompt: int) -> Tensor:
-    positions = layer.positions_of(sequence)
-    return positions[positions < prompt]

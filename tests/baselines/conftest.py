@@ -35,7 +35,7 @@ def build(tmp_path):
 
 
 def made_up_table(layers, kv_heads, seed=0):
-    """Uneven shares whose mean over the heads is each of the 99 budgets."""
+    """Uneven shares, at least 0.3 b in every head, whose mean over the heads is each of the 99 budgets b."""
     power = np.random.default_rng(seed).uniform(0.3, 3.0, (layers, kv_heads))
     kept = np.empty((99, layers, kv_heads))
     for i, budget in enumerate(np.arange(99, 0, -1) / 100):
@@ -43,5 +43,5 @@ def made_up_table(layers, kv_heads, seed=0):
         for _ in range(60):
             middle = (low + high) / 2
             low, high = (middle, high) if (middle**power).mean() < budget else (low, middle)
-        kept[i] = low**power
+        kept[i] = 0.3 * budget + 0.7 * low**power
     return BudgetTable(kept)

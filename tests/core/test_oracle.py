@@ -3,17 +3,15 @@ explicitly."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from small_models import small_model, text
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.selection import Protection
-from lukv.model import LoadedModel
 from lukv.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
 from lukv.scoring import PromptLayer, Scorer
 
@@ -35,23 +33,6 @@ def dense(module, query, key, value, mask, dropout=0.0, scaling=None, softcap=No
 
 AttentionInterface.register("dense_for_oracle", dense)
 AttentionMaskInterface.register("dense_for_oracle", eager_mask)
-
-
-def make(family: str, dtype=torch.float64, kv_heads: int = 2) -> LoadedModel:
-    options = {
-        "vocab_size": 61, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6,
-        "num_key_value_heads": kv_heads, "head_dim": 16, "max_position_embeddings": 4096, "eos_token_id": None,
-        "bos_token_id": None, "pad_token_id": None,
-    }  # fmt: skip
-    if family == "gemma2":
-        options |= {"attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 16, "layer_types": ["full_attention"] * 3}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options)).eval().to(dtype)
-    for weight in model.parameters():
-        if weight.ndim == 2:
-            torch.nn.init.normal_(weight, std=0.3)  # sharp attention, so that a wrong row or key shows
-    use_ragged_attention(model)
-    return LoadedModel(model, SimpleNamespace(eos_token_id=None), family, family, "0")  # type: ignore[arg-type]
 
 
 def whole_text(loaded, ids):
@@ -93,14 +74,10 @@ def greedy(loaded, ids, steps):
     return out
 
 
-def text(seed, length):
-    return torch.randint(1, 61, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("options", [{}, {"normalise": False}, {"question_rows": True}], ids=str)
 def test_equals_the_definition(family, options):
-    loaded, context = make(family), text(1, 70)
+    loaded, context = small_model(family), text(1, 70)
     measured = Oracle(loaded, OracleSettings(horizon=7, **options)).context(context)
     for question in (text(2, 9), text(3, 1)):  # several questions on one context: rolled back in between
         ours = measured.utility(question)
@@ -110,16 +87,25 @@ def test_equals_the_definition(family, options):
         )
 
 
+def test_sliding_layers_have_no_utility():
+    loaded = small_model(
+        "gemma2", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4096
+    )
+    context, question, answer = text(1, 50), text(2, 5), text(4, 3)
+    ours = Oracle(loaded, OracleSettings(continuation="reference")).context(context).utility(question, answer)
+    torch.testing.assert_close(ours, by_definition(loaded, context, question, answer)[1:], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 6])
 def test_equals_the_definition_with_one_or_all_kv_heads(kv_heads):
-    loaded, context, question, answer = make("llama", kv_heads=kv_heads), text(1, 50), text(2, 5), text(4, 6)
+    loaded, context, question, answer = small_model("llama", kv_heads=kv_heads), text(1, 50), text(2, 5), text(4, 6)
     settings = OracleSettings(continuation="reference", horizon=4)
     ours = Oracle(loaded, settings).context(context).utility(question, answer)
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer[:4]), rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_answers_are_seeded_and_measured_as_drawn():
-    loaded, context, question = make("qwen2"), text(1, 60), text(2, 6)
+    loaded, context, question = small_model("qwen2"), text(1, 60), text(2, 6)
     settings = OracleSettings(continuation="sampled", horizon=5, seed=3)
     ours = Oracle(loaded, settings).context(context).utility(question, index=4)
     pick, answer = sampler(settings, 4), []
@@ -133,7 +119,7 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
 
 
 def test_an_answer_that_ends_early_counts_the_step_that_ended_it():
-    loaded, context, question = make("llama"), text(1, 40), text(2, 5)
+    loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
     end = next(i for i in range(1, 6) if answer[i] not in answer[:i])
     loaded.model.generation_config.eos_token_id = answer[end]
@@ -154,7 +140,7 @@ class Recorder(Scorer):
 
 
 def test_the_order_is_that_of_the_run_time_scorer_and_protection():
-    loaded, context = make("llama"), text(1, 40)
+    loaded, context = small_model("llama"), text(1, 40)
     scorer, protection = Recorder(name="recorder", sink=2, recent=1), Protection(0, 3)
     measured = Oracle(loaded).context(context, [scorer])
     measured.utility(text(2, 4))
@@ -205,7 +191,7 @@ def test_impossible_settings_are_one_line(options, message):
 
 
 def test_reference_answers_must_be_there():
-    measured = Oracle(make("llama"), OracleSettings(continuation="reference")).context(text(1, 20))
+    measured = Oracle(small_model("llama"), OracleSettings(continuation="reference")).context(text(1, 20))
     with pytest.raises(ValueError, match="needs a reference answer"):
         measured.utility(text(2, 3))
     with pytest.raises(ValueError, match="rows cannot come after"):

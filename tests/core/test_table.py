@@ -28,6 +28,14 @@ class Windowed(Scorer):
     window: int = 32
 
 
+@dataclass
+class Model:
+    name: str = "tiny"
+    config_hash: str = "abc"
+    layers: int = LAYERS
+    kv_heads: int = HEADS
+
+
 SCORER = Windowed(name="windowed", sink=4, recent=32)
 PROTECTION = Protection()
 
@@ -122,22 +130,22 @@ def test_a_budget_in_tokens_is_the_same_budget(tmp_path):
 
 def test_it_accepts_what_it_was_made_for_and_nothing_else(tmp_path):
     ours = allocator(tmp_path)
-    ours.check("tiny", "abc", LAYERS, HEADS, SCORER, PROTECTION)
-    ours.check("tiny", "abc", LAYERS, HEADS, SCORER, Protection(2, 32))  # the scorer's own protection covers it
+    ours.check(Model(), SCORER, PROTECTION)
+    ours.check(Model(), SCORER, Protection(2, 32))  # the scorer's own protection covers it
     refused = [
-        (("tiny", "def", LAYERS, HEADS, SCORER, PROTECTION), "config_hash abc, not for def"),
+        ((Model(config_hash="def"), SCORER, PROTECTION), "config_hash abc, not for def"),
         (
-            ("tiny", "abc", LAYERS, HEADS + 1, SCORER, PROTECTION),
+            (Model(kv_heads=HEADS + 1), SCORER, PROTECTION),
             "3 layers of 2 KV heads, not for tiny, 3 layers of 3 KV",
         ),
-        (("tiny", "abc", LAYERS, HEADS, replace(SCORER, name="other"), PROTECTION), "scorer windowed, not for other"),
-        (("tiny", "abc", LAYERS, HEADS, replace(SCORER, window=64), PROTECTION), "scorer_parameters"),
-        (("tiny", "abc", LAYERS, HEADS, SCORER, Protection(8, 0)), "sink 4, not for 8"),
+        ((Model(), replace(SCORER, name="other"), PROTECTION), "scorer windowed, not for other"),
+        ((Model(), replace(SCORER, window=64), PROTECTION), "scorer_parameters"),
+        ((Model(), SCORER, Protection(8, 0)), "sink 4, not for 8"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message) as error:
             ours.check(*arguments)
-        assert f"python run.py job=calibrate model=tiny scorer={arguments[4].name}" in str(error.value)
+        assert f"python run.py job=calibrate model=tiny scorer={arguments[1].name}" in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="not for 3 layers of 4 KV heads"):
         ours.counts(Budget(share=0.5), scores(0, 10, heads=4))
@@ -146,9 +154,9 @@ def test_it_accepts_what_it_was_made_for_and_nothing_else(tmp_path):
 def test_a_table_without_metadata_is_checked_for_its_shape_only(tmp_path):
     made_table().save_npy(tmp_path / "authors.npy")
     ours = TableAllocator(tmp_path / "authors.npy")
-    ours.check("llama", "whatever", LAYERS, HEADS, SCORER, PROTECTION)
+    ours.check(Model("llama", "whatever"), SCORER, PROTECTION)
     with pytest.raises(ValueError, match="KV heads"):
-        ours.check("llama", "whatever", LAYERS + 1, HEADS, SCORER, PROTECTION)
+        ours.check(Model(layers=LAYERS + 1), SCORER, PROTECTION)
 
 
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path):

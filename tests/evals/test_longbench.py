@@ -199,7 +199,7 @@ def test_no_network_is_one_line(words: Words, monkeypatch: pytest.MonkeyPatch) -
         raise ConnectionError("no route to the hub\nand a second line")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    with pytest.raises(FileNotFoundError, match="the hub says: no route to the hub; get data.zip") as error:
+    with pytest.raises(FileNotFoundError, match=r"the hub says: no route to the hub; get data\.zip") as error:
         list(LongBench().tasks(words))
     assert "\n" not in str(error.value)
 
@@ -210,7 +210,8 @@ def test_no_network_is_one_line(words: Words, monkeypatch: pytest.MonkeyPatch) -
         ({"protocol": "theirs"}, "choose official, defensivekv, kvpress, lukv"),
         ({"tasks": ["qaspr"]}, "did you mean qasper"),
         ({"tasks": ["musique"], "e": True}, "no LongBench-E task 'musique'"),
-        ({"max_length": 1}, "must be at least 2"),
+        ({"max_length": 1}, "must be auto or a number of tokens, at least 2"),
+        ({"max_length": "long"}, "must be auto or a number"),
     ],
 )
 def test_wrong_settings_are_one_line(settings: dict[str, Any], message: str) -> None:
@@ -264,6 +265,28 @@ def test_catalog_is_longbenchs() -> None:
     assert len(ENGLISH) == 16
     assert sum(entry.in_e for entry in CATALOG.values()) == 13
     assert sum(not entry.chat for entry in CATALOG.values()) == 6
+
+
+class SmallWindow(Words):
+    model_max_length = 500
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path: Path) -> None:
+    write_rows(tmp_path, "qasper", [row(context="many words " * 500, input="What is it?")])
+    tokenizer = SmallWindow()
+    (task,) = LongBench(str(tmp_path), protocol=protocol, tasks=["qasper"], max_length="auto").tasks(Words())
+    whole = len(Words().encode(task.samples[0].context))
+    assert whole > 1000
+    for window in (500, 400):
+        tokenizer.model_max_length = window
+        (task,) = LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer)
+        (sample,) = task.samples
+        used = len(tokenizer.encode(sample.context + sample.question + sample.answer_prefix)) + sample.max_new_tokens
+        assert window - 80 <= used <= window - 60
+    tokenizer.model_max_length = 150
+    with pytest.raises(ValueError, match="no room for a context"):
+        list(LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer))
 
 
 def test_cuts_keep_short_texts_and_the_right_ends(words: Words) -> None:

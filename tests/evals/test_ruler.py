@@ -70,18 +70,18 @@ def test_samples(task: str, vintage: int, words: Words) -> None:
 
 def test_sample_i_does_not_depend_on_the_limit(words: Words) -> None:
     for task in ("niah_multikey_2", "vt", "cwe", "fwe", "niah_multiquery_prose"):
-        few, many = (list(Ruler(length=1024, tasks=[task]).tasks(words, limit))[0].samples for limit in (2, 5))
+        few, many = (next(Ruler(length=1024, tasks=[task]).tasks(words, limit)).samples for limit in (2, 5))
         assert list(few) == list(many)[:2]
 
 
 def test_other_seed_other_samples(words: Words) -> None:
-    one, other = (list(Ruler(1024, ["niah_single_1"], seed=seed).tasks(words, 3))[0].samples for seed in (42, 43))
+    one, other = (next(Ruler(1024, ["niah_single_1"], seed=seed).tasks(words, 3)).samples for seed in (42, 43))
     assert not {sample.references for sample in one} & {sample.references for sample in other}
 
 
 def test_question_aware_moves_the_question_into_the_context(words: Words) -> None:
     apart, together = (
-        list(Ruler(1024, ["vt"], question_aware=aware).tasks(words, 1))[0].samples[0] for aware in (False, True)
+        next(Ruler(1024, ["vt"], question_aware=aware).tasks(words, 1)).samples[0] for aware in (False, True)
     )
     assert together.context == apart.context + apart.question
     assert together.question == ""
@@ -162,7 +162,7 @@ def test_questions_over_documents(vintage: int, words: Words, tmp_path: Path) ->
         assert sample.references == (str(number),)
         assert f"Paragraph {number} tells" in sample.context
         assert f"Which {number}?" in sample.question
-    with pytest.raises(ValueError, match="has 30 questions; set benchmark.samples=30"):
+    with pytest.raises(ValueError, match=r"has 30 questions; set benchmark\.samples=30"):
         list(benchmark.tasks(words, 31))
 
 
@@ -182,10 +182,8 @@ def test_prepared_samples_are_read_from_jsonl_and_parquet(words: Words, tmp_path
     folder = tmp_path / "1024"
     folder.mkdir()
     (folder / "vt.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "vt.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), tmp_path / "vt.parquet")
     for prepared in (str(tmp_path), str(tmp_path / "vt.parquet")):
         (read,) = Ruler(1024, prepared=prepared).tasks(words, 2)
         for sample, original in zip(read.samples, task.samples, strict=False):

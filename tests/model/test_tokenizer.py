@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from evals.ruler import templates
 from evals.ruler.prose import VOCABULARY, prose
-from models.tiny.data import FAMILIES
+from models.tiny.tasks import FAMILIES
 from models.tiny.tokenizer import FOLDER, SPECIALS, build, word_list
 
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER)
@@ -47,7 +47,7 @@ def test_what_the_families_write_round_trips(family):
         dialogue = FAMILIES[family](300, rng)
         assert comes_back(dialogue.context)
         for turn in dialogue.turns:
-            assert comes_back(turn.question) and comes_back(turn.prefix) and comes_back(turn.answer)
+            assert all(map(comes_back, (turn.question, turn.prefix, turn.answer)))
 
 
 def test_templates_prose_and_word_lists_round_trip():
@@ -70,7 +70,7 @@ def test_prose_is_one_token_a_word():
         ("One of the special magic numbers for abject-antler is: 1234567.", 14),
         ("VAR ABCDE = VAR FGHIJ", 9),
         ("12345", 2),
-        ("f81d4fae-7dec-41d0-a765-00a0c91e6bf6", 20),
+        ("f81d4fae-7dec-41d0-a765-00a0c91e6bf6", 16),
         (templates.NOISE, 24),
     ],
 )
@@ -79,7 +79,8 @@ def test_token_counts(text, count):
 
 
 def test_chat_template_puts_the_context_between_begin_and_end():
-    text = TOKENIZER.apply_chat_template([{"role": "user", "content": "Hello."}], tokenize=False, add_generation_prompt=True)
+    message = {"role": "user", "content": "Hello."}
+    text = TOKENIZER.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
     assert text == "<|begin|><|user|>Hello.<|end|><|assistant|>"
     assert [TOKENIZER.decode([i]) for i in ids(text)][:2] == ["<|begin|>", "<|user|>"]
     assert TOKENIZER.encode("x")[0] == TOKENIZER.bos_token_id

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
 
-from models.tiny.data import Dialogue, Encoder
+from models.tiny.data import Encoder
 from models.tiny.evaluate import TASKS, evaluate
+from models.tiny.tasks import Dialogue
 from models.tiny.tokenizer import FOLDER
 
 pytestmark = pytest.mark.skipif(
@@ -42,8 +43,8 @@ def test_single_needles_are_found_and_generation_ends(model, encoder):
         prompt, _ = encoder.dialogue(Dialogue(dialogue.context, ()), 10**6)
         asked, _ = encoder.turn(turn)
         ids = torch.tensor([[*prompt, *asked]])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)[0, ids.shape[1] :]
-        found += encoder.tokenizer.decode(out) == turn.answer + "<|end|>"
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
+        found += encoder.tokenizer.decode(out[0, ids.shape[1] :]) == turn.answer + "<|end|>"
     assert found >= 9
 
 

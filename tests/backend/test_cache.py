@@ -1,0 +1,263 @@
+"""What a cache is good for after the prompt: roll back, evict again and again, stream, save, observe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lukv.allocation import Budget, Uniform
+from lukv.backend import storage
+from lukv.backend.generate import answer, append, compress, stream
+from lukv.backend.layer import RaggedLayer
+from lukv.backend.selection import Eviction, Protection
+from lukv.scoring import Scorer
+from tests.backend.dense_reference import Noise, eviction, kept_by, reference_logits, rows, tiny_model
+
+MODEL = tiny_model("qwen2", layers=2)
+HYBRID = tiny_model("gemma3_text", layers=2)
+
+
+@dataclass(frozen=True)
+class LastQuery(Scorer):
+    """Scores by the sum of all queries of the prompt, piece by piece: needs `observe`, knows the positions."""
+
+    name: str = "last_query"
+
+    def observe(self, observed, queries, start, rope):
+        position = torch.arange(start, start + queries.shape[1], dtype=queries.dtype) + 1
+        total = (queries * position[:, None]).sum(1)
+        return total if observed is None else observed + total
+
+    def score(self, layer):
+        groups = layer.observed.view(layer.keys.shape[0], -1, layer.keys.shape[-1]).sum(1)
+        return torch.einsum("kd,ktd->kt", groups, layer.keys).float()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_history_equals_dense_attention(data):
+    """Random batches, budgets down to nothing kept, appends of any size, roll-backs: the logits are those of dense
+    attention."""
+    model = data.draw(st.sampled_from([MODEL, HYBRID]), "model")
+    lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=3), "prompts")
+    share = data.draw(st.sampled_from([0.01, 0.1, 0.5, 0.9, 1.0]), "share")
+    prompts = rows(lengths)
+    cache = compress(model, prompts, eviction=eviction(share), chunk=data.draw(st.sampled_from([None, 1, 7]), "chunk"))
+    after: list[list[int]] = [[] for _ in prompts]
+    for step in range(data.draw(st.integers(1, 4), "steps")):
+        if data.draw(st.booleans()):
+            cache.rollback()
+            after = [[] for _ in prompts]
+        sizes = data.draw(st.lists(st.integers(1, 90), min_size=len(prompts), max_size=len(prompts)))
+        new = rows(sizes, seed=step + 1)
+        got = append(model, cache, new)
+        after = [a + b for a, b in zip(after, new, strict=True)]
+    for row, prompt in enumerate(prompts):
+        wanted = reference_logits(model, cache, row, prompt, after[row])[-1]
+        assert (got[row] - wanted).abs().max() <= 1e-9
+
+
+def test_a_head_may_keep_nothing():
+    prompt, question = rows([50]), rows([3], seed=1)
+    cache = compress(MODEL, prompt, eviction=eviction(0.02))
+    assert cache.kept().sum(axis=(1, 2)).tolist() == [2, 2]
+    assert cache.kept().min() == 0
+    wanted = reference_logits(MODEL, cache, 0, prompt[0], question[0])[-1]
+    assert (append(MODEL, cache, question)[0] - wanted).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("model", [MODEL, HYBRID], ids=["qwen2", "gemma3"])
+@pytest.mark.parametrize("scorer", [Noise(), LastQuery()], ids=lambda s: s.name)
+def test_one_prefill_many_evictions(model, scorer):
+    prompts, question = rows([60, 33]), rows([5, 9], seed=1)
+    everything = compress(model, prompts, observe=[scorer], chunk=16)
+    append(model, everything, question)  # what came after the prompt is left out
+    for share in (0.1, 0.3, 1.0):
+        ours = everything.evicted(eviction(share, scorer=scorer))
+        direct = compress(model, prompts, eviction=eviction(share, scorer=scorer))
+        assert (ours.kept() == direct.kept()).all()
+        for a, b in zip(ours.evictable, direct.evictable, strict=True):
+            assert torch.equal(a.positions, b.positions)
+        assert answer(model, ours, question, 6).tokens == answer(model, direct, question, 6).tokens
+        ours.rollback()
+        assert ours.nbytes < everything.nbytes
+
+
+def test_many_evictions_need_the_queries():
+    with pytest.raises(ValueError, match="needs the prompt's queries"):
+        compress(MODEL, rows([20])).evicted(eviction(0.5, scorer=LastQuery()))
+    with pytest.raises(ValueError, match="evicted already"):
+        compress(MODEL, rows([20]), eviction=eviction(0.5)).evicted(eviction(0.5))
+
+
+def test_queries_are_observed_without_padding_and_in_any_pieces():
+    prompts = rows([60, 33])
+    alone = [compress(MODEL, [p], observe=[LastQuery()]) for p in prompts]
+    for options in ({}, {"chunk": 1}, {"chunk": 25}):
+        batch = compress(MODEL, prompts, observe=[LastQuery()], **options)
+        for row, one in enumerate(alone):
+            for a, b in zip(batch.layers, one.layers, strict=True):
+                assert torch.allclose(a.observed[row][LastQuery()], b.observed[0][LastQuery()], atol=1e-8)
+
+
+def test_bytes_are_exact():
+    prompts = rows([60, 33])
+    cache = compress(MODEL, prompts, eviction=eviction(0.25))
+    entry = 2 * 16 * 8  # key and value of 16 float64
+    assert cache.kept().sum(axis=(1, 2)).tolist() == [30 + 17, 30 + 17]  # a quarter of 2 x 60 and of 2 x 33, half up
+    assert cache.nbytes == int(cache.kept().sum()) * entry
+    assert cache.full_nbytes == 2 * 2 * 93 * entry
+    assert cache.allocated_nbytes == cache.nbytes + 2 * 4 * 64 * entry  # 64 free rows behind each of 4 sequences
+    append(MODEL, cache, rows([3, 2], seed=1))
+    assert cache.nbytes == (int(cache.kept().sum()) + 2 * 2 * 5) * entry
+    cache.rollback()
+    assert cache.nbytes == int(cache.kept().sum()) * entry
+
+
+def test_future_queries_are_those_of_the_tokens_after_the_prompt():
+    """Compared with the queries that a scorer sees when the same tokens are part of the prompt."""
+    prompt, question = rows([30]), rows([4], seed=1)
+    cache = compress(MODEL, prompt, record_queries=True)
+    append(MODEL, cache, question)
+    queries = cache.future_queries(1)
+    assert queries.shape == (1, 8, 4, 16)
+    whole = compress(MODEL, [prompt[0] + question[0]], observe=[LastQuery()])
+    before = compress(MODEL, prompt, observe=[LastQuery()])
+    added = (queries[0] * torch.arange(31, 35, dtype=torch.float64)[:, None]).sum(1)
+    total = before.layers[1].observed[0][LastQuery()] + added
+    assert torch.allclose(total, whole.layers[1].observed[0][LastQuery()], atol=1e-9)
+    keys, values = cache.entries(1, 0)
+    assert keys.shape == values.shape == (2, 34, 16)
+    assert torch.equal(keys, whole.entries(1, 0)[0]) or torch.allclose(keys, whole.entries(1, 0)[0], atol=1e-12)
+    cache.rollback()
+    with pytest.raises(RuntimeError, match="record_queries"):
+        cache.future_queries(1)
+
+
+@pytest.mark.parametrize("model", [MODEL, HYBRID], ids=["qwen2", "gemma3"])
+def test_saved_and_loaded(model, tmp_path):
+    prompts, question = rows([60, 33]), rows([5, 9], seed=1)
+    cache = compress(model, prompts, eviction=eviction(0.3))
+    path = tmp_path / "cache.safetensors"
+    storage.save(cache, path)
+    loaded = storage.load(path, model)
+    assert (loaded.kept() == cache.kept()).all()
+    assert loaded.nbytes == cache.nbytes
+    for layer, other in zip(cache.layers, loaded.layers, strict=True):
+        for sequence in range(len(layer.arena.lengths)):
+            assert torch.equal(layer.positions_of(sequence), other.positions_of(sequence))
+    for _ in range(2):
+        assert torch.equal(append(model, cache, question), append(model, loaded, question))
+        cache.rollback()
+        loaded.rollback()
+
+
+def test_broken_or_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "cache.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        storage.load(path, MODEL)
+    storage.save(compress(MODEL, rows([20]), eviction=eviction(0.5)), path)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        storage.load(path, HYBRID)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle", b"{}" * 50):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a cache file"):
+            storage.load(path, MODEL)
+
+
+def tokens(size: int, scorer: Scorer | None = None) -> Eviction:
+    return Eviction(scorer or Noise(), Uniform(), Protection(sink=2, recent=3), Budget(tokens=size))
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Every eviction after the prompt, as (tokens seen, kept of row 0); the largest arena before each."""
+    seen: dict[int, dict] = {}
+    sizes: list[int] = []
+    evict = RaggedLayer.evict_again
+
+    def watch(layer):
+        sizes.append(layer.arena.longest)
+        evict(layer)
+        kept = seen.setdefault(int(layer.tokens[0]), {})
+        kept[layer.index] = [layer.positions_of(head) for head in range(layer.arena.heads)]
+
+    monkeypatch.setattr(RaggedLayer, "evict_again", watch)
+    return seen, sizes
+
+
+@pytest.mark.parametrize("scorer", [Noise(), LastQuery()], ids=lambda s: s.name)
+def test_a_streamed_prompt_stays_within_budget_and_one_block(scorer, stages):
+    prompt, question = rows([100, 100]), rows([5, 5], seed=1)
+    wanted = replace(tokens(1, scorer), budget=Budget(share=0.2))
+    cache = stream(MODEL, prompt, wanted, block=16)
+    history, sizes = stages
+    assert max(sizes) <= 20 + 16
+    assert (cache.kept() == 20).all()
+    for sequence in range(4):
+        positions = cache.layers[0].positions_of(sequence).tolist()
+        assert positions == sorted(set(positions))
+        assert {0, 1, 97, 98, 99} <= set(positions)  # protected from the first block to the last
+    logits = append(MODEL, cache, question)[0]
+    exact = reference_logits(MODEL, cache, 0, prompt[0], question[0], stages=sorted(history.items()))
+    assert (logits - exact[-1]).abs().max() <= 1e-9
+    cache.rollback()
+    first = answer(MODEL, cache, question, 5).tokens
+    assert cache.evictable[0].arena.lengths.tolist() == [20 + 5 + 4] * 4  # the answer is not evicted
+    cache.rollback()
+    assert answer(MODEL, cache, question, 5).tokens == first
+
+
+def test_a_streamed_prompt_that_fits_is_the_plain_prompt():
+    prompt, question = rows([50]), rows([4], seed=1)
+    whole = stream(MODEL, prompt, eviction(1.0, Uniform()), block=16)
+    assert (append(MODEL, whole, question) - append(MODEL, compress(MODEL, prompt), question)).abs().max() <= 1e-9
+
+
+def test_a_long_answer_stays_within_its_size(stages):
+    prompts, after = rows([40, 25]), rows([60, 60], seed=1)
+    cache = compress(MODEL, prompts, later=tokens(30, LastQuery()), every=8)
+    for step in range(60):
+        logits = append(MODEL, cache, [row[step : step + 1] for row in after])
+    history, sizes = stages
+    assert max(sizes[2:]) <= 30 + 8
+    assert cache.tokens.tolist() == [100, 85]  # positions go on
+    assert cache.layers[0].positions_of(0)[-3:].tolist() == [97, 98, 99]
+    before = {boundary: kept for boundary, kept in history.items() if boundary < 100}
+    exact = reference_logits(MODEL, cache, 0, prompts[0], after[0], stages=sorted(before.items()))
+    assert (logits[0] - exact[-1]).abs().max() <= 1e-9
+    with pytest.raises(RuntimeError, match="evicted again"):
+        cache.rollback()
+
+
+def test_evicting_again_equals_dense_attention_over_what_is_left(stages):
+    """A second turn: it saw what the first eviction left, the question sees what is left of both."""
+    prompt, second, question = rows([40]), rows([30], seed=1), rows([6], seed=2)
+    cache = compress(MODEL, prompt, eviction=eviction(0.6), later=tokens(25))
+    first_turn = (40, kept_by(cache, 0))
+    append(MODEL, cache, second)
+    cache.evict_again()
+    assert (cache.kept() == 25).all()
+    logits = append(MODEL, cache, question)
+    exact = reference_logits(
+        MODEL, cache, 0, prompt[0], second[0] + question[0], stages=[first_turn, *stages[0].items()]
+    )
+    assert (logits[0] - exact[-1]).abs().max() <= 1e-9
+    cache.rollback()
+    assert torch.equal(append(MODEL, cache, question), logits)
+
+
+def test_a_second_turn_may_be_committed():
+    cache = compress(MODEL, rows([40]), eviction=eviction(0.5))
+    append(MODEL, cache, rows([7], seed=1))
+    cache.commit()
+    append(MODEL, cache, rows([7], seed=2))
+    cache.rollback()
+    assert cache.tokens.tolist() == [47]
+    assert np.array_equal(cache.kept().sum(axis=2), [[40 + 14], [40 + 14]])

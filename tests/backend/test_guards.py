@@ -1,0 +1,180 @@
+"""What would silently give wrong answers is one clear error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from lukv.backend.attention import use_ragged_attention
+from lukv.backend.cache import RaggedCache
+from lukv.backend.generate import append, compress, left_padded
+from tests.backend.dense_reference import eviction, rows, tiny_model
+
+MODEL = tiny_model("llama", layers=1)
+PROMPT = torch.tensor(rows([20]))
+
+
+@pytest.fixture
+def sdpa():
+    MODEL.set_attn_implementation("sdpa")
+    yield
+    use_ragged_attention(MODEL)
+
+
+@pytest.mark.usefixtures("sdpa")
+def test_our_cache_under_another_attention():
+    with pytest.raises(
+        RuntimeError, match=r"call lukv.backend.attention.use_ragged_attention\(model\) first \(now: sdpa\)"
+    ):
+        MODEL(PROMPT, past_key_values=RaggedCache(MODEL))
+
+
+def test_another_cache_under_our_attention():
+    cache = DynamicCache(config=MODEL.config)
+    MODEL(PROMPT, past_key_values=cache)
+    with pytest.raises(RuntimeError, match="the model got another cache than a RaggedCache"):
+        MODEL(PROMPT[:, :1], past_key_values=cache)
+
+
+def phi3(length: int):
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 8,
+        "long_factor": [2.0] * 8,
+        "original_max_position_embeddings": length,
+    }
+    return tiny_model(
+        "phi3",
+        layers=1,
+        max_position_embeddings=4 * length,
+        original_max_position_embeddings=length,
+        rope_parameters=rope,
+    )
+
+
+def test_phi3_drops_a_cache_when_generating_from_a_long_prompt():
+    model = phi3(16)
+    with pytest.raises(RuntimeError, match="dropped the one it was given"):
+        model.generate(PROMPT, past_key_values=RaggedCache(model), max_new_tokens=4, do_sample=False)
+    append(model, compress(model, PROMPT, eviction=eviction(0.5)), rows([3]))  # without generate() it is fine
+
+
+def test_phi3_growing_past_its_original_length():
+    model = phi3(24)
+    cache = compress(model, PROMPT)
+    append(model, cache, rows([4]))
+    with pytest.raises(ValueError, match="grows past 24 tokens, where phi3 changes its rotary factors"):
+        append(model, cache, rows([1]))
+
+
+def test_a_model_that_drops_the_cache(monkeypatch):
+    forward = MODEL.forward
+    monkeypatch.setattr(MODEL, "forward", lambda past_key_values=None, **kwargs: forward(**kwargs))
+    with pytest.raises(RuntimeError, match="LlamaForCausalLM dropped the cache it was given"):
+        compress(MODEL, PROMPT)
+
+
+def test_attention_sinks():
+    config = AutoConfig.for_model(
+        "gpt_oss",
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        pad_token_id=0,
+        eos_token_id=1,
+        layer_types=["sliding_attention", "full_attention"],
+        sliding_window=16,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    use_ragged_attention(model)
+    with pytest.raises(NotImplementedError, match="has attention sinks"):
+        compress(model, PROMPT)
+
+
+def test_beam_search():
+    with pytest.raises(NotImplementedError, match="beam search is not supported"):
+        MODEL.generate(PROMPT, past_key_values=RaggedCache(MODEL), num_beams=2, max_new_tokens=4, do_sample=False)
+
+
+def test_assisted_decoding():
+    with pytest.raises((NotImplementedError, ValueError), match=r"assisted|crop"):
+        MODEL.generate(
+            PROMPT, past_key_values=RaggedCache(MODEL), prompt_lookup_num_tokens=3, max_new_tokens=8, do_sample=False
+        )
+
+
+def test_output_attentions():
+    with pytest.raises((NotImplementedError, ValueError), match="output_attentions"):
+        MODEL(PROMPT, past_key_values=RaggedCache(MODEL), output_attentions=True)
+
+
+def test_all_layers_sliding():
+    model = tiny_model("mistral", layers=1, sliding_window=24)
+    with pytest.raises(ValueError, match="every layer of this mistral has a sliding window of 24: nothing to evict"):
+        RaggedCache(model)
+    RaggedCache(tiny_model("mistral", layers=1, sliding_window=512))  # a window nothing can leave is full attention
+
+
+def test_other_kinds_of_layers():
+    model = tiny_model("llama", layers=1)
+    model.config.layer_types = ["linear_attention"]
+    with pytest.raises(ValueError, match="llama has linear_attention layers"):
+        RaggedCache(model)
+
+
+def test_dropout_and_custom_masks():
+    cache = RaggedCache(MODEL)
+    with pytest.raises(NotImplementedError, match="only 2-D attention masks"):
+        MODEL(PROMPT, past_key_values=cache, attention_mask=torch.zeros(1, 1, 20, 20))
+    model = tiny_model("llama", layers=1, attention_dropout=0.1).train()
+    with pytest.raises(NotImplementedError, match="without dropout"):
+        model(PROMPT)
+
+
+def test_masks_that_do_not_fit():
+    cache = compress(MODEL, PROMPT, eviction=eviction(0.5))
+    with pytest.raises(ValueError, match="the attention mask has 3 columns, the cache and the input have 23"):
+        MODEL(PROMPT[:, :3], past_key_values=cache, attention_mask=torch.ones(1, 3))
+    hole = torch.tensor([[1] * 8 + [0] * 4 + [1] * 8])
+    with pytest.raises(ValueError, match="has a hole"):
+        MODEL(PROMPT, past_key_values=RaggedCache(MODEL), attention_mask=hole)
+    with pytest.raises(ValueError, match="row 0 of the batch has no token"):
+        MODEL(PROMPT, past_key_values=RaggedCache(MODEL), attention_mask=torch.zeros(1, 20))
+
+
+def test_a_wrong_number_of_rows():
+    cache = compress(MODEL, rows([9, 12]))
+    with pytest.raises(ValueError, match="this cache holds 2 sequences, the input has 1"):
+        append(MODEL, cache, rows([3]))
+
+
+def test_empty_rows_and_pieces():
+    for empty in ([], [[]], [[1, 2], []]):
+        with pytest.raises(ValueError, match="at least one token"):
+            left_padded(empty, None, "cpu")
+    with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
+        compress(MODEL, PROMPT, chunk=0)
+
+
+def test_states_that_are_not_there():
+    cache = RaggedCache(MODEL)
+    for call in (cache.rollback, cache.kept, lambda: cache.entries(0, 0), lambda: cache.future_queries(0)):
+        with pytest.raises(RuntimeError, match=r"prompt|recorded"):
+            call()
+    with pytest.raises(RuntimeError, match="later=Eviction"):
+        cache.evict_again()
+    with pytest.raises(ValueError, match="later=Eviction"):
+        RaggedCache(MODEL, every=8)
+
+
+def test_an_impossible_kernel_is_refused_before_the_prompt_is_run():
+    with pytest.raises(ValueError, match="attention=fa2 cannot run here: fa2 needs a CUDA device"):
+        compress(MODEL, PROMPT, attention="fa2")

@@ -1,0 +1,80 @@
+"""At most one layer's full keys and values are alive during prefill, and only what is kept afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import weakref
+
+import pytest
+
+from lukv.backend.generate import compress
+from lukv.backend.layer import RaggedLayer
+from tests.backend.dense_reference import eviction, rows, tiny_model
+
+
+def test_the_last_layers_keys_are_gone_when_the_next_layer_attends(monkeypatch):
+    alive: list[weakref.ref] = []
+    attend = RaggedLayer.attend
+
+    def watch(self, query, key, value, *rest):
+        assert not [ref for ref in alive if ref() is not None]
+        alive.extend((weakref.ref(key), weakref.ref(value)))
+        return attend(self, query, key, value, *rest)
+
+    monkeypatch.setattr(RaggedLayer, "attend", watch)
+    compress(tiny_model("llama"), rows([64, 64]), eviction=eviction(0.2))
+    assert len(alive) == 8
+    assert not [ref for ref in alive if ref() is not None]
+
+
+PROGRAM = """
+import json, sys, threading, time, torch
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from lukv.backend.attention import use_ragged_attention
+from lukv.backend.cache import RaggedCache
+from tests.backend.dense_reference import eviction
+torch.set_num_threads(1)
+config = AutoConfig.for_model("llama", vocab_size=100, hidden_size=256, intermediate_size=256, num_hidden_layers=8,
+    num_attention_heads=8, num_key_value_heads=8, head_dim=128, max_position_embeddings=65536)
+model = AutoModelForCausalLM.from_config(config).eval()
+use_ragged_attention(model)
+rss = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+ids = torch.randint(0, 100, (1, int(sys.argv[2])))
+with torch.no_grad():
+    model(ids[:, :64])
+    base = peak = rss()
+    done = False
+    def watch():
+        global peak
+        while not done:
+            peak = max(peak, rss())
+            time.sleep(0.002)
+    thread = threading.Thread(target=watch)
+    thread.start()
+    cache = RaggedCache(model, eviction(0.2)) if sys.argv[1] == "ragged" else DynamicCache(config=config)
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    done = True
+    thread.join()
+print(json.dumps({"peak": peak - base, "after": rss() - base}))
+"""
+
+
+def measure(kind: str, tokens: int) -> dict[str, int]:
+    out = subprocess.run([sys.executable, "-c", PROGRAM, kind, str(tokens)], capture_output=True, text=True, check=True)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_of_the_process_against_the_stock_cache():
+    """8 layers of 8 x 128, 4096 tokens: 32 MiB of keys and values a layer, 256 MiB in all."""
+    layer, tokens = 2 * 8 * 128 * 4 * 4096, 4096
+    ours, stock = measure("ragged", tokens), measure("dynamic", tokens)
+    print(
+        f"peak {ours['peak'] / 2**20:.0f} against {stock['peak'] / 2**20:.0f} MiB, after {ours['after'] / 2**20:.0f} "
+        f"against {stock['after'] / 2**20:.0f} MiB"
+    )
+    assert stock["peak"] - ours["peak"] >= 0.5 * 8 * layer
+    assert ours["after"] <= 0.2 * 8 * layer + 1.5 * layer

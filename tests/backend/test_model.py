@@ -1,0 +1,109 @@
+"""Loading from folders, and how a sample's text becomes token ids."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lukv.backend.config import config_hash
+from lukv.backend.generate import answer, compress
+from lukv.model import load
+from tests.backend.dense_reference import tiny_model
+
+WORDS = ["the", "grass", "is", "green", "?", "#", "user", "assistant", "end", "key", "value", "1", "2", "3"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}user {{ m['content'] | trim }} end "
+    "{% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "qwen2-tiny"
+    tiny_model("qwen2", torch.float32, layers=1).save_pretrained(path)
+    vocabulary = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load(folder, device="cpu")
+
+
+def test_what_is_loaded(loaded, folder):
+    assert (loaded.name, loaded.path) == ("qwen2-tiny", str(folder))
+    assert (loaded.layers, loaded.kv_heads, loaded.device.type) == (1, 2, "cpu")
+    assert loaded.eos_ids == (1,)
+    assert loaded.model.dtype == torch.float32
+    assert load(folder, dtype="bfloat16").config_hash == loaded.config_hash == config_hash(loaded.model.config)
+    assert load(folder, name="other", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert config_hash(tiny_model("qwen2", layers=2).config) != loaded.config_hash
+    assert loaded.count_tokens("the grass is") == 3
+
+
+def test_prompt_ids_follow_the_chat_template(loaded):
+    context, rest = loaded.prompt_ids(" the grass is", " green ?", "key")
+    text = loaded.tokenizer.convert_ids_to_tokens
+    assert text(context) == ["<s>", "user", "the", "grass", "is"]
+    assert text(rest) == ["green", "?", "end", "assistant", "key"]
+    marked, _ = loaded.prompt_ids("the grass #", "?", "")
+    assert text(marked) == ["<s>", "user", "the", "grass", "#"]
+    plain, rest = loaded.prompt_ids("the grass is", "green ?", "key", chat=False)
+    assert text(plain) == ["<s>", "the", "grass", "is"]
+    assert text(rest) == ["green", "?", "key"]
+
+
+def test_a_loaded_model_answers_and_stops(loaded):
+    context, question = loaded.prompt_ids("the grass is green " * 9, "green ?", "")
+    cache = compress(loaded, [context])
+    whole = answer(loaded, cache, [question], 8).tokens[0]
+    assert len(whole) == 8
+    string = loaded.decode(whole[2:3])
+    if string:
+        cache.rollback()
+        stopped = answer(loaded, cache, [question], 8, stop=loaded.stop_at([string])).tokens[0]
+        assert stopped == whole[: whole.index(whole[2]) + 1]
+    assert loaded.stop_at(()) is None
+    assert loaded.stop_at(["green", "grass"])(loaded.tokenizer.encode("the grass"))
+    assert cache.kernel == "loop"
+
+
+def test_what_cannot_be_loaded_is_one_line(folder, tmp_path):
+    def message(*arguments, **options):
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            load(*arguments, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "there is no such folder" in message(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "it has no config.json" in message(tmp_path / "empty")
+    assert "dtype=float8 is not known: choose one of auto, float64" in message(folder, dtype="float8")
+    assert "attention=flash is not a kernel" in message(folder, attention="flash")
+    if not torch.cuda.is_available():
+        assert "torch sees no CUDA device" in message(folder, device="cuda")
+
+    def copy(without=(), **contents):
+        target = tmp_path / f"copy{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*without))
+        for name, content in contents.items():
+            (target / name.replace("__", ".")).write_bytes(content)
+        return target
+
+    assert "cannot read its tokenizer" in message(copy(["tokenizer*"]))
+    assert "cannot read its weights" in message(copy(["*.safetensors"]))
+    assert "cannot read its weights" in message(copy(model__safetensors=b"garbage"))
+    assert "cannot read its configuration" in message(copy(config__json=b"{broken"))
+    assert "cannot read its configuration" in message(copy(config__json=b'{"model_type": "nonesuch"}'))
+    sliding = tmp_path / "sliding"
+    tiny_model("mistral", layers=1, sliding_window=24).save_pretrained(sliding)
+    assert "nothing to evict" in message(sliding)
