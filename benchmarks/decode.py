@@ -53,16 +53,41 @@ def uneven(heads: int, tokens: int, share: float) -> np.ndarray:
     return (np.linspace(0.25, 1.75, heads) * share * tokens).astype(np.int64)
 
 
-def smallest(variants: dict[str, Callable[[int], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each variant: the best of `rounds`, taken in turn. A variant is given the round's number."""
+@dataclass(frozen=True)
+class Variant:
+    """call(i) does `steps` of what is timed; i is the number of the round."""
+
+    call: Callable[[int], object]
+    steps: int = 1
+
+
+def smallest(variants: dict[str, Variant], rounds: int) -> dict[str, float]:
+    """Seconds of one step of each variant: the best of `rounds`, taken in turn."""
     best = dict.fromkeys(variants, float("inf"))
     for i in range(rounds):
-        for name, call in variants.items():
-            best[name] = min(best[name], seconds(lambda call=call, i=i: call(i)))
+        for name, variant in variants.items():
+            best[name] = min(best[name], seconds(lambda call=variant.call, i=i: call(i)) / variant.steps)
     return best
 
 
-def seconds(call: Callable[[], object], repeats: int = 1) -> float:
+def rotating(call: Callable[[int], object], copies: int) -> Variant:
+    """call(i) works on copy i of the data. On a GPU all copies in one CUDA graph: the kernels' time, without
+    Python's."""
+    if DEVICE.type == "cpu":
+        return Variant(call)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        call(0)
+        call(1)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(copies):
+            call(i)
+    return Variant(lambda i: graph.replay(), copies)
+
+
+def seconds(call: Callable[[], object]) -> float:
     if DEVICE.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
@@ -115,7 +140,11 @@ def attention_rows(geometry: Geometry, tokens: int, rounds: int, speed: float) -
     def padded(i: int) -> Tensor:
         return sdpa(grouped, *cut[i % full_copies], attn_mask=bias, scale=scale)
 
-    variants: dict[str, Callable[[int], object]] = {"full": full, "full grouped": full_grouped, "padded + mask": padded}
+    variants = {
+        "full": rotating(full, full_copies),
+        "full grouped": rotating(full_grouped, full_copies),
+        "padded + mask": rotating(padded, full_copies),
+    }
     errors = {}
     exact = pick("loop", DEVICE, torch.float32, d, d)[1]
     wanted = exact(query.float(), *(x.float() for x in arenas[0]), start, length, longest, scale, None)
@@ -131,27 +160,16 @@ def attention_rows(geometry: Geometry, tokens: int, rounds: int, speed: float) -
             return decode(query, *arenas[i % copies], start, length, longest, scale, None)
 
         errors[name] = float((ragged(0).float() - wanted).abs().max())
-        variants[name] = graphed(ragged) if DEVICE.type == "cuda" and name != "loop" else ragged
+        # the loop asks the device for the lengths, which no graph can hold
+        variants[name] = Variant(ragged) if name == "loop" else rotating(ragged, copies)
     times = smallest(variants, rounds)
     times["floor"] = 2 * int(lengths.sum()) * d * DTYPE.itemsize / speed
-    return [
-        f"| {geometry.name} | {tokens} | {name} | {t * 1e3:.3f} | {t / times['full']:.3f} | {t / times['full grouped']:.2f} | "
-        f"{t / times['floor']:.1f} | {errors.get(name, 0):.0e} |"
-        for name, t in times.items()
-    ]
-
-
-def graphed(call: Callable[[int], object]) -> Callable[[int], object]:
-    """The same call for data set 0 as a CUDA graph: the kernel's own time, without Python's."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call(0)
-        call(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call(0)
-    return lambda i: graph.replay()
+    table = []
+    for name, t in times.items():
+        against = f"{t / times['full']:.3f} | {t / times['full grouped']:.2f} | {t / times['floor']:.1f}"
+        error = f"{errors[name]:.0e}" if name in errors else ""
+        table.append(f"| {geometry.name} | {tokens} | {name} | {t * 1e3:.3f} | {against} | {error} |")
+    return table
 
 
 @dataclass(frozen=True)
@@ -197,8 +215,8 @@ def model_rows(geometry: Geometry, layers: int, tokens: int, steps: int) -> list
     everything = compress(ours, ids)
     kept = everything.evicted(Eviction(Recency(), Uneven(), Protection(), Budget(share=SHARE)))
 
-    def step(model: PreTrainedModel, cache: Cache) -> Callable[[int], object]:
-        return lambda i: model(ids[:, :1], past_key_values=cache)
+    def step(model: PreTrainedModel, cache: Cache) -> Variant:
+        return Variant(lambda i: model(ids[:, :1], past_key_values=cache))
 
     variants = {
         "stock, full cache": step(stock, full),
@@ -206,12 +224,12 @@ def model_rows(geometry: Geometry, layers: int, tokens: int, steps: int) -> list
         f"ours, {SHARE:.0%} kept": step(ours, kept),
     }
     times = smallest(variants, steps)
-    size = {"ours, everything kept": everything.nbytes, f"ours, {SHARE:.0%} kept": kept.nbytes}
-    return [
-        f"| {geometry.name}, {layers} layers | {tokens} | {name} | {t * 1e3:.2f} | {t / times['stock, full cache']:.2f} | "
-        f"{size.get(name, everything.nbytes) / 2**20:.2f} |"
-        for name, t in times.items()
-    ]
+    table = []
+    for name, t in times.items():
+        size = (kept if "kept" in name and "everything" not in name else everything).nbytes / 2**20
+        what = f"{geometry.name}, {layers} layers | {tokens} | {name}"
+        table.append(f"| {what} | {t * 1e3:.2f} | {t / times['stock, full cache']:.2f} | {size:.2f} |")
+    return table
 
 
 def kvpress_rows(python: str, tokens: int, steps: int) -> list[str]:
@@ -219,11 +237,12 @@ def kvpress_rows(python: str, tokens: int, steps: int) -> list[str]:
     command = [python, str(program), str(tokens), str(steps), str(SHARE)]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     times = json.loads(out.splitlines()[-1])
-    base = times["stock, full cache"]
-    return [
-        f"| {TINY.name}, 4 layers (own process) | {tokens} | {name} | {t * 1e3:.2f} | {t / base:.2f} | |"
-        for name, t in times.items()
-    ]
+    what, base = f"{TINY.name}, 4 layers (own process) | {tokens}", times["stock, full cache"]
+    return [f"| {what} | {name} | {t * 1e3:.2f} | {t / base:.2f} | |" for name, t in times.items()]
+
+
+def head(*columns: str) -> None:
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -235,12 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     speed = bandwidth()
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU, 1 thread"
     print(f"{where}, {DTYPE}, torch {torch.__version__}, {speed / 1e9:.1f} GB/s read from memory\n")
-    print(
-        f"Attention of one new token per layer, {SHARE:.0%} of the cache kept, heads uneven (0.25 to 1.75 of the mean):\n"
-    )
-    print(
-        "| geometry | context | variant | ms | of full | of full grouped | of floor | largest error |\n|---|---|---|---|---|---|---|---|"
-    )
+    print(f"Attention of one new token per layer, {SHARE:.0%} of the cache kept, heads 0.25 to 1.75 of the mean:\n")
+    head("geometry", "context", "variant", "ms", "of full", "of full grouped", "of floor", "largest error")
     lengths = (4096, 16384) if options.quick else (1024, 4096, 16384, 32768)
     if DEVICE.type == "cuda" and not options.quick:
         lengths = (8192, 32768, 131072)
@@ -248,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for tokens in lengths:
             print("\n".join(attention_rows(geometry, tokens, 10 if options.quick else 40, speed)), flush=True)
     print("\nOne decoded token of the whole model:\n")
-    print("| model | context | variant | ms per token | of stock | MiB of cache |\n|---|---|---|---|---|---|")
+    head("model", "context", "variant", "ms per token", "of stock", "MiB of cache")
     for tokens in (4096,) if options.quick else (1024, 4096, 16384):
         print("\n".join(model_rows(TINY, 4, tokens, 40 if options.quick else 200)), flush=True)
     if options.kvpress:

@@ -1,4 +1,4 @@
-"""LU-KV's solver the straightforward way: a stack per head for its hull, a heap over the heads. The fast one equals it.
+"""LU-KV's solver the straightforward way: a stack per head for its hull, a heap over the heads. Ours equals it.
 
 Written from the paper's description (arXiv 2602.08585), with Python numbers: exact when the utilities are Fractions.
 """

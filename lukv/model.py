@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import config_hash, windows
@@ -127,7 +140,7 @@ def load(
     source = Source(str(path), revision)
     config = source.read("configuration", AutoConfig.from_pretrained)
     windows(config)  # an unsupported architecture is refused before its weights are read
-    tokenizer = source.read("tokenizer", AutoTokenizer.from_pretrained)
+    tokenizer = source.read("tokenizer", tokenizer_of)
     model = source.read(
         "weights",
         AutoModelForCausalLM.from_pretrained,
@@ -140,6 +153,17 @@ def load(
     use_ragged_attention(model.eval())
     label = name or Path(path).name or str(path)
     return LoadedModel(model, tokenizer, label, str(path), config_hash(model.config), attention)
+
+
+def tokenizer_of(path: str, **options: Any) -> Tokenizer:
+    """As AutoTokenizer, but a tokenizer.json that is said to be complete is taken as it is: for some model types
+    (qwen2, phi3) transformers would put that type's own tokenizer class over it and split text otherwise."""
+    stated = get_tokenizer_config(path, **options).get("tokenizer_class")
+    whole = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    tokenizer: Tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(path, **options)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up when the files are missing
+        raise ValueError("it has no vocabulary: tokenizer.json is missing or empty")
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -157,8 +181,25 @@ class Source:
             raise FileNotFoundError(
                 f"model {self.path}: {lacks} (give a folder written by save_pretrained, or a hub id)"
             )
+        offline = local or not hub_answers()
         try:
-            return from_pretrained(self.path, revision=self.revision, local_files_only=local, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            if offline and not local:
+                raise FileNotFoundError(
+                    f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
+                ) from error
             reason = " ".join(str(error).split())
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
+
+
+@cache
+def hub_answers() -> bool:
+    """One quick look, so that a machine without network is not kept waiting by retries."""
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((str(urlparse(constants.ENDPOINT).hostname), 443), timeout=5).close()
+    except OSError:
+        return False
+    return True

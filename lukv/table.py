@@ -116,8 +116,9 @@ class BudgetTable:
         anything that is not a whole and sound table ValueError."""
         path = Path(path)
         if not path.is_file():
-            model = path.parent.parent.name if path.parent.name == "tables" else "MODEL"
-            raise FileNotFoundError(f"no budget table at {path}: make it with `{calibrate_command(model, path.stem)}`")
+            raise FileNotFoundError(
+                f"no budget table at {path}: make it with `{calibrate_command(model_of(path), path.stem)}`"
+            )
         try:
             return cls._load_npy(path) if path.suffix == ".npy" else cls._load_safetensors(path)
         except (ValueError, SafetensorError, EOFError) as error:
@@ -213,6 +214,12 @@ def description(config_hash: str, scorer: Scorer, protection: Protection) -> dic
         "sink": whole.sink,
         "recent": whole.recent,
     }
+
+
+def model_of(path: Path) -> str:
+    """The model's name in tables/MODEL/SCORER.safetensors and in MODEL/tables/SCORER.safetensors."""
+    folder = path.absolute().parent
+    return folder.name if folder.parent.name == "tables" else folder.parent.name if folder.name == "tables" else "MODEL"
 
 
 def calibrate_command(model: str, scorer: str) -> str:

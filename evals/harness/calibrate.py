@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
-from evals.harness.record import RunFolder
+from evals.harness.record import RunFolder, git, installed
 from evals.task import Sample
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
@@ -238,7 +237,8 @@ def metadata(
         "samples": int(mean.state["samples"]),
         "mean_tokens": round(float(mean.mean("tokens")), 1),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "version": version("lukv"),
+        "version": installed("lukv"),
+        "git_sha": git("rev-parse", "HEAD"),
     }
 
 

@@ -51,7 +51,7 @@ def dashboard(entity: str | None, project: str, save: bool) -> str:
     shown = workspaces.RunsetSettings(groupby=[workspaces.Config("method")], filters="Config('job') = 'evaluate'")
     try:
         # Without an entity the address cannot be made; W&B's own default needs a key, the printed view does not.
-        owner = entity or (wandb.Api().default_entity if save else "-")
+        owner = entity or (wandb.Api().default_entity if save else None) or "-"
         view = workspaces.Workspace(entity=owner, project=project, name=NAME, sections=sections, runset_settings=shown)
         if not save:
             return view._to_model().model_dump_json(by_alias=True)

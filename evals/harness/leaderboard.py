@@ -145,7 +145,8 @@ def scored(row: Row, task: str | None) -> Mapping[str, Any]:
 
 def method_cell(row: Row) -> str:
     method = escape(row["method"])
-    rest = [row["config"].get(group) for group in ("scorer", "allocator", "protection")]
+    groups = () if math.isinf(budget(row)) else ("scorer", "allocator", "protection")  # full uses none
+    rest = [row["config"].get(group) for group in groups]
     how = escape(", ".join(name for name in rest if name and name not in (row["method"], "own")))
     button = f'<button type="button" class="open" aria-expanded="false">{method}</button>'
     return f'<th scope="row" data-value="{method}">{button} <small>{how}</small></th>'

@@ -9,6 +9,7 @@ array's tasks left. What became of each run is then read from its folder.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -50,7 +51,8 @@ def waiting(planned: Sequence[Planned]) -> Iterator[None]:
 
 def arrays(folders: Set[Path]) -> set[str]:
     """Ids of the job arrays submitted for runs in these folders: submitit makes a folder ID_TASK, or ID, a job."""
-    return {job.name.split("_")[0] for folder in folders for job in (folder / ".submitit").glob("[0-9]*")}
+    jobs = (re.fullmatch(r"(\d+)(_\d+)?", p.name) for folder in folders for p in (folder / ".submitit").glob("*"))
+    return {job[1] for job in jobs if job}
 
 
 def queued(ids: Set[str]) -> bool:

@@ -74,10 +74,8 @@ class Wandb:
         if self.mode not in modes:
             raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
         wandb.setup(wandb.Settings(silent=True))
-        mode = self.mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        subject = config["benchmark"]["name"] if config.get("benchmark") else "-"
+        online = self.mode == "online" or (self.mode == "auto" and wandb.login(prompt=False, verify=False))
+        subject = create(config["benchmark"]).name if config.get("benchmark") else "-"
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics)
         try:
             run = wandb.init(
@@ -89,7 +87,7 @@ class Wandb:
                 group=f"{config['model']['name']}/{subject}",
                 tags=[config["method"]],
                 job_type=job(config),
-                mode=mode,
+                mode="online" if online else "offline",
                 dir=folder,
                 config={**config, "job": job(config), "provenance": dict(about)},
                 settings=settings,

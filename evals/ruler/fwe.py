@@ -8,12 +8,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from scipy.special import zeta
 
 from evals.ruler.generator import Generator, Prompt
 from evals.ruler.templates import FWE, FWE_PREFIX
 
 ALPHA = 2.0
+ZETA = 1.6449340668482264  # zeta(2), pi ** 2 / 6
 LETTERS = 6
 ASKED = 3
 
@@ -56,7 +56,7 @@ class FrequentWords(Generator):
 
     def write(self, vocabulary: list[str], units: int) -> str:
         ranks = np.arange(1, len(vocabulary) + 1)
-        counts = (units * (ranks**-ALPHA) / zeta(ALPHA)).astype(int)
+        counts = (units * (ranks**-ALPHA) / ZETA).astype(int)
         shown = [word for word, times in zip(vocabulary, counts, strict=True) for _ in range(times)]
         Random(self.seed).shuffle(shown)
         return (FWE + FWE_PREFIX).format(context=" ".join(shown))

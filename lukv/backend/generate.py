@@ -67,7 +67,7 @@ def compress(
         network,
         eviction,
         observe=observe,
-        attention=attention or getattr(model, "attention", "auto"),
+        attention=attention or str(getattr(model, "attention", "auto")),
         prompt_columns=ids.shape[1],
         record_queries=record_queries,
         later=later,
@@ -93,13 +93,13 @@ def stream(
     """
     network = network_of(model)
     ids, mask = left_padded(input_ids, None, network.device)
-    if not bool(mask.all()):
+    if mask is not None:
         raise ValueError("prompts that stream in together must be equally long")
     tokens = ids.shape[1]
     size = max(1, round_half_up(eviction.budget.of(tokens) * tokens))
     cache = RaggedCache(
         network,
-        attention=attention or getattr(model, "attention", "auto"),
+        attention=attention or str(getattr(model, "attention", "auto")),
         later=replace(eviction, budget=Budget(tokens=size)),
         every=block,
         stream=True,
@@ -112,7 +112,7 @@ def stream(
 
 
 def pieces(columns: int, size: int | None) -> list[slice]:
-    size = size or columns
+    size = columns if size is None else size
     if size < 1:
         raise ValueError(f"chunk={size} must be at least 1")
     return [slice(a, min(a + size, columns)) for a in range(0, columns, size)]
@@ -130,16 +130,18 @@ def network_of(model: PreTrainedModel | Loaded) -> PreTrainedModel:
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
-def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor, columns: slice) -> Tensor:
-    """One forward of some columns of left-padded ids [B, T] behind what the cache has seen -> logits [B,
-    vocabulary]."""
-    seen, piece = cache.get_seq_length(), mask[:, columns]
-    tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else 0
-    whole = bool(piece.all())
+def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | None, columns: slice) -> Tensor:
+    """One forward of some columns of left-padded ids [B, T] after what the cache has seen -> logits [B, vocabulary]."""
+    seen, piece = cache.get_seq_length(), ids[:, columns]
+    if seen and len(ids) != len(cache.tokens):
+        raise ValueError(f"this cache holds {len(cache.tokens)} sequences, the input has {len(ids)}")
+    valid = None if mask is None else mask[:, columns]
+    ahead = torch.arange(piece.shape[1], device=ids.device) if valid is None else (valid.cumsum(-1) - 1).clamp(min=0)
+    tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else ids.new_zeros(len(ids), 1)
     logits = model(
-        input_ids=ids[:, columns],
-        attention_mask=None if whole else torch.cat([piece.new_ones(len(piece), seen), piece], dim=1),
-        position_ids=tokens + (piece.cumsum(-1) - 1).clamp(min=0),
+        input_ids=piece,
+        attention_mask=None if valid is None else torch.cat([valid.new_ones(len(ids), seen), valid], dim=1),
+        position_ids=tokens + ahead,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -192,10 +194,10 @@ def answer(
 
 def left_padded(
     ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Rows of token ids -> ids [B, T] with padding on the left, mask [B, T] int64."""
-    if isinstance(ids, Tensor) and mask is None:
-        return ids.to(device), torch.ones_like(ids, device=device)
+) -> tuple[Tensor, Tensor | None]:
+    """Rows of token ids -> ids [B, T] with padding on the left, mask [B, T] int64 (1: token; None without padding)."""
+    if isinstance(ids, Tensor) and (mask is None or bool(mask.all())):
+        return ids.to(device), None
     if isinstance(ids, Tensor):
         rows = [row[used.bool()] for row, used in zip(ids.cpu(), mask.cpu(), strict=True)]  # type: ignore[union-attr]
     else:
@@ -203,9 +205,8 @@ def left_padded(
     if not rows or min(map(len, rows)) == 0:
         raise ValueError("every row needs at least one token")
     longest = max(map(len, rows))
-    padded = torch.zeros(len(rows), longest, dtype=torch.int64)
-    used = torch.zeros_like(padded)
+    padded, used = torch.zeros(2, len(rows), longest, dtype=torch.int64)
     for i, row in enumerate(rows):
         padded[i, longest - len(row) :] = row
         used[i, longest - len(row) :] = 1
-    return padded.to(device), used.to(device)
+    return padded.to(device), None if bool(used.all()) else used.to(device)

@@ -73,8 +73,8 @@ class RaggedLayer(CacheLayerMixin):
         switch = self.plan.rope_switch
         if switch is not None and 0 < before <= switch < self.seen:
             raise ValueError(
-                f"the input grows past {switch} tokens, where {self.plan.config.model_type} changes its rotary factors and "
-                "cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
+                f"the input grows past {switch} tokens, where {self.plan.config.model_type} changes its rotary "
+                "factors and cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
             )
         self.waiting = True
         key_states.ragged_layer = self  # type: ignore[attr-defined]
@@ -180,7 +180,7 @@ class RaggedLayer(CacheLayerMixin):
     def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
         """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv]."""
         heads, scale, softcap = self.attributes
-        observed = self.observed[row].get(scorer)
+        observed = self.observed[row].get(scorer) if self.observed else None
         return PromptLayer(
             self.index, self.plan.layers, keys, values, heads, scale, softcap, observed=observed, rope=self.rope
         )

@@ -101,6 +101,16 @@ def test_generate_gives_identical_tokens(family):
     use_ragged_attention(model)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_generate_goes_on_from_a_compressed_cache(family):
+    model, prompt, question = model_of(family, layers=2), rows([60])[0], rows([9], seed=1)[0]
+    ragged = compress(model, [prompt], eviction=eviction(0.3))
+    wanted = answer(model, ragged, [question], 12).tokens[0]
+    ragged.rollback()
+    out = model.generate(torch.tensor([prompt + question]), past_key_values=ragged, max_new_tokens=12, do_sample=False)
+    assert out[0, 69:].tolist() == wanted
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
 def test_a_batch_of_questions_equals_each_alone(family):
     """Contexts and questions of different length, answers of different length; then rolled back and asked again."""

@@ -77,7 +77,7 @@ def test_a_loaded_model_answers_and_stops(loaded):
     assert cache.kernel == "loop"
 
 
-def test_what_cannot_be_loaded_is_one_line(folder, tmp_path):
+def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):
     def message(*arguments, **options):
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             load(*arguments, **options)
@@ -87,6 +87,8 @@ def test_what_cannot_be_loaded_is_one_line(folder, tmp_path):
     assert "there is no such folder" in message(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "it has no config.json" in message(tmp_path / "empty")
+    monkeypatch.setattr("lukv.model.hub_answers", lambda: False)
+    assert "no such folder, not in the hub's local cache" in message("nosuch/model")
     assert "dtype=float8 is not known: choose one of auto, float64" in message(folder, dtype="float8")
     assert "attention=flash is not a kernel" in message(folder, attention="flash")
     if not torch.cuda.is_available():

@@ -159,9 +159,12 @@ def test_a_table_without_metadata_is_checked_for_its_shape_only(tmp_path):
         ours.check(Model(layers=LAYERS + 1), SCORER, PROTECTION)
 
 
-def test_a_missing_table_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"job=calibrate model=tiny scorer=snapkv") as error:
-        TableAllocator(tmp_path / "tiny" / "tables" / "snapkv.safetensors")
+@pytest.mark.parametrize(
+    ("folder", "model"), [("tiny/tables", "tiny"), ("tables/hf-model", "hf-model"), ("elsewhere", "MODEL")]
+)
+def test_a_missing_table_names_the_command_that_makes_it(tmp_path, folder, model):
+    with pytest.raises(FileNotFoundError, match=rf"job=calibrate model={model} scorer=snapkv") as error:
+        TableAllocator(tmp_path / folder / "snapkv.safetensors")
     assert "\n" not in str(error.value)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import answer, append, compress
 from lukv.backend.kernels import names, pick
 from tests.backend.dense_reference import FAMILIES, eviction, rows, tiny_model
@@ -71,6 +73,29 @@ def test_answers_in_bf16_do_not_depend_on_the_kernel(name):
     assert difference <= 0.1
     assert cache.kernel == name
     answer(model, cache, rows([1, 1], seed=3), 20)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_layers_on_several_devices(tmp_path):
+    """device_map: each layer's arena lies on its layer's device; the answer is the one device's."""
+    pytest.importorskip("accelerate")
+    prompts, question = rows([70, 57]), rows([5, 9], seed=1)
+    one = tiny_model("gemma3_text")
+    one.save_pretrained(tmp_path)
+    places = {
+        "model.embed_tokens": 0,
+        "model.layers.0": 0,
+        "model.layers.1": 0,
+        "model.layers.2": 1,
+        "model.layers.3": 1,
+    }
+    places |= {"model.norm": 1, "model.rotary_emb": 0, "lm_head": 1}
+    spread = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, dtype=torch.float64).eval()
+    use_ragged_attention(spread)
+    cache = compress(spread, prompts, eviction=eviction(0.3))
+    assert [layer.arena.keys.device.index for layer in cache.layers] == [0, 0, 1, 1]
+    wanted = append(one, compress(one, prompts, eviction=eviction(0.3)), question)
+    assert (append(spread, cache, question).cpu() - wanted).abs().max() <= 1e-9
 
 
 def test_the_arena_frees_memory():
