@@ -45,5 +45,5 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
         return None
     scorer, allocator, protection = (create(run[k]) for k in ("scorer", "allocator", "protection"))
     if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table
-        allocator.check(loaded.name, loaded.config_hash, loaded.layers, loaded.kv_heads, scorer, protection)
+        allocator.check(loaded, scorer, protection)
     return Eviction(scorer, allocator, protection, Budget(run["budget"], run["budget_tokens"]))

@@ -142,13 +142,8 @@ with Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
     assert first["step"] >= 1  # W&B holds the last line back until the next one comes
     assert second["state"] == "finished"
     assert second["summary"]["running/score"] == 0.875
-    steps = [dict_of(h)["_step"] for h in records(runs(folder)[1], "history")]
+    steps = [h["item"]["_step"] for h in records(runs(folder)[1], "history")]
     assert steps == [3, 4]
-
-
-def dict_of(history: Mapping[str, Any]) -> dict[str, Any]:
-    """A history record as {name: value}."""
-    return {i.get("key") or ".".join(i["nested_key"]): json.loads(i["value_json"]) for i in history["item"]}
 
 
 def test_the_table_that_calibrate_makes_is_the_one_that_evaluate_uses(folder: Path, tmp_path: Path) -> None:
