@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after.
+    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where both
+    are empty the answer follows the context (and the tail of the chat template) directly.
 
     `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token. `extra`: whatever the metric or an analysis needs (all_classes, length, needle depth ...).
+    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an
+    analysis needs (all_classes, length ...).
     """
 
     id: str
@@ -24,11 +26,12 @@ class Sample:
     answer_prefix: str = ""
     chat: bool = True
     stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]
-"""(prediction, sample) -> scores by name, each in 0..1; the first name is the task's score, the others are recorded beside it."""
+"""(prediction, sample) -> scores by name, each in 0..1; the first is the task's score, the others stand beside it."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,17 @@ class Task:
     metric: Metric
 
 
-class CountTokens(Protocol):
-    def __call__(self, text: str) -> int: ...
+class Tokenizer(Protocol):
+    """What a benchmark may ask of a model's tokenizer; any transformers tokenizer is one."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
+
+
+def count_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Tokens of the bare text, special tokens not counted."""
+    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 class Benchmark(Protocol):
@@ -51,9 +63,12 @@ class Benchmark(Protocol):
 
     name: str
 
-    def tasks(self, count_tokens: CountTokens, limit: int | None) -> Iterable[Task]:
-        """The tasks, each with at most `limit` samples (None: all). `count_tokens` is the model's tokenizer, without special
-        tokens. Raises FileNotFoundError or ValueError with one line that says what is missing and where to get it."""
+    def tasks(self, tokenizer: Tokenizer, limit: int | None) -> Iterable[Task]:
+        """The tasks, each with at most `limit` samples (None: all); sample i is the same for every limit. The tokenizer
+        measures lengths (RULER) and truncates prompts (LongBench). Raises FileNotFoundError or ValueError with one line
+        that says what is missing and where to get it."""
         ...
 
-    def facts(self) -> Mapping[str, Any]: ...
+    def facts(self) -> Mapping[str, Any]:
+        """Complete once `tasks` has been gone through: a task may turn out not to fit (`left_out`: name -> reason)."""
+        ...

@@ -16,16 +16,20 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept: a share of the prompt (0 < share <= 1), or a number of tokens per head. Exactly one is given."""
+    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head; exactly one is given."""
 
     share: float | None = None
     tokens: int | None = None
 
     def __post_init__(self) -> None:
         if (self.share is None) == (self.tokens is None):
-            raise ValueError("a budget is either a share or a number of tokens: give exactly one of budget, budget_tokens")
+            raise ValueError(
+                "a budget is either a share or a number of tokens: give exactly one of budget, budget_tokens"
+            )
         if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"budget={self.share} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
+            raise ValueError(
+                f"budget={self.share} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)"
+            )
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"budget_tokens={self.tokens} must be at least 1")
 
@@ -87,15 +91,18 @@ def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 
     largest fractions (ties: the lower index). Raises ValueError when no such integers exist.
     """
     n = weights.size
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError("head weights must be finite and not negative")
     if not lower * n <= total <= upper * n:
         raise ValueError(f"{n} heads of {lower} to {upper} entries cannot hold exactly {total}")
     w = np.asarray(weights, dtype=np.float64).ravel()
+    w = w / w.max() if w.max(initial=0) > 0 else w
     ideal = np.full(n, float(lower))
     free = np.ones(n, dtype=bool)
     while free.any():
         rest = total - ideal[~free].sum()
         mass = w[free].sum()
-        want = w[free] * (rest / mass) if mass > 0 else np.full(int(free.sum()), rest / free.sum())
+        want = w[free] / mass * rest if mass > 0 else np.full(int(free.sum()), rest / free.sum())
         over, under = want > upper, want < lower
         if not (over.any() or under.any()):
             ideal[free] = want

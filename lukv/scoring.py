@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Rope = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Positions [n] -> (cos, sin), each [n, rotary dims] float32 in the half-split layout of transformers' `rotate_half`."""
+"""Positions [n] -> (cos, sin), each [n, rotary dims] float32, in the half-split layout of `rotate_half`."""
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,76 @@ class Scorer:
     def score(self, layer: PromptLayer) -> Tensor:
         """[K, T] float32, finite; the higher, the more worth keeping."""
         raise NotImplementedError
+
+
+@torch.no_grad()
+def row_mass(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float,
+    first_position: int,
+    softcap: float | None = None,
+    reduce: Literal["mean", "max"] = "mean",
+    columns: int | None = None,
+    block: int | None = None,
+) -> Tensor:
+    """How much attention each key gets from some consecutive query rows: [H, columns], mean or max over the rows.
+
+    queries [H, n, d] post-RoPE at positions first_position .. first_position+n-1; keys [K, T, d] post-RoPE, H = G*K.
+    Row i attends to the keys up to its own position: the softmax runs over all of them, is then cut to the first
+    `columns` keys (default T) and not renormalised. Computed in float32 (float64 for float64 inputs). `block` bounds
+    the logits that are alive at once, in elements, whatever T is. Longer key lists are passed twice: once for each
+    row's log-sum-exp, once for the mass; T x T never exists.
+    """
+    heads, rows, width = queries.shape
+    groups, tokens = keys.shape[:2]
+    columns = tokens if columns is None else columns
+    if heads % groups or keys.shape[2] != width:
+        raise ValueError(
+            f"queries {list(queries.shape)} do not fit keys {list(keys.shape)}: H must be a multiple of K, d equal"
+        )
+    if not 0 <= columns <= tokens or first_position < 0 or rows < 1:
+        raise ValueError(
+            f"row_mass needs n >= 1, first_position >= 0, columns <= T: {rows}, {first_position}, {columns} of {tokens}"
+        )
+    if reduce not in ("mean", "max"):
+        raise ValueError(f"reduce={reduce!r}: use 'mean' or 'max'")
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    block = block or (1 << 26 if keys.is_cuda else 1 << 20)  # about a CPU core's cache; a GPU wants few, large launches
+    lines = heads // groups * rows
+    span = min(tokens, max(64, block // lines))  # keys per block
+    batch = max(1, block // (lines * span))  # KV heads per block
+    # the heads of a group are just more rows against the same keys: K is never repeated
+    scaled = (queries.to(dtype) * scale).reshape(groups, lines, width)
+    last = torch.arange(first_position, first_position + rows, device=keys.device).repeat(heads // groups)[:, None]
+
+    def logits(part: slice, start: int) -> Tensor:
+        end = min(start + span, tokens)
+        out = scaled[part] @ keys[part, start:end].to(dtype).transpose(1, 2)
+        if softcap is not None:
+            out = out.div_(softcap).tanh_().mul_(softcap)
+        if end - 1 > first_position:
+            out.masked_fill_(torch.arange(start, end, device=keys.device) > last, -torch.inf)
+        return out
+
+    mass = keys.new_empty(groups, heads // groups, columns, dtype=dtype)
+    for first in range(0, groups, batch):
+        part = slice(first, first + batch)
+        if span == tokens:
+            probabilities = logits(part, 0).softmax(-1)
+            mass[part] = _over_rows(probabilities[..., :columns], rows, reduce)
+            continue
+        norm = torch.full((len(scaled[part]), lines), -torch.inf, dtype=dtype, device=keys.device)
+        for start in range(0, tokens, span):
+            norm = torch.logaddexp(norm, logits(part, start).logsumexp(-1))
+        for start in range(0, columns, span):
+            probabilities = logits(part, start).sub_(norm[..., None]).exp_()
+            end = min(start + span, columns)
+            mass[part, :, start:end] = _over_rows(probabilities[..., : end - start], rows, reduce)
+    return mass.reshape(heads, columns)
+
+
+def _over_rows(probabilities: Tensor, rows: int, reduce: str) -> Tensor:
+    """[K, G * rows, columns] -> [K, G, columns]."""
+    by_row = probabilities.unflatten(1, (-1, rows))
+    return by_row.mean(2) if reduce == "mean" else by_row.amax(2)

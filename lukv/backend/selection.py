@@ -20,12 +20,19 @@ class Protection:
     recent: int = 0
 
     def over(self, scorer: Scorer) -> Protection:
+        """What is protected when this protection is asked for and the scorer brings its own."""
         return Protection(max(self.sink, scorer.sink), max(self.recent, scorer.recent))
 
     def mask(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
         """[tokens] bool: which tokens are protected."""
+        return self.level(tokens, device) > 0
+
+    def level(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
+        """[tokens] int64: 0 for an ordinary token, 1 for a recent one, 2 and more for a sink, the first one highest. So
+        a head with fewer slots than protected tokens keeps sinks before recent ones, and of the sinks the first."""
         position = torch.arange(tokens, device=device)
-        return (position < self.sink) | (position >= tokens - self.recent)
+        recent = (position >= tokens - self.recent).long()
+        return torch.where(position < self.sink, 1 + self.sink - position, recent)
 
 
 @dataclass(frozen=True)
@@ -38,25 +45,37 @@ class Eviction:
     budget: Budget
 
     def keep(self, layer: PromptLayer) -> Tensor:
-        """[K, T] bool: the entries of this layer that stay. Raises ValueError for scores that are not finite."""
-        scores = protect(self.scorer.score(layer), self.protection.over(self.scorer), self.scorer.name)
-        counts = self.allocator.counts(self.budget, scores_of(layer, scores, self.protection.over(self.scorer)))
+        """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts."""
+        scores = self.scorer.score(layer)
+        heads, tokens = layer.keys.shape[:2]
+        if scores.shape != (heads, tokens):
+            raise ValueError(f"scorer {self.scorer.name}: scores {list(scores.shape)} instead of {[heads, tokens]}")
+        protection = self.protection.over(self.scorer)
+        scores = protect(scores, protection, self.scorer.name)
+        counts = self.allocator.counts(self.budget, scores_of(layer, scores, protection))
+        if counts.shape != (heads,) or counts.min() < 0 or counts.max() > tokens:
+            name = type(self.allocator).__name__
+            raise ValueError(f"{name}: counts {counts.tolist()} are not {heads} numbers from 0 to {tokens}")
         return best(scores, counts)
 
 
 def scores_of(layer: PromptLayer, scores: Tensor, protection: Protection) -> HeadScores:
+    """What an allocator sees of a layer whose protected tokens `protect` has raised in scores [K, T]."""
     return HeadScores(scores, protection.mask(scores.shape[-1], scores.device), layer.index, layer.layers)
 
 
 def protect(scores: Tensor, protection: Protection, name: str = "scorer") -> Tensor:
-    """Raise the protected tokens of scores [K, T] to each head's max + 1; a sink outranks a recent token (+ 2), so a head with
-    fewer slots than protected tokens keeps its sinks first."""
-    if not torch.isfinite(scores).all():
-        raise ValueError(f"{name}: a score is NaN or infinite")
-    top = scores.amax(-1, keepdim=True)
-    recent = protection.mask(scores.shape[-1], scores.device)
-    sink = torch.arange(scores.shape[-1], device=scores.device) < protection.sink
-    return torch.where(sink, top + 2, torch.where(recent, top + 1, scores))
+    """scores [K, T] with the protected tokens raised above every score of the layer (so that they also win where heads
+    compete), in the order of `Protection.level`. Raises ValueError for scores that are NaN or infinite.
+
+    The step is 1 or, for large scores, a millionth of the largest: 1e9 + 1 is 1e9 in float32.
+    """
+    top = scores.max()
+    level = protection.level(scores.shape[-1], scores.device)
+    raised = torch.where(level > 0, top + level * (top.abs() * 2**-20).clamp(min=1), scores)
+    if not (torch.isfinite(scores) & torch.isfinite(raised)).all():
+        raise ValueError(f"scorer {name}: a score is NaN or infinite (or too near the largest float to rank above it)")
+    return raised
 
 
 def rank(scores: Tensor) -> Tensor:

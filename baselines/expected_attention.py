@@ -1,0 +1,98 @@
+"""Expected Attention (Devoto et al. 2025, arXiv 2510.00636; kvpress): how would a random future query attend to a key?
+
+Queries before RoPE are taken as Gaussian. Over the tokens at positions >= sink, of each query head:
+
+    mu = mean q,  S = covariance of q (divided by N)            bias and query norm included
+    R  = mean of the RoPE matrices of the next `future` positions;  mu <- R mu,  S <- R S R^T
+    logit = scale * mu.k + scale^2 / 2 * k^T S k                softmax over the tokens at positions >= sink
+    s = (mean over the group + eps) * |v|
+
+The pre-RoPE queries are the post-RoPE ones turned back with the model's own rotary embedding, so nothing but the
+attention's inputs is needed; the moments add up over any pieces of the prompt. The first `sink` tokens are protected.
+
+Differences from kvpress: sums in float64 (theirs: the model's dtype); a prompt of at most `sink` tokens has score 0
+(theirs: an assertion); a logit soft cap is not modelled (nor there). eps = 0.02 is what LU-KV's tables use (kvpress's
+default is 0): far above a typical softmax value, so that the ranking is almost the ranking by |v|.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lukv.scoring import PromptLayer, Rope, Scorer
+
+BLOCK = 4096  # tokens at a time in float64: scratch stays small beside a long prompt's queries
+
+
+class Moments(NamedTuple):
+    """Sums over the observed queries: how many, sum q [H, d], sum q q^T [H, d, d], float64."""
+
+    n: int
+    total: Tensor
+    outer: Tensor
+
+
+@dataclass(frozen=True)
+class ExpectedAttention(Scorer):
+    """`future` positions to average over, `eps` added to the attention, `sink` first tokens left out."""
+
+    name: str = "expected_attention"
+    sink: int = 4
+    future: int = 512
+    eps: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.future < 1 or self.eps < 0:
+            raise ValueError(
+                f"expected_attention: future={self.future} must be at least 1, eps={self.eps} not negative"
+            )
+
+    def observe(self, observed: Moments | None, queries: Tensor, start: int, rope: Rope | None) -> Moments | None:
+        for first in range(max(self.sink - start, 0), queries.shape[1], BLOCK):
+            q = queries[:, first : first + BLOCK].double()
+            if rope is not None:
+                cos, sin = rope(start + first + torch.arange(q.shape[1], device=q.device))
+                square = cos.double() ** 2 + sin.double() ** 2  # 1, but for rotary embeddings with an attention factor
+                q = rotate(q, cos.double() / square, -sin.double() / square)
+            n, total, outer = observed or (0, 0, 0)
+            observed = Moments(n + q.shape[1], total + q.sum(1), outer + q.mT @ q)
+        return observed
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        heads, tokens = layer.keys.shape[:2]
+        scores = torch.zeros(heads, tokens, device=layer.keys.device)
+        if tokens > self.sink:
+            keys, values = layer.keys[:, self.sink :].float(), layer.values[:, self.sink :]
+            expected = self._logits(layer, keys).softmax(-1).mean(1)
+            scores[:, self.sink :] = (expected + self.eps) * torch.linalg.vector_norm(
+                values, dim=-1, dtype=torch.float32
+            )
+        return scores
+
+    def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
+        """Log of the expected unnormalised attention of each query head to each key, [K, G, n]."""
+        n, total, outer = layer.observed
+        mean = total / n
+        covariance = outer / n - mean[:, :, None] * mean[:, None, :]
+        if layer.rope is not None:
+            tokens = layer.keys.shape[1]
+            cos, sin = layer.rope(torch.arange(tokens, tokens + self.future, device=keys.device))
+            cos, sin = cos.double().mean(0), sin.double().mean(0)
+            mean = rotate(mean, cos, sin)
+            covariance = rotate(rotate(covariance, cos, sin).mT, cos, sin).mT
+        mean = mean.float().unflatten(0, (len(keys), -1)) * layer.scale
+        covariance = covariance.float().unflatten(0, (len(keys), -1)) * layer.scale**2 / 2
+        # one query head of each group at a time: scratch of one more copy of the keys, not of G
+        quadratic = [((keys @ covariance[:, g]) * keys).sum(-1) for g in range(mean.shape[1])]
+        return mean @ keys.mT + torch.stack(quadratic, 1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
+    n = cos.shape[-1]
+    x1, x2 = x[..., : n // 2], x[..., n // 2 : n]
+    return torch.cat([x[..., :n] * cos + torch.cat([-x2, x1], -1) * sin, x[..., n:]], -1)

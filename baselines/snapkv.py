@@ -1,0 +1,77 @@
+"""SnapKV (Li et al. 2024, arXiv 2404.14469): what the prompt's last tokens attend to is what later tokens will need.
+
+    a_h = mean over the last W queries of softmax(q . K * scale)      causal, over all T keys, cut to the first T - W
+    s_k = mean over the G query heads of group k of pool(a_h)         pool over odd kernel, stride 1, same length
+
+The last W tokens are the observation window: always kept, inside the budget. The papers that report "SnapKV" use
+different numbers, and two orders of pooling and averaging; each is a config of its own:
+
+| config         | window | kernel | pool | order           | who                                        |
+|----------------|--------|--------|------|-----------------|--------------------------------------------|
+| snapkv         | 32     | 7      | max  | pool_then_group | LU-KV's tables                             |
+| snapkv_kvpress | 64     | 5      | avg  | pool_then_group | kvpress (zeros at the edges are counted)   |
+| snapkv_adakv   | 32     | 7      | max  | group_then_pool | the AdaKV repository with gqa_support      |
+| snapkv_pyramid | 8      | 7      | max  | pool_then_group | the PyramidKV repository (KVCache-Factory) |
+
+Not offered: the original repository repeats the KV heads before it compresses, so that every *query* head keeps tokens
+of its own and the cache holds G times as much. A cache that stores each KV head once cannot express that; in a model
+without grouped heads (G = 1) `snapkv` is the original.
+
+Differences from the authors' code: float32 whatever the model's dtype is; prompts of at most W tokens have an empty
+score (everything is window) where the originals stop or keep everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lukv.scoring import PromptLayer, Rope, Scorer, row_mass
+
+POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool1d, "avg": F.avg_pool1d}
+ORDERS = ("pool_then_group", "group_then_pool")
+
+
+@dataclass(frozen=True)
+class SnapKV(Scorer):
+    """`window` and `kernel` in tokens (kernel odd). `recent` is the window unless it is set larger."""
+
+    name: str = "snapkv"
+    window: int = 32
+    kernel: int = 7
+    pool: str = "max"
+    order: str = "pool_then_group"
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"snapkv: window={self.window} must be at least 1, kernel={self.kernel} odd")
+        if self.pool not in POOLS or self.order not in ORDERS:
+            raise ValueError(
+                f"snapkv: pool={self.pool!r} is one of {list(POOLS)}, order={self.order!r} of {list(ORDERS)}"
+            )
+        object.__setattr__(self, "recent", max(self.recent, self.window))
+
+    def observe(self, observed: Tensor | None, queries: Tensor, start: int, rope: Rope | None) -> Tensor:
+        """The last W queries so far, [H, min(W, seen), d]."""
+        seen = queries if observed is None else torch.cat([observed, queries], 1)
+        return seen[:, -self.window :].clone()  # a view would keep all queries of the prompt alive
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        heads, tokens = layer.keys.shape[:2]
+        before = tokens - layer.observed.shape[1]
+        scores = torch.zeros(heads, tokens, device=layer.keys.device)
+        if before:
+            mass = row_mass(layer.observed, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
+            scores[:, :before] = self._pooled(mass.float(), heads)
+        return scores
+
+    def _pooled(self, mass: Tensor, heads: int) -> Tensor:
+        """[H, n] attention mass -> [K, n]."""
+        if self.order == "group_then_pool":
+            mass = mass.unflatten(0, (heads, -1)).mean(1)
+        pooled = POOLS[self.pool](mass, self.kernel, stride=1, padding=self.kernel // 2)
+        return pooled if self.order == "group_then_pool" else pooled.unflatten(0, (heads, -1)).mean(1)

@@ -1,0 +1,26 @@
+"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): the first tokens and the latest ones, whatever they say.
+
+Differences from the authors' code: kept tokens keep their positions (theirs are re-numbered inside the cache), as in
+kvpress's StreamingLLMPress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lukv.scoring import PromptLayer, Scorer
+
+
+@dataclass(frozen=True)
+class Streaming(Scorer):
+    """The score is the position; the `sink` first tokens are protected."""
+
+    name: str = "streaming"
+    sink: int = 4
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        heads, tokens = layer.keys.shape[:2]
+        return torch.arange(tokens, dtype=torch.float32, device=layer.keys.device).expand(heads, tokens)

@@ -1,0 +1,89 @@
+"""What the oracle and SnapKV's scores cost beside a layer's prefill attention: python -m benchmarks.oracle [--full]
+
+Geometry of an 8B model (32 query heads, 8 KV heads of 128), float32 on one core; CPU time, the least of several runs,
+all in one process on the same tensors. The last column is what the definition costs: eager attention with T x T
+weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lukv.oracle import output_gram, utility, value_weight
+from lukv.scoring import row_mass
+
+HEADS, KV_HEADS, WIDTH, HIDDEN, ROWS, WINDOW = 32, 8, 128, 4096, 64, 32
+EAGER_LIMIT = 4096  # tokens: beyond, T x T weights do not fit on a small machine
+
+
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        call()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def eager(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    """[H, T] largest attention over the last ROWS rows, by the whole matrix, head by head."""
+    out = []
+    for head in range(HEADS):
+        logits = queries[head] @ keys[head // (HEADS // KV_HEADS)].T * scale
+        weights = logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+        out.append(weights[-ROWS:].amax(0))
+    return torch.stack(out)
+
+
+def row(tokens: int, repeats: int) -> str:
+    torch.manual_seed(0)
+    scale = WIDTH**-0.5
+    queries = torch.randn(HEADS, tokens + ROWS, WIDTH)
+    keys, values = (torch.randn(KV_HEADS, tokens + ROWS, WIDTH) for _ in range(2))
+    gram = output_gram(torch.randn(HIDDEN, HEADS * WIDTH), HEADS)
+    group = HEADS // KV_HEADS
+
+    def prefill() -> None:
+        """Head by head, so that no copy of the keys is counted."""
+        for head in range(HEADS):
+            q, k, v = (x[None, None, :tokens] for x in (queries[head], keys[head // group], values[head // group]))
+            F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+    weight = value_weight(values[:, :tokens], gram)
+    future = queries[:, -ROWS:]
+    attention = seconds(prefill, max(1, repeats // 2))
+    snapkv = seconds(
+        lambda: row_mass(queries[:, tokens - WINDOW : tokens], keys[:, :tokens], scale, tokens - WINDOW), repeats
+    )
+    rows = seconds(lambda: utility(future, keys, weight, scale), repeats)
+    weights = seconds(lambda: value_weight(values[:, :tokens], gram), repeats)
+    plain = f"{seconds(lambda: eager(queries, keys, scale), 1):.2f} s" if tokens <= EAGER_LIMIT else "-"
+    cells = [
+        f"{attention:.2f} s",
+        *(f"{1e3 * t:.0f} ms, {100 * t / attention:.1f}%" for t in (snapkv, rows, weights)),
+        plain,
+    ]
+    return f"| {tokens} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="16384 tokens too (minutes)")
+    full = parser.parse_args().full
+    torch.set_num_threads(1)
+    print(f"one layer, {HEADS} query and {KV_HEADS} KV heads of {WIDTH}; share of that layer's prefill attention\n")
+    heads = ["tokens", "prefill attention", f"SnapKV, {WINDOW} rows", f"oracle, {ROWS} rows a question"]
+    print("| " + " | ".join([*heads, "value weights, once a context", "eager T x T"]) + " |")
+    print("|---|---|---|---|---|---|")
+    for tokens in (1024, 4096, 16384) if full else (1024, 4096):
+        print(row(tokens, repeats=5 if tokens <= 4096 else 2), flush=True)
+
+
+if __name__ == "__main__":
+    main()

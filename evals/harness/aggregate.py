@@ -1,0 +1,73 @@
+"""From lines of samples to a result: means, bootstrap intervals, budget, times, memory."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from evals.harness.config import Run, benchmark_name
+from evals.stats import RESAMPLES, bootstrap_ci, resampled_means
+
+
+def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> dict[str, Any]:
+    """The content of result.json. Scores and shares in 0..1, times in seconds (medians), memory in bytes.
+
+    Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
+    """
+    by_task: dict[str, list[float]] = {}
+    for line in lines:
+        by_task.setdefault(line["task"], []).append(line["score"])
+    low, high = mean_interval(list(by_task.values()))
+    kept = np.array([line["kept"] for line in lines], dtype=np.float64)  # [samples, layers, K]
+    tokens = np.array([line["context_tokens"] for line in lines], dtype=np.float64)
+    return {
+        "status": "done",
+        "run_id": run.id,
+        "experiment": run.experiment,
+        "score": float(np.mean([np.mean(s) for s in by_task.values()])),
+        "ci95": [low, high],
+        "tasks": {
+            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(bootstrap_ci(s))}
+            for name, s in by_task.items()
+        },
+        "budget": {
+            "asked": run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0,
+            "kept_share": float(kept.sum() / (kept[0].size * tokens.sum())),
+            "kept_entries": float(kept.sum(axis=(1, 2)).mean()),
+            "cache_bytes": float(np.mean([line["cache_bytes"] for line in lines])),
+            "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
+            "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
+        },
+        "time": {
+            **{
+                key: float(np.median([line["times"][key] for line in lines]))
+                for key in ("prefill_s", "ttft_s", "tpot_s", "batch")
+            },
+            "total_s": total_s,
+        },
+        "memory": {"peak_bytes": peak_bytes()},
+        "attention": sorted({line["attention"] for line in lines}),
+        "method": run["method"],
+        "model": run["model"]["name"],
+        "benchmark": benchmark_name(run),
+        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
+        "config_hash": run.hash,
+    }
+
+
+def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean of the groups' means, each group resampled within itself."""
+    draws = [resampled_means(np.asarray(group), seed, RESAMPLES) for seed, group in enumerate(groups)]
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def peak_bytes() -> int:
+    """Peak memory of the GPU, or without one of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

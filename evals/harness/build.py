@@ -1,0 +1,49 @@
+"""From settings to objects: the model, the method, the benchmark. What cannot be built is an InputError."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+from evals.harness.config import InputError, Run, create
+from lukv.allocation import Budget
+from lukv.backend.selection import Eviction
+from lukv.model import LoadedModel, load
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Faults met while building are the input's; the same faults later on are the run's."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, OSError, ImportError, TypeError) as e:
+        raise InputError(str(e)) from e
+
+
+def model(run: Run) -> LoadedModel:
+    return load_model(model_settings(run))
+
+
+def model_settings(run: Run) -> str:
+    """What decides which model is loaded, as JSON."""
+    return json.dumps({**{k: v for k, v in run["model"].items() if k != "tables"}, "attention": run["attention"]})
+
+
+@lru_cache(maxsize=1)
+def load_model(settings: str) -> LoadedModel:
+    """Loaded once for all runs of a sweep that name the same model."""
+    return load(**json.loads(settings))
+
+
+def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
+    """The method at its budget; None keeps everything."""
+    if not run.evicts:
+        return None
+    scorer, allocator, protection = (create(run[k]) for k in ("scorer", "allocator", "protection"))
+    if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table
+        allocator.check(loaded, scorer, protection)
+    return Eviction(scorer, allocator, protection, Budget(run["budget"], run["budget_tokens"]))

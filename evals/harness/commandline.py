@@ -1,0 +1,246 @@
+"""The command line's front and end: names are checked before anything runs, what goes wrong ends in one line.
+
+Exit codes. 0: all runs are finished. 1: a fault while running. 2: the input is wrong. 130: stopped by the user.
+A traceback only with debug=true.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from evals.harness.config import CONF, InputError, Run, run_of, without_hydra
+
+GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that the command line asks for; `command` does it alone."""
+
+    folder: Path
+    finished: bool
+    command: str
+
+
+faults: dict[str, tuple[int, str]] = {}
+"""What went wrong in this process: run id -> (exit code, the line)."""
+
+
+def plan(argv: Sequence[str]) -> list[Planned]:
+    """Compose and check every run of the command line; exit with code 2 and one line if any of them cannot be."""
+    args = get_args_parser().parse_args(list(argv))
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+        return []
+    folder = str(Path(args.config_dir).resolve()) if args.config_dir else None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
+            jobs = expand(args.overrides, args.multirun, search, known_files=folder is None)
+            runs = {run.id: (run, job) for job in jobs for run in [composed(job, search)]}
+    except (InputError, HydraException, OmegaConfBaseException) as e:
+        if "debug=true" in [a.lower() for a in argv]:
+            raise
+        stop(2, one_line(e))
+    return [
+        Planned(run.folder, (run.folder / "result.json").exists(), "python run.py " + shlex.join(job))
+        for run, job in runs.values()
+    ]
+
+
+def expand(texts: list[str], multirun: bool, search: list[str], known_files: bool = True) -> list[list[str]]:
+    """The overrides of each run of a sweep; a single run is a sweep of one."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides(texts)
+    if known_files:
+        check_options(overrides)
+    fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
+    hydra = compose_checked(fixed, search).hydra
+    if not multirun and (hydra.mode is None or hydra.mode.name != "MULTIRUN"):
+        for o in overrides:
+            if o.is_sweep_override():
+                raise InputError(f"{o.input_line} names several values: add -m to run them all")
+        return [fixed]
+    params = [f"{k}={v}" for k, v in (hydra.sweeper.get("params") or {}).items()]
+    swept = parser.parse_overrides([*params, *texts])
+    if known_files:
+        check_options(swept)
+    return BasicSweeper.split_arguments(swept, None)[0]
+
+
+def check_options(overrides: Iterable[Override]) -> None:
+    """Every option that is chosen for a group is a file in that group's folder."""
+    for o in overrides:
+        options = GROUPS.get(o.key_or_group)
+        if options is None or o.is_delete():
+            continue
+        value = o.value()
+        chosen = (
+            list(o.sweep_string_iterator()) if o.is_sweep_override() else value if isinstance(value, list) else [value]
+        )
+        if not chosen:
+            raise InputError(f"{o.input_line} matches no {o.key_or_group}. Known: {', '.join(options)}")
+        for name in chosen:
+            if str(name).removesuffix(".yaml") not in options:
+                raise InputError(
+                    f"no {o.key_or_group} named '{name}'.{nearest(str(name), options)} Known: {', '.join(options)}"
+                )
+
+
+def composed(job: list[str], search: list[str]) -> Run:
+    cfg = compose_checked(job, search)
+    HydraConfig.instance().set_config(cfg)
+    return run_of(without_hydra(cfg), cfg.hydra)
+
+
+def compose_checked(overrides: list[str], search: list[str]) -> DictConfig:
+    """Compose; a key that does not exist gets its nearest neighbours named."""
+    try:
+        return compose("config", overrides=[*search, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as e:
+        missing = re.search(r"Could not override '([^']+)'", str(e))
+        if missing is None:
+            raise InputError(one_line(e) + (f" {one_line(e.__cause__)}" if e.__cause__ else "")) from e
+        plain = [o for o in overrides if o.split("=")[0].lstrip("+~") in GROUPS]
+        cfg = compose("config", overrides=[*search, *plain])
+        key = missing.group(1)
+        raise InputError(
+            f"no setting named '{key}'.{nearest(key, sorted({*keys(cfg), *GROUPS}))} All settings: python run.py --help"
+        ) from e
+
+
+def keys(node: Any, prefix: str = "") -> Iterable[str]:
+    for key in node:
+        yield prefix + str(key)
+        child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
+        if OmegaConf.is_dict(child) and child:
+            yield from keys(child, f"{prefix}{key}.")
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message without its line breaks and the library's own footers."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [
+        line
+        for line in lines
+        if line and not line.startswith(("full_key:", "object_type=", "reference_type=", "See http"))
+    ]
+    text = " ".join(kept) or type(error).__name__
+    text = re.sub(r"^Error merging override (\S+)", r"\1:", text)
+    return re.sub(r"^.*Missing mandatory value: (\S+).*$", r"\1 is not set: add \1=VALUE", text)
+
+
+def do(cfg: DictConfig) -> None:
+    """The job of one config. Never raises, so that a sweep goes on with the next run; faults are remembered."""
+    run: Run | None = None
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        run = run_of(cfg)
+        if Path(run["model"]["path"]).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        get_method(run["job"]["_target_"])(run)
+    except KeyboardInterrupt:
+        stop(130, "stopped. What is done is kept: the same command goes on from there")
+    except Exception as error:
+        code = 2 if isinstance(error, InputError) else 1
+        line = (
+            one_line(error)
+            if isinstance(error, (InputError, OSError))
+            else f"{type(error).__name__}: {one_line(error)}"
+        )
+        if cfg.debug:
+            traceback.print_exc()
+        faults[run.id if run else "?"] = (code, line)
+        print(f"run.py: {line}", file=sys.stderr, flush=True)
+        if run is not None:
+            note_fault(run.folder, line)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if run is not None:
+            tidy(run.folder)
+
+
+def terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def note_fault(folder: Path, line: str) -> None:
+    """Leave the reason in the folder of a run that had begun."""
+    from evals.harness.record import write_json
+
+    if (folder / "run.json").exists():
+        write_json(folder / "error.json", {"error": line})
+
+
+def tidy(folder: Path) -> None:
+    """Hydra makes a run's folder before the run: take it away if nothing came of it."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def summary(planned: Sequence[Planned]) -> int:
+    """What became of each run of a sweep, judged by the files in its folder; the exit code of the whole command."""
+    if not planned:
+        return max((code for code, _ in faults.values()), default=0)
+    states = [(p, *state(p)) for p in planned]
+    if len(planned) > 1:
+        print("\n" + summary_table(states))
+    codes = [faults.get(p.folder.name, (1, ""))[0] for p, name, _ in states if name == "failed"]
+    return max([*codes, *(code for code, _ in faults.values())], default=0)
+
+
+def summary_table(states: Sequence[tuple[Planned, str, str]]) -> str:
+    """One line a run, its score or the reason why there is none and the command that tries again."""
+    lines = [f"{p.folder.name}  {name}  {what}" for p, name, what in states]
+    lines += [f"failed: {p.command}" for p, name, _ in states if name == "failed"]
+    count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
+    return "\n".join([*lines, f"{len(states)} runs: {', '.join(count)}"])
+
+
+def state(p: Planned) -> tuple[str, str]:
+    """done, skipped (it was finished before) or failed, and the score or the reason."""
+    from evals.harness.record import read_json
+
+    if p.folder.name in faults:
+        return "failed", faults[p.folder.name][1]
+    result = p.folder / "result.json"
+    if result.exists():
+        score = read_json(result).get("score")
+        return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
+    error = p.folder / "error.json"
+    if error.exists():
+        return "failed", read_json(error)["error"]
+    return ("failed", "no result.json: killed, or still running") if p.folder.exists() else ("done", "")
+
+
+def stop(code: int, line: str) -> NoReturn:
+    print(f"run.py: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)

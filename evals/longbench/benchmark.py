@@ -1,0 +1,165 @@
+"""LongBench and LongBench-E as a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from evals.longbench.catalog import CATALOG, ENGLISH, Entry
+from evals.longbench.data import HUB, Data
+from evals.longbench.protocols import PROTOCOLS
+from evals.longbench.score import BUCKETS, Scorer, bucket
+from evals.task import Metric, Sample, Task, Tokenizer, count_tokens
+
+VERSION = 1
+TEMPLATE_TOKENS = 64  # kept free for the chat template, and for what cutting and tokenising again adds
+NO_WINDOW = 10**9  # transformers' tokenizers say 1e30 where they do not know
+
+
+class LongBench:
+    """
+    data             folder of LongBench's jsonl files, or the name of the data set on the hub
+    protocol         official, defensivekv, kvpress or lukv (evals/longbench/protocols.py)
+    tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
+    e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
+    max_length       tokens of a prompt (official) or a context; pred.py takes 3500, 7500, 15500, 31500 for windows of
+                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question and answer
+    recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
+    """
+
+    def __init__(
+        self,
+        data: str = HUB,
+        protocol: str = "official",
+        tasks: str | Sequence[str] = "available",
+        e: bool = False,
+        max_length: int | str = "auto",
+        recursion_zero: bool = True,
+    ) -> None:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"benchmark.protocol={protocol}: choose {', '.join(PROTOCOLS)}")
+        if max_length != "auto" and not (isinstance(max_length, int) and max_length >= 2):
+            raise ValueError(f"benchmark.max_length={max_length} must be auto or a number of tokens, at least 2")
+        self.name = f"longbench{'-e' if e else ''}-{protocol}"
+        self.data = data
+        self.protocol = protocol
+        self.e = e
+        self.max_length = max_length
+        self.recursion_zero = recursion_zero
+        self.chosen = choose(tasks, e)
+        self.only_available = tasks == "available"
+        self.done: dict[str, int] = {}
+        self.left_out: dict[str, str] = {}
+
+    def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
+        data = Data(self.data)
+        self.done, self.left_out = {}, {}
+        for name in self.chosen:
+            file = f"{name}_e" if self.e else name
+            if self.only_available and not data.has(file):
+                self.left_out[name] = f"benchmark.data={self.data} has no {file}.jsonl"
+                continue
+            for task in self.make(name, data.rows(file), tokenizer, limit):
+                self.done[task.name] = len(task.samples)
+                yield task
+        if not self.done:
+            raise FileNotFoundError(f"benchmark.data={self.data} has no file of a LongBench task (qasper.jsonl ...)")
+
+    def make(self, name: str, rows: list[dict[str, Any]], tokenizer: Tokenizer, limit: int | None) -> Iterator[Task]:
+        entry = CATALOG[name]
+        numbered = list(enumerate(rows))
+        if self.e:
+            groups = {
+                f"{name}_{length}": [(i, row) for i, row in numbered if bucket(row["length"]) == length]
+                for length in BUCKETS
+            }
+        else:
+            groups = {name: numbered}
+        for task, chosen in groups.items():
+            if not chosen:
+                self.left_out[task] = "no row of this length"
+                continue
+            samples = [self.sample(task, entry, row, i, rows, tokenizer) for i, row in chosen[:limit]]
+            yield Task(task, VERSION, entry.description, samples, self.metric(name))
+
+    def sample(
+        self,
+        task: str,
+        entry: Entry,
+        row: dict[str, Any],
+        number: int,
+        rows: list[dict[str, Any]],
+        tokenizer: Tokenizer,
+    ) -> Sample:
+        protocol = PROTOCOLS[self.protocol]
+        context, question, answer_prefix = protocol.pieces(entry, row)
+        max_new_tokens = entry.max_new_tokens + protocol.more_tokens
+        room = self.room(question + answer_prefix, max_new_tokens, tokenizer)
+        if room is not None:
+            context = protocol.cut(context, room, tokenizer)
+        line_end = protocol.plain and entry is CATALOG["samsum"]
+        # eval.py judges a whole file by the classes of its last row, kvpress by those of the first
+        judge = {"official": rows[-1], "kvpress": rows[0]}.get(self.protocol, row)
+        return Sample(
+            id=f"{task}-{number}",
+            task=task,
+            context=context,
+            question=question,
+            answer_prefix=answer_prefix,
+            references=row["answers"],
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=1 if line_end else 0,
+            chat=entry.chat or not protocol.plain,
+            stop=("\n",) if line_end else (),
+            extra={"all_classes": judge["all_classes"], "length": row["length"], "row": row.get("_id", number)},
+        )
+
+    def room(self, after: str, max_new_tokens: int, tokenizer: Tokenizer) -> int | None:
+        """Tokens for the context; None: as many as it has."""
+        if isinstance(self.max_length, int):
+            return self.max_length
+        window = getattr(tokenizer, "model_max_length", NO_WINDOW)
+        if window >= NO_WINDOW:
+            return None
+        room = window - max_new_tokens - count_tokens(tokenizer, after) - TEMPLATE_TOKENS
+        if room < 2:
+            raise ValueError(f"LongBench does not fit into the model's {window} tokens: no room for a context")
+        return room
+
+    def metric(self, name: str) -> Metric:
+        scorer = Scorer(name, PROTOCOLS[self.protocol].scoring, self.recursion_zero)
+
+        def score(prediction: str, sample: Sample) -> dict[str, float]:
+            return scorer(prediction, sample.references, sample.extra["all_classes"])
+
+        return score
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "benchmark": "longbench-e" if self.e else "longbench",
+            "protocol": self.protocol,
+            "data": self.data,
+            "max_length": self.max_length,
+            "recursion_zero": self.recursion_zero,
+            "tasks": self.done,
+            "left_out": self.left_out,
+        }
+
+
+def choose(tasks: str | Sequence[str], e: bool) -> list[str]:
+    every = [name for name, entry in CATALOG.items() if entry.in_e or not e]
+    if tasks in ("available", "all"):
+        return every
+    if tasks == "english":
+        return [name for name in every if name in ENGLISH]
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    for name in names:
+        if name not in every:
+            near = get_close_matches(name, every, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(
+                f"benchmark.tasks: no LongBench{'-E' if e else ''} task {name!r}; {hint}"
+                f"there are: available, all, english, {', '.join(every)}"
+            )
+    return names

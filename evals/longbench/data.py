@@ -1,0 +1,68 @@
+"""LongBench's rows: the official jsonl files, from a folder or from the hub (data.zip; no data set script is run)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.longbench.score import parse_classes
+from evals.rows import check_strings, parse, read_rows
+
+HUB = "THUDM/LongBench"
+COLUMNS: Mapping[str, Any] = {"input": str, "context": str, "answers": list, "length": int}
+
+
+class Data:
+    """Rows of `NAME.jsonl` (or `NAME_e.jsonl`), columns checked, `answers` and `all_classes` as tuples of strings."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.folder = Path(source).expanduser()
+        self.archive: zipfile.ZipFile | None = None
+        if self.folder.is_dir():
+            return
+        if self.folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+            raise FileNotFoundError(
+                f"benchmark.data={source} is not a folder of LongBench's jsonl files (qasper.jsonl ...); they are in "
+                f"data.zip of the data set {HUB} on the Hugging Face hub"
+            )
+        self.archive = zipfile.ZipFile(download(source))
+
+    def has(self, name: str) -> bool:
+        if self.archive is not None:
+            return f"data/{name}.jsonl" in self.archive.namelist()
+        return (self.folder / f"{name}.jsonl").is_file()
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        if not self.has(name):
+            raise FileNotFoundError(
+                f"benchmark.data={self.source} has no {name}.jsonl; "
+                f"get it from data.zip of {HUB}, or set benchmark.tasks=available"
+            )
+        if self.archive is None:
+            path = str(self.folder / f"{name}.jsonl")
+            rows = read_rows(path, COLUMNS)
+        else:
+            path = f"{self.source} data/{name}.jsonl"
+            lines = self.archive.read(f"data/{name}.jsonl").rstrip().split(b"\n")
+            rows = [parse(line, f"{path} line {number}", COLUMNS) for number, line in enumerate(lines, start=1)]
+        for number, row in enumerate(rows, start=1):
+            place = f"{path} line {number}"
+            row["answers"] = check_strings(row["answers"], "answers", place)
+            row["all_classes"] = parse_classes(row.get("all_classes"), place)
+        return rows
+
+
+def download(name: str) -> str:
+    from huggingface_hub import hf_hub_download  # needed only here
+
+    try:
+        return hf_hub_download(name, "data.zip", repo_type="dataset")
+    except Exception as error:  # a dozen of its own kinds: no network, no such set, no such file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"benchmark.data={name}: not a folder here, and the hub says: {reason}; "
+            f"get data.zip of {HUB} where there is a network, unpack it and set benchmark.data=FOLDER"
+        ) from error

@@ -1,0 +1,179 @@
+"""Scores of one prediction, each in 0..1: what the benchmarks' own programs compute, one function a metric.
+
+LongBench's are those of its metrics.py (THUDM/LongBench 2e00731) to the last bit, oddities included.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import Any
+
+from evals.rouge import TOO_DEEP, rouge_l
+
+CHINESE_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
+    "､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """1 if both are the same but for blanks at the ends.
+
+    >>> exact_match(" 42\\n", "42")
+    1.0
+    """
+    return float(prediction.strip() == reference.strip())
+
+
+def string_match_all(prediction: str, references: Sequence[str]) -> float:
+    """Share of the references found in the prediction, as lower-case substrings ("cap" is found in "landscape").
+
+    >>> string_match_all("it is 7 and NINE", ["nine", "seven"])
+    0.5
+    """
+    text = prediction.lower()
+    return sum(reference.lower() in text for reference in references) / len(references)
+
+
+def string_match_any(prediction: str, references: Sequence[str]) -> float:
+    """1 if any reference is found in the prediction (RULER's "string_match_part").
+
+    >>> string_match_any("In Paris, I think", ["Paris", "Paris, France"])
+    1.0
+    """
+    text = prediction.lower()
+    return float(any(reference.lower() in text for reference in references))
+
+
+def qa_f1(prediction: str, reference: str) -> float:
+    """F1 of the words both have: lower case, without ASCII punctuation and without a, an, the.
+
+    >>> round(qa_f1("The answer is Paris.", "Paris"), 2)
+    0.5
+    """
+    return bag_f1(english_words(prediction), english_words(reference))
+
+
+def english_words(text: str) -> list[str]:
+    bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def qa_f1_zh(prediction: str, reference: str) -> float:
+    """F1 of the words that jieba cuts, without punctuation.
+
+    >>> qa_f1_zh("“北京”", "北京")
+    1.0
+    """
+    return bag_f1(chinese_words(prediction), chinese_words(reference))
+
+
+def chinese_words(text: str) -> list[str]:
+    dropped = string.punctuation + CHINESE_PUNCTUATION
+    words = ("".join(letter for letter in word.lower() if letter not in dropped) for word in segment(text))
+    return [bare for word in words if (bare := "".join(word.split()))]
+
+
+def segment(text: str) -> list[str]:
+    return list(segmenter().cut(text, cut_all=False))
+
+
+@lru_cache
+def segmenter() -> Any:
+    """jieba, its dictionary read in a second; its own set-up would write and trust a cache in the temp folder."""
+    import jieba  # heavy, and needed only for Chinese
+
+    tokenizer = jieba.Tokenizer()
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer
+
+
+def bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
+    """F1 of two bags of words; 0 if they share none, so also if both are empty.
+
+    >>> bag_f1(["a", "a", "b"], ["a", "c"])
+    0.4
+    """
+    common = sum((Counter(predicted) & Counter(expected)).values())
+    if common == 0:
+        return 0.0
+    precision = 1.0 * common / len(predicted)
+    recall = 1.0 * common / len(expected)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def rouge_l_zh(prediction: str, reference: str, too_deep: int | None = TOO_DEEP - 1) -> float:
+    """LongBench's ROUGE-L on the words that jieba cuts (one frame deeper in its stack).
+
+    >>> round(rouge_l_zh("会议讨论了教育。", "会议讨论了教育。"), 6)
+    1.0
+    """
+    return rouge_l(" ".join(segment(prediction)), " ".join(segment(reference)), too_deep)
+
+
+def classification(prediction: str, reference: str, classes: Sequence[str]) -> float:
+    """1 / (classes named in the prediction) if the right one is among them, else 0.
+
+    Classes inside the right one's name do not count, but LongBench removes them from the list it walks through, so that
+    the next one is skipped: with "foo" and "foo bar" inside "foo bar baz", one of them stays.
+
+    >>> classification("foo bar baz", "foo bar baz", ["foo", "foo bar", "foo bar baz"])
+    0.5
+    """
+    named = [name for name in classes if name in prediction]
+    for name in named:
+        if name in reference and name != reference:
+            named.remove(name)  # while walking through it: that is how it behaves
+    return 1.0 / len(named) if reference in named else 0.0
+
+
+def count(prediction: str, reference: str) -> float:
+    """Share of the numbers in the prediction that are the right one.
+
+    >>> count("5 or 6", "5")
+    0.5
+    """
+    numbers = re.findall(r"\d+", prediction)
+    return numbers.count(str(reference)) / len(numbers) if numbers else 0.0
+
+
+def retrieval(prediction: str, reference: str, pattern: str = r"Paragraph (\d+)") -> float:
+    """The same for the number in "Paragraph 5".
+
+    >>> retrieval("Paragraph 5, not 6", "Paragraph 5")
+    0.5
+    """
+    return count(prediction, re.findall(pattern, reference)[0])
+
+
+def retrieval_zh(prediction: str, reference: str) -> float:
+    """The same for the number in "段落5".
+
+    >>> retrieval_zh("段落5", "段落5")
+    1.0
+    """
+    return retrieval(prediction, reference, r"段落(\d+)")
+
+
+def code_similarity(prediction: str, reference: str) -> float:
+    """Likeness, in whole per cent, of the first line that has no backtick, "#" or "//" (a blank line has none).
+
+    fuzzywuzzy's `ratio` with Python's difflib. Where python-Levenshtein is installed fuzzywuzzy takes that, and gives
+    other numbers (lcc +2, repobench-p +3 points on the same predictions), so difflib is called directly.
+
+    >>> code_similarity("# sum\\nreturn a+b", "return a + b")
+    0.91
+    """
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
+    if line == reference:
+        return 1.0
+    if not line or not reference:
+        return 0.0
+    return round(100 * SequenceMatcher(None, line, reference).ratio()) / 100

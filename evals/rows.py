@@ -1,0 +1,63 @@
+"""Reading jsonl files of other people: what is wrong is reported by file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
+    """All rows of a jsonl file. `columns`: those that every row must have, with their types; others are kept.
+
+    Raises FileNotFoundError or ValueError that names the file and the line: a file that is missing, empty, not UTF-8, a
+    line that is not a JSON object, a column that is missing or of another type. Blank lines at the end are allowed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: a jsonl file is expected")
+    lines = path.read_bytes().rstrip().split(b"\n")
+    if lines == [b""]:
+        raise ValueError(f"{path} is empty")
+    return [parse(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
+
+
+def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}: {error.reason})") from error
+    except ValueError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
+    check_columns(row, place, columns)
+    return row
+
+
+def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:
+    for name, kind in columns.items():
+        if name not in row:
+            raise ValueError(f"{place} has no {name!r}; it has: {', '.join(sorted(row)) or 'nothing'}")
+        if type(row[name]) is not kind:
+            found = NAMES.get(type(row[name]), type(row[name]).__name__)
+            raise ValueError(f"{place}: {name!r} is {found}, expected {NAMES[kind]}")
+
+
+def check_strings(values: Iterable[Any], name: str, place: str) -> tuple[str, ...]:
+    """The values of a list column, which must be strings, at least one."""
+    strings = tuple(values)
+    if not strings or not all(isinstance(value, str) for value in strings):
+        raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
+    return strings

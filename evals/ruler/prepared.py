@@ -1,0 +1,89 @@
+"""RULER samples somebody else has made, in the layout of the hub's simonjegou/ruler (kvpress's data)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.rows import check_columns, check_strings, read_rows
+from evals.task import Sample
+
+COLUMNS: Mapping[str, Any] = {
+    "context": str,
+    "question": str,
+    "answer_prefix": str,
+    "answer": list,
+    "task": str,
+    "max_new_tokens": int,
+}
+
+
+def load(source: str, length: int) -> dict[str, list[Sample]]:
+    """Samples by task, in file order.
+
+    source   a .jsonl or .parquet file; a folder with such files, in a subfolder named after the length if there is one;
+             or the name of a data set of the hub whose configurations are lengths
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        rows = [row for file in files(path, length) for row in read(file)]
+    elif path.is_absolute() or path.suffix or source.count("/") != 1:
+        raise FileNotFoundError(
+            f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them"
+        )
+    else:
+        rows = from_hub(source, length)
+    samples: dict[str, list[Sample]] = {}
+    for place, row in rows:
+        check_columns(row, place, COLUMNS)
+        same = samples.setdefault(row["task"], [])
+        same.append(
+            Sample(
+                id=f"{row['task']}-{len(same)}",
+                task=row["task"],
+                context=row["context"],
+                question=row["question"],
+                answer_prefix=row["answer_prefix"],
+                references=check_strings(row["answer"], "answer", place),
+                max_new_tokens=row["max_new_tokens"],
+            )
+        )
+    return samples
+
+
+def files(path: Path, length: int) -> list[Path]:
+    if path.is_file():
+        return [path]
+    folder = path / str(length) if (path / str(length)).is_dir() else path
+    found = sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.parquet")])
+    if not found:
+        raise FileNotFoundError(f"no .jsonl or .parquet file under {folder} (benchmark.prepared)")
+    return found
+
+
+def read(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    if path.suffix == ".jsonl":
+        return [(f"{path} line {number}", row) for number, row in enumerate(read_rows(path, COLUMNS), start=1)]
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path}: benchmark.prepared reads .jsonl and .parquet")
+    import pyarrow.parquet  # heavy, and needed only here
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+    return [(f"{path} row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
+
+
+def from_hub(name: str, length: int) -> list[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset  # heavy, and needed only here
+
+    try:
+        rows = load_dataset(name, str(length), split="test")
+    except Exception as error:  # a dozen of its own kinds: no network, no such set, no such length
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"benchmark.prepared={name}, length {length}: not a path here, and the hub says: {reason}"
+        ) from error
+    return [(f"{name} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]

@@ -1,0 +1,64 @@
+"""Dialogues as training rows: rendered and cut exactly as evaluation renders and cuts them.
+
+A row is one context and as many questions about it as fit: many supervised tokens a context. Training draws step `s`
+from a generator seeded with the text "tiny/<seed>/<s>": a resumed run sees the same data, and no evaluation or
+calibration sample (integer seeds) shares its stream.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from models.tiny.tasks import FAMILIES, Dialogue, Turn
+from models.tiny.tokenizer import ASSISTANT, BEGIN, END, USER
+
+ANSWER, TEXT = 1.0, 0.1
+"""Weights that mark answer tokens, and the rest (what the context says next is mostly chance). 0: padding."""
+
+
+class Encoder:
+    """Dialogues as token ids and loss weights, cut exactly where evaluation cuts them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.end = tokenizer.convert_tokens_to_ids(END)
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def turn(self, turn: Turn) -> tuple[list[int], list[int]]:
+        """(question to the end of the answer prefix, answer with its end)."""
+        asked = self.ids(f"{turn.question}{END}{ASSISTANT}{turn.prefix}")
+        return asked, [*self.ids(turn.answer), self.end]
+
+    def dialogue(self, dialogue: Dialogue, length: int) -> tuple[list[int], list[float]]:
+        """As many turns as fit into `length` tokens; the last one may be cut."""
+        ids = self.ids(f"{BEGIN}{USER}{dialogue.context}")
+        weights = [TEXT] * len(ids)
+        for index, turn in enumerate(dialogue.turns):
+            asked, answer = self.turn(turn)
+            asked = self.ids(USER) * (index > 0) + asked
+            ids += asked + answer
+            weights += [TEXT] * len(asked) + [ANSWER] * len(answer)
+            if len(ids) >= length:
+                break
+        return ids[:length], weights[:length]
+
+
+def batch(
+    encoder: Encoder, rows: int, length: int, mixture: dict[str, float], rng: random.Random
+) -> tuple[np.ndarray, np.ndarray]:
+    """ids int64 [rows, length], weights float32 [rows, length] (0 where padded)."""
+    ids, weights = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.float32)
+    for row in range(rows):
+        family = rng.choices(list(mixture), list(mixture.values()))[0]
+        while True:
+            dialogue = FAMILIES[family](int(length * rng.uniform(0.4, 0.85)), rng)
+            row_ids, row_weights = encoder.dialogue(dialogue, length)
+            if sum(row_weights) > TEXT * length:  # some of an answer is inside
+                break
+        ids[row, : len(row_ids)], weights[row, : len(row_ids)] = row_ids, row_weights
+    return ids, weights

@@ -1,0 +1,184 @@
+"""Trains the embedded model from nothing: one command, the same weights every time on the same machine.
+
+    python -m models.tiny.train                          # the whole recipe (train.yaml), resumed if broken off
+    python -m models.tiny.train phases.0.steps=50 seed=1 work=runs/other
+
+Each step's data and its choice of tokens depend on (seed, step) only, so a run that stops and resumes ends in the
+weights of one that did not.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedModel
+
+from models.tiny import attention, tokenizer
+from models.tiny.data import ANSWER, Encoder, batch
+from models.tiny.evaluate import evaluate
+from models.tiny.model import config, initialise
+from models.tiny.optim import Muon
+
+FOLDER = Path(__file__).parent
+
+
+class Trainer:
+    def __init__(self, settings: DictConfig) -> None:
+        self.settings, self.step = settings, 0
+        self.device = settings.device if settings.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(settings.threads)
+        self.work = Path(settings.work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
+        text = self.encoder.tokenizer
+        shape = config(len(text), text.bos_token_id, text.eos_token_id, text.pad_token_id)
+        self.model: PreTrainedModel = initialise(shape, settings.seed).to(self.device)
+        if self.device == "cpu":
+            self.model.set_attn_implementation(attention.NAME)
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        matrices = [p for n, p in trained if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in trained if p.dim() != 2 or "embed" in n]
+        self.optimisers = [
+            Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+            torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+        self.rates = [settings.muon_lr, settings.adam_lr]
+        self.ends = list(accumulate(phase.steps for phase in settings.phases))
+
+    # ---- one step
+    def schedule(self) -> float:
+        """Share of the full learning rate: warm-up, constant, linear decay to 2%."""
+        left = self.ends[-1] - self.step
+        return min(1.0, (self.step + 1) / self.settings.warmup, max(0.02, left / max(self.settings.decay, 1)))
+
+    def loss(self, ids: Tensor, weights: Tensor, rng: random.Random) -> tuple[Tensor, dict[str, float]]:
+        """Cross entropy of the answers, plus that of a few other tokens at a small weight."""
+        targets, weights = ids[:, 1:], weights[:, 1:]
+        draw = torch.rand(weights.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60))).to(self.device)
+        answers = weights == ANSWER
+        chosen = answers | ((weights > 0) & (draw < self.settings.text_share))
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            hidden = self.model.model(ids, use_cache=False).last_hidden_state[:, :-1]
+            logits = self.model.lm_head(hidden[chosen]).float()
+        each, of_answer = F.cross_entropy(logits, targets[chosen], reduction="none"), answers[chosen]
+        answer, text = each[of_answer].mean(), each[~of_answer].mean()
+        right = (logits.argmax(-1) == targets[chosen])[of_answer].float().mean()
+        facts = {"answer_loss": answer.item(), "text_loss": text.item(), "answer_accuracy": right.item()}
+        return answer + self.settings.text_loss * text, facts
+
+    def train_step(self) -> dict[str, float]:
+        phase = self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step < end)]
+        length = phase.lengths[self.step % len(phase.lengths)]
+        rng = random.Random(f"tiny/{self.settings.seed}/{self.step}")
+        ids, weights = (torch.from_numpy(x).to(self.device) for x in batch(
+            self.encoder, self.settings.tokens // length, length, dict(phase.mixture), rng
+        ))  # fmt: skip
+        loss, facts = self.loss(ids, weights, rng)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.optimisers[1].param_groups[0]["params"], 1.0)
+        scale = self.schedule()
+        for optimiser, rate in zip(self.optimisers, self.rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * scale
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        return facts | {"length": length, "tokens": ids.numel()}
+
+    # ---- checkpoints: tensors in safetensors, written beside the old file and moved over it
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"model.{name}": weight.detach() for name, weight in self.model.named_parameters()}
+        for index, optimiser in enumerate(self.optimisers):
+            for parameter, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{index}.{parameter}.{name}": torch.as_tensor(v) for name, v in values.items()}
+        return tensors | {"step": torch.tensor(self.step)}
+
+    def save(self) -> None:
+        save_file(self.state(), self.work / "new.safetensors")
+        (self.work / "new.safetensors").replace(self.work / "checkpoint.safetensors")
+
+    def resume(self) -> None:
+        if not (self.work / "checkpoint.safetensors").exists():
+            return
+        tensors = load_file(self.work / "checkpoint.safetensors", device=self.device)
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                weight.copy_(tensors[f"model.{name}"])
+        for index, optimiser in enumerate(self.optimisers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith(f"optimiser.{index}."):
+                    _, _, parameter, name = key.split(".")
+                    state.setdefault(int(parameter), {})[name] = value
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.step = int(tensors["step"])
+
+    # ---- the whole run
+    def run(self) -> None:
+        self.resume()
+        total, since, seen = self.ends[-1], time.time(), 0
+        facts: list[dict[str, float]] = []
+        for _ in tqdm(range(self.step, total), initial=self.step, total=total, disable=not sys.stderr.isatty()):
+            facts.append(self.train_step())
+            seen += int(facts[-1]["tokens"])
+            if self.step % 50 == 0 or self.step == total:
+                mean = {name: round(sum(f[name] for f in facts) / len(facts), 4) for name in facts[0]}
+                speed = round(seen / (time.time() - since))
+                self.log({"step": self.step, **mean, "rate": round(self.schedule(), 3), "tokens_per_s": speed})
+                facts, seen, since = [], 0, time.time()
+            if self.step % self.settings.evaluate_every == 0 or self.step == total:
+                phase = self.settings.phases[next(i for i, end in enumerate(self.ends) if self.step <= end)]
+                length = max(256, *phase.lengths)
+                scores = evaluate(self.model, self.encoder, length, self.settings.evaluate_samples)
+                self.log({"step": self.step, "evaluated_at": length, **scores})
+                since = time.time()
+            if self.step % self.settings.checkpoint_every == 0 or self.step == total:
+                self.save()
+        self.export()
+
+    def log(self, line: dict[str, float]) -> None:
+        with (self.work / "log.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        tqdm.write(json.dumps(line), file=sys.stdout)
+        sys.stdout.flush()
+
+    def export(self) -> None:
+        """The folder AutoModelForCausalLM and AutoTokenizer read, weights in bfloat16."""
+        out = Path(self.settings.out)
+        export_weights(self.model, out)
+        tokenizer.save(out)
+
+
+def export_weights(model: PreTrainedModel, folder: Path) -> None:
+    model.set_attn_implementation("sdpa")
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def recipe(overrides: list[str]) -> DictConfig:
+    """train.yaml with `key=value` overrides, e.g. "phases.0.steps=10". Raises ValueError for a key it does not have."""
+    settings = OmegaConf.load(FOLDER / "train.yaml")
+    assert isinstance(settings, DictConfig)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or OmegaConf.select(settings, key) is None:
+            raise ValueError(f"{override!r} is not key=value with a key of train.yaml: {', '.join(map(str, settings))}")
+        OmegaConf.update(settings, key, OmegaConf.create(f"value: {value}").value)
+    return settings
+
+
+def main(arguments: list[str]) -> None:
+    Trainer(recipe(arguments)).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

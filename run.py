@@ -1,0 +1,34 @@
+"""One experiment, or with -m a sweep of them: check the names, compose the config, do the job.
+
+python run.py method=lukv budget=0.2
+python run.py --help
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from evals.harness import commandline, config, slurm
+
+
+@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
+def main(cfg: DictConfig) -> None:
+    commandline.do(cfg)
+
+
+def run() -> int:
+    """What the command line asks for; the exit code."""
+    planned = commandline.plan(sys.argv[1:])
+    try:
+        with slurm.waiting(planned):
+            main()
+    except RuntimeError as e:
+        commandline.stop(1, str(e))
+    return commandline.summary(planned)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

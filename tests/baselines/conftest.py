@@ -1,0 +1,47 @@
+"""The configs under conf/, built as the program builds them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from lukv.table import BudgetTable
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def pytest_generate_tests(metafunc):
+    """An argument called any_scorer, any_allocator or any_method: every config of that group."""
+    for group in ("scorer", "allocator", "method"):
+        if f"any_{group}" in metafunc.fixturenames:
+            metafunc.parametrize(f"any_{group}", sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+@pytest.fixture
+def build(tmp_path):
+    """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. The budget table is a made-up one."""
+
+    def build(layers=3, kv_heads=2, **groups):
+        root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
+        for group, name in groups.items():
+            root[group] = OmegaConf.load(CONF / group / f"{name}.yaml")
+        if groups.get("allocator") == "budget_table":
+            made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
+        return [instantiate(root[group]) for group in groups]
+
+    return build
+
+
+def made_up_table(layers, kv_heads, seed=0):
+    """Uneven shares, at least 0.3 b in every head, whose mean over the heads is each of the 99 budgets b."""
+    power = np.random.default_rng(seed).uniform(0.3, 3.0, (layers, kv_heads))
+    kept = np.empty((99, layers, kv_heads))
+    for i, budget in enumerate(np.arange(99, 0, -1) / 100):
+        low, high = 1e-6, 1.0  # x with mean(x ** power) = budget
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (middle**power).mean() < budget else (low, middle)
+        kept[i] = 0.3 * budget + 0.7 * low**power
+    return BudgetTable(kept)

@@ -1,0 +1,53 @@
+"""run.py as a user types it, in this process; the smallest model and evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from as_typed import ROOT, Command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """command("method=snapkv", ...) -> exit code of run.py, run in this process."""
+    import run
+    from evals.harness import commandline
+
+    monkeypatch.chdir(ROOT)
+
+    def call(*args: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", *args])
+        commandline.faults.clear()
+        try:
+            return run.run()
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+
+    yield call
+    commandline.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights."""
+    from random_model import save
+
+    return save(tmp_path_factory.mktemp("models") / "random")
+
+
+@pytest.fixture
+def settings(model: Path, tmp_path: Path) -> list[str]:
+    """The smallest evaluation: two tasks of two samples each, on random weights."""
+    return [
+        "model=hf",
+        f"model.path={model}",
+        f"runs={tmp_path}",
+        "benchmark.length=1200",
+        "benchmark.tasks=[niah_single_1,niah_multikey_2]",
+        "limit=2",
+    ]

@@ -1,0 +1,71 @@
+"""job=calibrate as a user types it, and method=lukv with the table that it made."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from lukv.table import BudgetTable
+
+SMALL = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=2"]
+
+
+@pytest.fixture
+def calibration(settings, tmp_path):
+    tables = f"model.tables={tmp_path / 'tables'}"
+    return [s for s in settings if not s.startswith(("benchmark", "limit"))], [tables, *SMALL, "job.oracle.horizon=3"]
+
+
+def test_a_table_is_made_saved_and_used(command, settings, calibration, tmp_path, capsys):
+    where, small = calibration
+    tables = next(s for s in small if s.startswith("model.tables"))
+    assert command("method=lukv", tables, *settings) == 2
+    assert "job=calibrate model=random scorer=keydiff" in capsys.readouterr().err
+    assert command("job=calibrate", *where, *small) == 0
+    printed = capsys.readouterr().out
+    assert "2 samples of" in printed
+    assert "expected loss" in printed
+    assert not (tmp_path / "tables").exists()
+    assert command("job=calibrate", "job.save=true", *where, *small) == 0
+    assert "already done" in capsys.readouterr().out
+    table = BudgetTable.load(tmp_path / "tables" / "keydiff.safetensors")
+    assert table.kept.shape == (99, 2, 2)
+    assert table.metadata["data"]["name"] == "ruler-1200"
+    assert table.metadata["oracle"]["horizon"] == 3
+    assert command("method=lukv", tables, *settings) == 0
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*lukv*/result.json")]
+    share = next(r["budget"]["kept_share"] for r in results if "budget" in r)
+    assert share == pytest.approx(0.2, abs=1e-3)
+
+
+def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
+    where, small = calibration
+    assert command("job=calibrate", "job.scorers=[keydiff,snapkv,random]", "job.save=true", *where, *small) == 0
+    assert command("job=calibrate", "scorer=snapkv", *where, *small) == 0
+    (alone,) = tmp_path.glob("random__snapkv__*/tables/snapkv.safetensors")
+    together = BudgetTable.load(tmp_path / "tables" / "snapkv.safetensors")
+    np.testing.assert_array_equal(together.kept, BudgetTable.load(alone).kept)
+    assert sorted(path.stem for path in (tmp_path / "tables").iterdir()) == ["keydiff", "random", "snapkv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method=full"], "name one"),
+        (["job.scorers=[keydif]"], "no scorer named 'keydif'"),
+        (["job.oracle.continuation=beam"], "greedy, sampled, reference"),
+        (["job.aggregation=median"], "budgets, losses"),
+        (["calibration=file"], "calibration.benchmark.data"),
+        (["calibration=file", "calibration.benchmark.data=/no/such.jsonl"], "/no/such.jsonl"),
+    ],
+)
+def test_impossible_calibrations_are_one_line(command, settings, tmp_path, capsys, arguments, message):
+    where = [s for s in settings if not s.startswith(("benchmark", "limit"))]
+    small = [] if "calibration=file" in arguments else SMALL
+    assert command("job=calibrate", *where, *small, *arguments) == 2
+    captured = capsys.readouterr().err.strip()
+    assert message in captured
+    assert "Traceback" not in captured
+    assert not list(tmp_path.glob("*/result.json"))

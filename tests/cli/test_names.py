@@ -1,0 +1,92 @@
+"""A wrong name, type or value: one line saying what, what is allowed, the nearest; exit code 2; nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from as_typed import Command, process
+
+BAD = [
+    ("method=lukw", "no method named 'lukw'. Did you mean 'lukv'? Known: "),
+    ("-m method=lukv,lukw", "no method named 'lukw'"),
+    ("-m method=glob(zz*)", "matches no method"),
+    ("method=null", "no method named 'None'"),
+    ("scorer=snapk", "Did you mean 'snapkv'?"),
+    ("allocator=unifrom", "Did you mean 'uniform'?"),
+    ("model=tinny", "Did you mean 'tiny'?"),
+    ("cluster=slrm", "Did you mean 'slurm'?"),
+    ("experiment=nope", "no experiment named 'nope'. Known: "),
+    ("budgt=0.3", "no setting named 'budgt'. Did you mean 'budget'?"),
+    ("metod=lukv", "Did you mean 'method'?"),
+    ("model.nam=x", "Did you mean 'model.name'?"),
+    ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
+    ("hydra.nothing=1", "no setting named 'hydra.nothing'"),
+    ("+extra=1", "no setting named 'extra'"),
+    ("~budget", "'budget' cannot be taken away"),
+    ("budget", "missing EQUAL"),
+    ("budget=0.1,0.2", "add -m"),
+    ("budget=abc", "budget=abc: Value 'abc'"),
+    ("budget=0", "budget=0 is not a share: it must be > 0 and <= 1"),
+    ("budget=-0.1", "is not a share"),
+    ("budget=1.5", "is not a share"),
+    ("budget=nan", "is not a share"),
+    ("budget=inf", "is not a share"),
+    ("budget=null", "no budget"),
+    ("-m budget=0.1,7", "budget=7 is not a share"),
+    ("budget_tokens=0", "must be at least 1"),
+    ("budget=0.2 budget_tokens=64", "both budget=0.2 and budget_tokens=64 are given"),
+    ("seed=1.5", "seed=1.5: Value '1.5'"),
+    ("limit=0", "limit=0 must be at least 1"),
+    ("limit=x", "limit=x: Value 'x'"),
+    ("batch_size=0", "must be at least 1"),
+    ("model=hf", "model.path is not set: add model.path=VALUE"),
+    ("benchmark.length=0", "must be at least 1"),
+    ("benchmark.vintage=1999", "choose 2024 or 2025"),
+    ("scorer._target_=os.system", "scorer._target_=os.system is not in lukv, baselines, evals"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line for line, _ in BAD])
+def test_bad_input(line: str, says: str, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = command(*line.split(), f"runs={tmp_path}/runs")
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("run.py: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("args", [["method=lukw"], ["budget=1.5"], ["--nothing"]])
+def test_as_a_process(args: list[str]) -> None:
+    done = process(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_there(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = command("method=snapkv", "model=hf", "model.path=./no/such/model", f"runs={tmp_path}")
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.startswith("run.py: model ./no/such/model: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help() -> None:
+    done = process("--help")
+    assert done.returncode == 0
+    for word in ("method: ", "lukv", "budget: 0.2", "python run.py -m", "compression_ratio"):
+        assert word in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, run; sys.exit(sorted({'torch', 'transformers', 'matplotlib', 'wandb'} & set(sys.modules)) or 0)"
+    assert process(code, program="-c").returncode == 0
+
+
+def test_no_folder_shadows_the_budget() -> None:
+    """A folder conf/budget, even an empty one, makes Hydra take budget=0.2 for the choice of a file."""
+    assert not (Path(__file__).parents[2] / "conf" / "budget").exists()

@@ -1,0 +1,70 @@
+"""Runs kvpress in its own process once, and prints the summary of what was compared."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from peer_cases import LENGTHS, METHODS, MODELS, RATIOS
+
+from tests.baselines.conftest import made_up_table
+
+HERE = Path(__file__).parent
+PYTHON = Path(os.environ.get("LUKV_PEERS_PYTHON", HERE.parents[1] / ".venv-peers" / "bin" / "python"))
+ROWS = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def peers(tmp_path_factory) -> Path:
+    """The folder with kvpress's results. LUKV_PEERS_RESULTS names one of an earlier run, to go on from."""
+    if earlier := os.environ.get("LUKV_PEERS_RESULTS"):
+        return Path(earlier)
+    if not PYTHON.exists():
+        pytest.skip(f"{PYTHON} is not there: make it with `make test-peers`")
+    folder = tmp_path_factory.mktemp("peers")
+    for seed, (name, options) in enumerate(MODELS.items()):
+        made_up_table(3, options["num_key_value_heads"], seed).save_npy(folder / f"{name}.npy")
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [PYTHON, HERE / "run_kvpress.py", folder], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def summary(request):
+    """summary(method, **figures): sums of the integers and the worst of the others are printed at the end."""
+    rows = request.config.stash.setdefault(ROWS, {})
+
+    def add(method, **figures):
+        row = rows.setdefault(method, {})
+        for key, value in figures.items():
+            row[key] = row.get(key, 0) + value if isinstance(value, int) else max(row.get(key, 0.0), value)
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(ROWS, {})
+    if not rows:
+        return
+    cells = len(MODELS) * len(LENGTHS) * len(RATIOS)
+    columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
+    title = (
+        f"against kvpress 0.5.5: {', '.join(MODELS)}; {LENGTHS} tokens; {len(RATIOS)} ratios ({cells} cells a method)"
+    )
+    terminalreporter.section(title)
+    terminalreporter.write_line(f"{'method':26}" + "".join(f"{column:>14}" for column in columns))
+    for method in METHODS:
+        row = rows.get(method, {})
+        cell = [
+            f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns
+        ]
+        terminalreporter.write_line(f"{method:26}" + "".join(cell))
+    for line in (
+        "heads: (cell, layer, KV head) compared. count_differs: heads that we give one entry more or less (rounding).",
+        "set_differs: heads with another kept set at the same count. ties: heads left out, with fewer entries than",
+        "protected tokens (theirs: any of them). score, logit: largest difference, relative to the largest value.",
+    ):
+        terminalreporter.write_line(line)

@@ -1,0 +1,34 @@
+"""What is compared: read by kvpress's process and by ours, so it imports neither."""
+
+MODELS = {  # random weights: grouped heads, no groups but biases, grouped heads with query and key norms
+    "llama-8-2": {"model_type": "llama", "num_key_value_heads": 2},
+    "qwen2-8-8": {"model_type": "qwen2", "num_key_value_heads": 8},
+    "qwen3-8-2": {"model_type": "qwen3", "num_key_value_heads": 2},
+}
+GEOMETRY = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.15,
+}
+LENGTHS = (70, 257, 1024)
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # kvpress's compression ratio: the share removed
+METHODS = (
+    "snapkv_kvpress",
+    "snapkv_16",
+    "keydiff",
+    "expected_attention",
+    "expected_attention_eps0",
+    "streaming",
+    "pyramidkv",
+    "adakv_snapkv",
+    "adakv_keydiff",
+    "adakv_expected_attention",
+    "lukv_keydiff",
+    "lukv_expected_attention",
+)
+QUESTION = 4  # tokens after the context

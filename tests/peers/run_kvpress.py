@@ -1,0 +1,112 @@
+"""kvpress's side, run by its own Python: `run_kvpress.py FOLDER`.
+
+Saves tiny random-weight models under FOLDER, runs every case of peer_cases.py in float32 and writes, for each model and
+length, MODEL-LENGTH.npz: ids, and for each method and ratio "METHOD/RATIO/kept" [layers, K, T] bool, ".../scores"
+[layers, K, T], ".../logits" [V]. FOLDER/MODEL.npy is the budget table for LUKVPress.
+"""
+
+import sys
+from pathlib import Path
+
+import kvpress
+import numpy as np
+import torch
+from peer_cases import GEOMETRY, LENGTHS, METHODS, MODELS, QUESTION, RATIOS
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+
+def save_model(path: Path, options: dict, seed: int) -> None:
+    torch.manual_seed(seed)
+    options = dict(options)
+    config = AutoConfig.for_model(options.pop("model_type"), **GEOMETRY, **options)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") or name.endswith("_norm.weight"):  # zeros and ones would hide what they do
+            weight.data += 0.3 * torch.randn_like(weight)
+    model.save_pretrained(path)
+
+
+def make_press(method: str, ratio: float, table: np.ndarray):
+    scorers = {
+        "snapkv_kvpress": lambda: kvpress.SnapKVPress(ratio, window_size=64, kernel_size=5),
+        "snapkv_16": lambda: kvpress.SnapKVPress(ratio, window_size=16, kernel_size=5),
+        "keydiff": lambda: kvpress.KeyDiffPress(ratio),
+        "expected_attention": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=2e-2),
+        "expected_attention_eps0": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=0.0),
+        "streaming": lambda: kvpress.StreamingLLMPress(ratio),
+        "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
+    }
+    wrapper, _, inner = method.partition("_")
+    if wrapper == "adakv":
+        return kvpress.AdaKVPress(scorers["snapkv_16" if inner == "snapkv" else inner]())
+    if wrapper == "lukv":
+        press = kvpress.presses.lukv_press.LUKVPress(scorers[inner](), compression_ratio=ratio, sink=4, window=1)
+        press._budget_curves = table  # instead of its download
+        return press
+    return scorers[method]()
+
+
+def record(press) -> tuple[list, list]:
+    """Lists that fill with each layer's scores [K, T] and kept entries [K, T]."""
+    scores, kept = [], []
+    scorer = getattr(press, "press", press)
+    score, compress = scorer.score, press.compress
+
+    def recording_score(*args):
+        scores.append(score(*args))
+        return scores[-1].clone()  # the wrappers write into it
+
+    def recording_compress(module, hidden_states, keys, values, attentions, kwargs):
+        module.masked_key_indices = None
+        result = compress(module, hidden_states, keys, values, attentions, kwargs)
+        mask = torch.ones(keys.shape[1:3], dtype=torch.bool)
+        if module.masked_key_indices is not None:  # AdaKV and LU-KV keep all entries and mask some
+            _, heads, positions = module.masked_key_indices
+            mask[heads, positions] = False
+        else:
+            mask = (keys[0, :, :, None] == result[0][0, :, None]).all(-1).any(-1)
+        kept.append(mask)
+        return result
+
+    scorer.score, press.compress = recording_score, recording_compress
+    return scores, kept
+
+
+@torch.no_grad()
+def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np.ndarray]:
+    scores, kept = record(press)
+    cache, tokens = DynamicCache(), ids.shape[1]
+    with press(model):
+        model.model(input_ids=ids, past_key_values=cache)
+    # one token at a time: for its masked entries kvpress needs one key that all queries of a forward are opposed to;
+    # queries in all directions have none ("Could not find fake keys")
+    for i in range(question.shape[1]):
+        logits = model(question[:, i : i + 1], past_key_values=cache, position_ids=torch.tensor([[tokens + i]])).logits[
+            0, -1
+        ]
+    return {
+        "scores": torch.stack(scores)[:, 0].numpy(),
+        "kept": torch.stack(kept).numpy(),
+        "logits": logits.numpy(),
+    }
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for seed, (name, options) in enumerate(MODELS.items()):
+        save_model(folder / name, options, seed)
+        model = AutoModelForCausalLM.from_pretrained(folder / name, attn_implementation="sdpa").eval()
+        table = np.load(folder / f"{name}.npy", allow_pickle=False)
+        for length in LENGTHS:
+            generator = torch.Generator().manual_seed(length)
+            ids = torch.randint(0, GEOMETRY["vocab_size"], (1, length + QUESTION), generator=generator)
+            arrays = {"ids": ids[0].numpy()}
+            for method in METHODS:
+                for ratio in RATIOS:
+                    result = run(model, ids[:, :length], ids[:, length:], make_press(method, ratio, table))
+                    arrays |= {f"{method}/{ratio}/{key}": value for key, value in result.items()}
+            np.savez_compressed(folder / f"{name}-{length}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,41 @@
+"""A job for the tests: run.py, its configs and run folders are the real ones, only the work is a stand-in."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+
+import yaml
+
+from evals.harness.config import Run
+from evals.harness.record import RunFolder, input_files, write_json
+
+
+def work(run: Run) -> None:
+    """`job.samples` samples of `job.pace` seconds. The first time, `job.fault` strikes after two of them."""
+    with RunFolder(run) as folder:
+        if folder.result() is not None:
+            return
+        done = folder.samples()
+        attempt = {"start": time.time(), "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"), "done": len(done)}
+        write_json(folder.path / f"attempt{os.environ.get('SLURM_RESTART_COUNT', '0')}.json", attempt)
+        if not (folder.path / "run.json").exists():  # what RunFolder.begin writes, without torch to tell its version
+            (folder.path / "config.yaml").write_text(yaml.safe_dump(dict(run.config)))
+            write_json(folder.path / "run.json", {"inputs": input_files(run.subject)})
+        for i in range(len(done), run["job"]["samples"]):
+            if i == 2 and not done:
+                strike(run["job"].get("fault"))
+            time.sleep(run["job"]["pace"])
+            digest = hashlib.sha256(f"{run['method']} {run['budget']} {i}".encode()).digest()
+            folder.append([{"id": str(i), "score": digest[0] / 255, "pid": os.getpid()}])
+        scores = [line["score"] for line in folder.samples().values()]
+        folder.finish({"score": sum(scores) / len(scores), "n": len(scores), "end": time.time()})
+
+
+def strike(fault: str | None) -> None:
+    if fault == "raise":
+        raise ValueError("this sample cannot be done")
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
