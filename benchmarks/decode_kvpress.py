@@ -38,9 +38,9 @@ def main(tokens: int, steps: int, share: float) -> None:
     best = {"stock, full cache": float("inf"), "kvpress AdaKV": float("inf")}
     for _ in range(steps):
         for name, model, cache in (("stock, full cache", stock, full), ("kvpress AdaKV", pressed, kept)):
-            begin = time.perf_counter()
+            begin = time.process_time()
             model(ids[:, :1], past_key_values=cache)
-            best[name] = min(best[name], time.perf_counter() - begin)
+            best[name] = min(best[name], time.process_time() - begin)
     print(json.dumps(best))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,7 +66,8 @@ class RaggedCache(Cache):
         )
         self.model_layers = [i for i, window in enumerate(kinds) if window is None]
         layers = [
-            RaggedLayer(self.plan, kinds[:i].count(None), window, rope_of(model, i)) for i, window in enumerate(kinds)
+            RaggedLayer(self.plan, kinds[:i].count(None), window, rope_of(model, i), guards=i == 0)
+            for i, window in enumerate(kinds)
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
 
@@ -147,6 +149,19 @@ class RaggedCache(Cache):
         for layer in self.layers:
             if layer.arena is not None:
                 layer.arena.reserve(tokens)
+
+    def save(self, path: str | Path) -> None:
+        """Write what is stored now to a safetensors file."""
+        from lukv.backend import storage  # here: storage builds caches
+
+        storage.save(self, path)
+
+    @staticmethod
+    def load(path: str | Path, model: PreTrainedModel, attention: str = "auto") -> RaggedCache:
+        """What `save` wrote, for the same model. Raises FileNotFoundError; ValueError for a broken or foreign file."""
+        from lukv.backend import storage
+
+        return storage.load(path, model, attention)
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` goes back to."""

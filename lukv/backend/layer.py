@@ -37,9 +37,10 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, plan: Plan, index: int, window: int | None = None, rope: Rope | None = None) -> None:
+    def __init__(self, plan: Plan, index: int, window: int | None, rope: Rope | None, guards: bool) -> None:
+        """guards: check that the attention function is ours (one layer of a model does; reading a config is slow)."""
         super().__init__()
-        self.plan, self.index, self.window, self.rope = plan, index, window, rope
+        self.plan, self.index, self.window, self.rope, self.guards = plan, index, window, rope, guards
         self.is_sliding = window is not None
         self.reset()
 
@@ -62,7 +63,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Hand the new keys and values through to the attention function, marked as ours."""
-        if self.plan.config._attn_implementation != ATTENTION or self.waiting:
+        if self.waiting or (self.guards and self.plan.config._attn_implementation != ATTENTION):
             raise RuntimeError(
                 "a RaggedCache only works with its own attention function: call lukv.backend.attention."
                 f"use_ragged_attention(model) first (now: {self.plan.config._attn_implementation})"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lukv.allocation import Budget, Uniform
 from lukv.backend import storage
+from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress, stream
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.selection import Eviction, Protection
@@ -144,8 +145,8 @@ def test_saved_and_loaded(model, tmp_path):
     prompts, question = rows([60, 33]), rows([5, 9], seed=1)
     cache = compress(model, prompts, eviction=eviction(0.3))
     path = tmp_path / "cache.safetensors"
-    storage.save(cache, path)
-    loaded = storage.load(path, model)
+    cache.save(path)
+    loaded = RaggedCache.load(path, model)
     assert (loaded.kept() == cache.kept()).all()
     assert loaded.nbytes == cache.nbytes
     for layer, other in zip(cache.layers, loaded.layers, strict=True):
