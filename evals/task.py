@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where both
-    are empty the answer follows the context (and the tail of the chat template) directly.
+    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where
+    both are empty the answer follows the context (and the tail of the chat template) directly.
 
     `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
     model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an

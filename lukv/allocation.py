@@ -47,7 +47,7 @@ class Budget:
 @dataclass(frozen=True)
 class HeadScores:
     """What an allocator may look at: one layer of one prompt. scores [K, T] float32, protected tokens already raised
-    above all others (each head's max + 1); `protected` [T] bool says which those are."""
+    above all others of the layer; `protected` [T] bool says which those are."""
 
     scores: Tensor
     protected: Tensor

@@ -75,8 +75,9 @@ class LoadedModel:
 
         With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS
         and system header included), then come the question, the rest of the template and the answer prefix. Without one
-        (or chat=False): BOS + context, then question + newline + prefix. The parts are tokenized apart, so that the
-        compressed part does not depend on the question. (kvpress's protocol.)
+        (or chat=False): BOS + context, then question + newline + prefix; where both are empty the answer follows the
+        context directly, and its last token is what the model is asked with. The parts are tokenized apart, so that
+        the compressed part does not depend on the question. (kvpress's protocol.)
         """
         if chat and self.tokenizer.chat_template:
             head, tail = self._template(context)
@@ -84,6 +85,9 @@ class LoadedModel:
         else:
             bos = self.tokenizer.bos_token or ""
             head = context if context.startswith(bos) else bos + context
+            if not question and not answer_prefix:
+                ids = self._ids(head)
+                return ids[:-1], ids[-1:]
             question += "\n"
         return self._ids(head), self._ids(question + answer_prefix)
 

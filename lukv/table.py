@@ -26,7 +26,7 @@ from torch import Tensor
 from lukv.allocation import Allocator, Budget, HeadScores, largest_remainder
 from lukv.backend.selection import Protection
 from lukv.scoring import Scorer
-from lukv.solver import PRUNED_PERCENT
+from lukv.solver import PRUNED_PERCENT, hulls
 
 KIND = "lukv budget table"
 GRID = len(PRUNED_PERCENT)
@@ -97,6 +97,18 @@ class BudgetTable:
     def _row(self, percent: int) -> np.ndarray:
         """Kept shares at a whole per cent kept, 1 .. 100."""
         return np.ones_like(self.kept[0]) if percent == 100 else self.kept[GRID - percent]
+
+    def loss_curve(self, layer: int, head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For figures: discarded shares [M + 1] from 0 to 1, the mean loss there, and the indices of its hull's
+        corners. The protected tokens, last to go, cost nothing here: they are never discarded. Raises ValueError
+        without a curve."""
+        if self.curve is None:
+            raise ValueError("this table has no loss curves: only tables that job=calibrate made have them")
+        utility = self.curve[layer, head].astype(np.float64)
+        loss = np.concatenate([[0.0], np.cumsum(utility[::-1])])
+        free = len(utility) - int(np.argmax(utility > 0)) if utility.any() else 0
+        edges = hulls(utility[None], free)
+        return np.arange(len(loss)) / len(utility), loss, np.append(edges.start, free)
 
     def save(self, path: str | Path) -> None:
         """Write the file, atomically."""

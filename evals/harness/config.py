@@ -179,7 +179,7 @@ def run_id(run: Run) -> str:
 
 def method_parts(run: Run) -> list[str]:
     if not run.evicts:
-        return [run["method"]]
+        return [run["method"] or "none"]
     usual = method_defaults(run["method"]) if run["method"] else run.choices
     extra = [c for g, c in run.choices.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
     parts = ["-".join(str(c) for c in [run["method"], run.choices["scorer"], *extra] if c is not None)]

@@ -130,7 +130,8 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[list[Context]]:
     for p in prompts:
         shared[p.task.name, p.context] = shared.get((p.task.name, p.context), 0) + 1
     for p in prompts:
-        key = (p.task.name, shared[p.task.name, p.context], p.sample.max_new_tokens, p.sample.stop)
+        s = p.sample
+        key = (p.task.name, shared[p.task.name, p.context], s.max_new_tokens, s.min_new_tokens, s.stop)
         groups.setdefault(key, {}).setdefault(p.context, []).append(p)
     out: list[list[Context]] = []
     for group in groups.values():
@@ -209,7 +210,15 @@ def answer_batch(
         start = time.perf_counter()
         sample = asked[0].sample
         stop = model.stop_at(sample.stop)
-        said = answer(model, cache, [list(p.question) for p in asked], sample.max_new_tokens, model.eos_ids, stop)
+        said = answer(
+            model,
+            cache,
+            [list(p.question) for p in asked],
+            sample.max_new_tokens,
+            model.eos_ids,
+            stop,
+            min_new_tokens=sample.min_new_tokens,
+        )
         synchronize(model.device)
         times = {
             "prefill_s": prefill,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -41,7 +42,8 @@ def score_against_budget(
     if full is not None:
         axes.axhline(100 * full["score"], color="black", linewidth=1, linestyle="--", label=full["method"] + " cache")
         axes.axhspan(100 * full["ci95"][0], 100 * full["ci95"][1], color="black", alpha=0.06)
-    axes.set(xlabel="cache kept (% of the prompt's entries)", ylabel="mean score (%)", title=title)
+    axes.set(xlabel="cache kept (% of the prompt's entries)", ylabel="mean score (%)")
+    figure.suptitle("\n".join(wrap(title, 80)), fontsize=9)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

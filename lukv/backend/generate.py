@@ -160,10 +160,12 @@ def answer(
     eos_ids: Sequence[int] = (),
     stop: Stop | None = None,
     pick: Callable[[Tensor], Tensor] | None = None,
+    min_new_tokens: int = 0,
 ) -> Answer:
     """Append each row's question and decode until every row has ended (or max_new_tokens). The caller rolls back.
 
-    pick: logits [B, vocabulary] -> next tokens [B]; greedy by default.
+    pick: logits [B, vocabulary] -> next tokens [B]; greedy by default. min_new_tokens: the first so many tokens are the
+    likeliest ones that do not end the answer, neither by eos_ids nor by stop.
     """
     pick = pick or (lambda logits: logits.argmax(-1))
     ends = set(eos_ids)
@@ -175,7 +177,7 @@ def answer(
     first = begin
     steps = 0
     while max_new_tokens > 0:
-        chosen = pick(logits)
+        chosen = likeliest_to_go_on(logits, tokens, ends, stop) if steps < min_new_tokens else pick(logits)
         for row, token in enumerate(chosen.tolist()):
             if running[row] and token in ends:
                 running[row] = False
@@ -190,6 +192,18 @@ def answer(
         logits = append(model, cache, chosen[:, None])  # rows that have ended run along; their tokens are not looked at
     last = time.perf_counter()
     return Answer(tokens, first - begin, (last - first) / max(1, steps - 1) if steps > 1 else 0.0, steps)
+
+
+def likeliest_to_go_on(logits: Tensor, tokens: list[list[int]], ends: set[int], stop: Stop | None) -> Tensor:
+    """[B]: each row's likeliest token that does not end its answer so far (`tokens`)."""
+    ordered = logits.argsort(-1, descending=True).tolist()
+    return torch.tensor(
+        [
+            next(t for t in row if t not in ends and not (stop is not None and stop([*so_far, t])))
+            for row, so_far in zip(ordered, tokens, strict=True)
+        ],
+        device=logits.device,
+    )
 
 
 def left_padded(

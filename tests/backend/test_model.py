@@ -60,6 +60,8 @@ def test_prompt_ids_follow_the_chat_template(loaded):
     plain, rest = loaded.prompt_ids("the grass is", "green ?", "key", chat=False)
     assert text(plain) == ["<s>", "the", "grass", "is"]
     assert text(rest) == ["green", "?", "key"]
+    continued, rest = loaded.prompt_ids("the grass is", "", "", chat=False)
+    assert (text(continued), text(rest)) == (["<s>", "the", "grass"], ["is"])
 
 
 def test_a_loaded_model_answers_and_stops(loaded):
@@ -75,6 +77,18 @@ def test_a_loaded_model_answers_and_stops(loaded):
     assert loaded.stop_at(()) is None
     assert loaded.stop_at(["green", "grass"])(loaded.tokenizer.encode("the grass"))
     assert cache.kernel == "loop"
+
+
+def test_the_first_tokens_do_not_end_an_answer_that_must_have_some(loaded):
+    context, question = loaded.prompt_ids("the grass is green " * 9, "green ?", "")
+    cache = compress(loaded, [context])
+    first = answer(loaded, cache, [question], 1).tokens[0]
+    cache.rollback()
+    assert answer(loaded, cache, [question], 8, eos_ids=first).tokens[0] == []
+    cache.rollback()
+    forced = answer(loaded, cache, [question], 8, eos_ids=first, min_new_tokens=3).tokens[0]
+    assert len(forced) >= 3
+    assert first[0] not in forced
 
 
 def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ SMALL = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah
 
 @pytest.fixture
 def calibration(settings, tmp_path):
-    tables = f"model.tables={tmp_path / 'tables'}"
+    tables = f"model.tables={tmp_path / 'random' / 'tables'}"
     return [s for s in settings if not s.startswith(("benchmark", "limit"))], [tables, *SMALL, "job.oracle.horizon=3"]
 
 
@@ -27,10 +27,10 @@ def test_a_table_is_made_saved_and_used(command, settings, calibration, tmp_path
     printed = capsys.readouterr().out
     assert "2 samples of" in printed
     assert "expected loss" in printed
-    assert not (tmp_path / "tables").exists()
+    assert not (tmp_path / "random" / "tables").exists()
     assert command("job=calibrate", "job.save=true", *where, *small) == 0
     assert "already done" in capsys.readouterr().out
-    table = BudgetTable.load(tmp_path / "tables" / "keydiff.safetensors")
+    table = BudgetTable.load(tmp_path / "random" / "tables" / "keydiff.safetensors")
     assert table.kept.shape == (99, 2, 2)
     assert table.metadata["data"]["name"] == "ruler-1200"
     assert table.metadata["oracle"]["horizon"] == 3
@@ -45,9 +45,9 @@ def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
     assert command("job=calibrate", "job.scorers=[keydiff,snapkv,random]", "job.save=true", *where, *small) == 0
     assert command("job=calibrate", "scorer=snapkv", *where, *small) == 0
     (alone,) = tmp_path.glob("random__snapkv__*/tables/snapkv.safetensors")
-    together = BudgetTable.load(tmp_path / "tables" / "snapkv.safetensors")
+    together = BudgetTable.load(tmp_path / "random" / "tables" / "snapkv.safetensors")
     np.testing.assert_array_equal(together.kept, BudgetTable.load(alone).kept)
-    assert sorted(path.stem for path in (tmp_path / "tables").iterdir()) == ["keydiff", "random", "snapkv"]
+    assert sorted(path.stem for path in (tmp_path / "random" / "tables").iterdir()) == ["keydiff", "random", "snapkv"]
 
 
 @pytest.mark.parametrize(

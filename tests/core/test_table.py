@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from benchmarks.plain_solver import hull_vertices, loss_curve
 from lukv.allocation import Budget, HeadScores
 from lukv.backend.selection import Protection
 from lukv.scoring import Scorer
@@ -121,6 +122,19 @@ def test_at_its_own_length_a_single_solution_is_followed_exactly(tmp_path):
     for percent in range(5, 100, 7):
         kept = np.rint(table.kept[99 - percent] * 200)
         np.testing.assert_array_equal(ours.counts_at(Budget(share=percent / 100), 200), kept)
+
+
+def test_loss_curves_and_hulls_for_figures():
+    table = made_table()
+    discarded, loss, corners = table.loss_curve(1, 0)
+    np.testing.assert_allclose(discarded, np.linspace(0, 1, 51))
+    np.testing.assert_allclose(loss, loss_curve(table.curve[1, 0].astype(float), 50))
+    assert corners.tolist() == hull_vertices(loss_curve([Fraction(float(x)) for x in table.curve[1, 0]], 50))
+    assert (np.interp(discarded, discarded[corners], loss[corners]) <= loss + 1e-12).all()
+    table.curve[1, 0, :7] = 0  # protected ranks
+    assert table.loss_curve(1, 0)[2][-1] == 43
+    with pytest.raises(ValueError, match="no loss curves"):
+        replace(table, curve=None).loss_curve(0, 0)
 
 
 def test_a_budget_in_tokens_is_the_same_budget(tmp_path):

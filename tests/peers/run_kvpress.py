@@ -64,7 +64,9 @@ def record(press) -> tuple[list, list]:
             _, heads, positions = module.masked_key_indices
             mask[heads, positions] = False
         else:
-            mask = (keys[0, :, :, None] == result[0][0, :, None]).all(-1).any(-1)
+            for head, (before, after) in enumerate(zip(keys[0].numpy(), result[0][0].numpy(), strict=True)):
+                stays = {key.tobytes() for key in after}
+                mask[head] = torch.tensor([key.tobytes() in stays for key in before])
         kept.append(mask)
         return result
 

@@ -21,7 +21,9 @@ def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: 
     if dtype not in (torch.float16, torch.bfloat16):
         return f"flash-attn computes in float16 or bfloat16, not {dtype} (dtype=bfloat16, or attention=triton)"
     if head_dim != value_dim or head_dim % 8 or head_dim > 256:
-        return f"flash-attn needs equal head dimensions, a multiple of 8 and at most 256, not {head_dim} and {value_dim}"
+        return (
+            f"flash-attn needs equal head dimensions, a multiple of 8 and at most 256, not {head_dim} and {value_dim}"
+        )
     return None
 
 
