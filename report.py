@@ -179,9 +179,12 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report)")
     commands = parser.add_subparsers(dest="command")
-    commands.add_parser("score", help="score LongBench predictions").add_argument(
-        "--predictions", type=Path, required=True
+    scoring = commands.add_parser("score", help="score LongBench predictions")
+    scoring.add_argument(
+        "--predictions", type=Path, required=True, help="TASK.jsonl in the official format, or a folder"
     )
+    scoring.add_argument("--protocol", default="official", help="whose scorer: official, defensivekv, kvpress, lukv")
+    scoring.add_argument("--e", action="store_true", help="LongBench-E: scores by length")
     args = parser.parse_args()
     if args.command == "score":
         return score(args.predictions, args.protocol, args.e)

@@ -1,0 +1,41 @@
+"""`python report.py score`: prediction logs in LongBench's format, scored without a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.as_typed import ROOT, process
+
+PUBLISHED = ROOT.parent / "shared" / "data" / "longbench_preds" / "llama2-7b-chat"
+
+
+def test_a_log_is_scored_by_name(tmp_path: Path) -> None:
+    rows = [
+        {"pred": "Paris", "answers": ["Paris"], "all_classes": None, "length": 5},
+        {"pred": "Rome", "answers": ["Oslo"], "all_classes": None, "length": 5},
+    ]
+    path = tmp_path / "hotpotqa.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = process("score", "--predictions", str(path), program="report.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:3] == ["hotpotqa", "2", "50.00"]
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no ../shared: the published predictions are not ours to ship")
+def test_a_published_number_comes_out() -> None:
+    done = process("score", "--predictions", str(PUBLISHED / "lcc.jsonl"), program="report.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:3] == ["lcc", "500", "54.57"]
+
+
+def test_what_cannot_be_scored_is_one_line(tmp_path: Path) -> None:
+    for options in (
+        ["--predictions", str(tmp_path / "lcc.jsonl")],
+        ["--predictions", str(tmp_path), "--protocol", "x"],
+    ):
+        done = process("score", *options, program="report.py")
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
