@@ -11,7 +11,6 @@ one first.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores, largest_remainder
 from lukv.backend.selection import Protection
+from lukv.files import write_atomically
 from lukv.scoring import Scorer
 from lukv.solver import PRUNED_PERCENT, hulls
 
@@ -236,18 +236,3 @@ def model_of(path: Path) -> str:
 
 def calibrate_command(model: str, scorer: str) -> str:
     return f"python run.py job=calibrate model={model} scorer={scorer} job.save=true"
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """The file is either the old one or the whole new one, whatever happens in between."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

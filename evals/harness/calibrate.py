@@ -28,10 +28,11 @@ from evals.harness.record import RunFolder, git, installed
 from evals.task import Sample
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
+from lukv.files import write_atomically
 from lukv.model import LoadedModel
 from lukv.oracle import Oracle, OracleSettings
 from lukv.scoring import Scorer
-from lukv.table import BudgetTable, description, write_atomically
+from lukv.table import BudgetTable, description
 
 Ids = tuple[int, ...]
 

@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from evals.harness.config import ROOT, InputError, Run
+from lukv.files import write_atomically
 
 PACKAGES = (
     "torch",
@@ -98,7 +99,7 @@ class RunFolder:
                 )
             write_json(path, {**old, "resumed": [*old.get("resumed", []), now()]})
             return
-        write_atomic(self.path / "config.yaml", yaml.safe_dump(dict(self.run.config), sort_keys=False))
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(self.run.config), sort_keys=False).encode())
         about = {
             "run_id": self.run.id,
             "config_hash": self.run.hash,
@@ -237,14 +238,5 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """All of it or nothing, whatever happens meanwhile."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_atomically(path, text.encode())
