@@ -7,6 +7,7 @@ tokens to come. Sequence i = row * kv_heads + head. A full KV cache is the speci
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ class Arena:
         a, n, room = int(self._starts[first]), int(lengths[0]), int(capacity[0])
         shape = (heads, room, -1)
         return self.keys[a : a + heads * room].view(shape)[:, :n], self.values[a : a + heads * room].view(shape)[:, :n]
+
+    def take(self, rows: np.ndarray) -> Arena:
+        """A copy of these batch rows, in this order, with the same room for tokens to come."""
+        chosen = (rows[:, None] * self.heads + np.arange(self.heads)).ravel()
+        twin = copy(self)
+        twin.batch, twin.lengths, twin._starts = len(rows), self.lengths[chosen], self._starts[chosen]
+        twin._move(self._room)
+        return twin
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""

@@ -3,6 +3,7 @@ after."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from lukv.backend.arena import Arena, pack
 from lukv.backend.dense import causal_attention
 from lukv.backend.kernels import pick
 from lukv.backend.plan import ATTENTION, Plan, Span
+from lukv.backend.selection import Eviction, Ranked, Ranking
 from lukv.backend.shrink import HeadQueries, shrink
 from lukv.scoring import PromptLayer, Rope, Scorer
 
@@ -51,6 +53,7 @@ class RaggedLayer(CacheLayerMixin):
         self.tokens = np.zeros(0, dtype=np.int64)  # [B] tokens seen, without padding
         self.collected: tuple[Tensor, Tensor] | None = None
         self.observed: list[dict[Scorer, Any]] = []
+        self.ranked: list[dict[Ranking, Ranked]] = []
         self.head_queries: list[HeadQueries] = []
         self.queries: list[Tensor] = []
         self.kernel: str | None = None
@@ -161,7 +164,8 @@ class RaggedLayer(CacheLayerMixin):
             raise ValueError(f"row {int(self.tokens.argmin())} of the batch has no token")
         self.collected = None
         self.attributes = (heads, scale, softcap)
-        self.store(keys, values)
+        prompt = list(zip(keys, values, strict=True))
+        self.store(prompt, [self._keep(row, k, v, self.plan.eviction) for row, (k, v) in enumerate(prompt)])
         if not self.plan.observe:
             self.observed = []
         return out
@@ -186,19 +190,19 @@ class RaggedLayer(CacheLayerMixin):
             self.index, self.plan.layers, keys, values, heads, scale, softcap, observed=observed, rope=self.rope
         )
 
-    def _keep(self, row: int, keys: Tensor, values: Tensor) -> Tensor:
+    def _keep(self, row: int, keys: Tensor, values: Tensor, eviction: Eviction | None) -> Tensor:
         """[K, T] bool."""
-        if self.is_sliding or self.plan.eviction is None:
+        if self.is_sliding or eviction is None:
             keep = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
             if self.window is not None:
                 keep[:, : max(0, keys.shape[1] - self.window + 1)] = False
             return keep
-        return self.plan.eviction.keep(self.view(row, keys, values, self.plan.eviction.scorer))
+        return eviction.keep(self.view(row, keys, values, eviction.scorer))
 
-    def store(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Keep what stays of each batch row's prompt (keys [K, T, d], values [K, T, dv]), in position order, and make
-        this the state to roll back to."""
-        keep = [self._keep(row, k, v) for row, (k, v) in enumerate(zip(keys, values, strict=True))]
+    def store(self, prompt: Sequence[tuple[Tensor, Tensor]], keep: Sequence[Tensor]) -> None:
+        """Keep what stays (keep [K, T] bool) of each batch row's prompt (keys [K, T, d], values [K, T, dv]), in
+        position order, and make this the state to roll back to."""
+        keys, values = zip(*prompt, strict=True)
         self.arena, positions = pack(keys, values, keep)
         self.adopt(positions)
 
@@ -210,16 +214,59 @@ class RaggedLayer(CacheLayerMixin):
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
         self.commit()
 
-    def evicted(self, plan: Plan) -> RaggedLayer:
-        """The layer as if it had been prefilled under another plan; this one must hold its whole prompt."""
-        if self.arena is None or self.mark is None:
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """[B] int64: tokens of each row up to the state to roll back to."""
+        if self.mark is None:
             raise RuntimeError("the prompt is not in the cache yet")
+        return self.mark.tokens
+
+    def prompt(self) -> list[tuple[Tensor, Tensor]]:
+        """Views of each batch row's prompt, which must be here whole: keys [K, T, d], values [K, T, dv]."""
+        assert self.arena is not None
+        assert self.mark is not None
+        lengths = self.mark.lengths.reshape(self.arena.batch, -1)[:, 0]
+        whole = [self.arena.row(row) for row in range(self.arena.batch)]
+        return [(keys[:, :n], values[:, :n]) for (keys, values), n in zip(whole, lengths, strict=True)]
+
+    def select(self, eviction: Eviction | None) -> list[Tensor]:
+        """Of each batch row [K, T] bool: what `eviction` keeps of the prompt."""
+        prompt = self.prompt()
+        if self.is_sliding or eviction is None:
+            return [self._keep(row, k, v, eviction) for row, (k, v) in enumerate(prompt)]
+        self.ranked = self.ranked or [{} for _ in prompt]
+        for row, (keys, values) in enumerate(prompt):
+            if eviction.ranking not in self.ranked[row]:
+                self.ranked[row][eviction.ranking] = eviction.rank(self.view(row, keys, values, eviction.scorer))
+        return [eviction.best(ranked[eviction.ranking]) for ranked in self.ranked]
+
+    def keeping(self, selections: Sequence[list[Tensor]], plan: Plan) -> RaggedLayer:
+        """The layer as if all its rows had been prefilled once for each selection (`select`) under another plan."""
+        assert self.mark is not None
+        twin, times = copy(self), len(selections)
+        twin.plan, twin.seen, twin.tokens, twin.queries = plan, self.mark.seen, np.tile(self.prompt_tokens, times), []
+        twin.head_queries = [copy(queries) for queries in self.head_queries * times]
+        twin.observed, twin.ranked = self.observed * times, []
+        twin.store(self.prompt() * times, [mask for selection in selections for mask in selection])
+        return twin
+
+    def rows(self, chosen: np.ndarray) -> RaggedLayer:
+        """A layer with copies of some batch rows as they are now."""
+        assert self.arena is not None
+        assert self.mark is not None
         twin = copy(self)
-        twin.plan, twin.seen, twin.tokens, twin.queries = plan, self.mark.seen, self.mark.tokens.copy(), []
-        twin.head_queries = [copy(queries) for queries in self.head_queries]
-        prompt = self.mark.lengths.reshape(self.arena.batch, -1)[:, 0]
-        rows = [[part[:, :n] for part in self.arena.row(row)] for row, n in enumerate(prompt)]
-        twin.store([keys for keys, _ in rows], [values for _, values in rows])
+        heads = self.arena.heads
+        sequences = (chosen[:, None] * heads + np.arange(heads)).ravel()
+        ends = self.packed_lengths.cumsum()
+        parts = [self.positions[ends[i] - self.packed_lengths[i] : ends[i]] for i in sequences]
+        twin.positions = torch.cat(parts)
+        twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[chosen]
+        twin.mark = Mark(self.mark.seen, self.mark.tokens[chosen], self.mark.lengths[sequences])
+        twin.tokens, twin.arena = self.tokens[chosen], self.arena.take(chosen)
+        twin.queries = [queries[torch.from_numpy(chosen).to(queries.device)] for queries in self.queries]
+        twin.observed = [self.observed[i] for i in chosen if self.observed]
+        twin.head_queries = [copy(self.head_queries[i]) for i in chosen if self.head_queries]
+        twin.ranked = []
         return twin
 
     def _append(
