@@ -11,8 +11,8 @@ import torch
 
 from evals.harness import build
 from evals.harness.aggregate import peak_bytes
+from evals.harness.answering import synchronize
 from evals.harness.config import InputError, Run
-from evals.harness.evaluate import synchronize
 from evals.harness.record import RunFolder
 from evals.harness.show import size, table
 from lukv.backend.generate import answer, compress

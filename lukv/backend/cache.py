@@ -125,7 +125,8 @@ class RaggedCache(Cache):
     def row_nbytes(self) -> np.ndarray:
         """[B] int64: `nbytes` of each batch row."""
         stored = [layer.arena for layer in self.layers if layer.arena]
-        return np.sum([a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in stored], axis=0, dtype=np.int64)
+        each = [a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in stored]
+        return np.array(each, dtype=np.int64).sum(0)
 
     @property
     def full_row_nbytes(self) -> np.ndarray:
@@ -137,7 +138,7 @@ class RaggedCache(Cache):
             for layer in self.layers
             if layer.arena
         ]
-        return np.sum(each, axis=0, dtype=np.int64)
+        return np.array(each, dtype=np.int64).sum(0)
 
     @property
     def allocated_nbytes(self) -> int:
