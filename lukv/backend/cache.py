@@ -175,7 +175,7 @@ class RaggedCache(Cache):
     def rows(self, chosen: Sequence[int]) -> RaggedCache:
         """A new cache that holds copies of these batch rows as they are now, in this order."""
         twin = copy(self)
-        twin.layers = [layer.rows(np.asarray(chosen)) for layer in self.layers]
+        twin.layers = [layer.rows(chosen) for layer in self.layers]
         return twin
 
     def reserve(self, tokens: int) -> None:

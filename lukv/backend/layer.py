@@ -250,20 +250,18 @@ class RaggedLayer(CacheLayerMixin):
         twin.store(self.prompt() * times, [mask for selection in selections for mask in selection])
         return twin
 
-    def rows(self, chosen: np.ndarray) -> RaggedLayer:
+    def rows(self, chosen: Sequence[int]) -> RaggedLayer:
         """A layer with copies of some batch rows as they are now."""
         assert self.arena is not None
         assert self.mark is not None
-        twin = copy(self)
-        heads = self.arena.heads
-        sequences = (chosen[:, None] * heads + np.arange(heads)).ravel()
+        twin, some, sequences = copy(self), list(chosen), self.arena.sequences_of(chosen)
         ends = self.packed_lengths.cumsum()
         parts = [self.positions[ends[i] - self.packed_lengths[i] : ends[i]] for i in sequences]
         twin.positions = torch.cat(parts)
-        twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[chosen]
-        twin.mark = Mark(self.mark.seen, self.mark.tokens[chosen], self.mark.lengths[sequences])
-        twin.tokens, twin.arena = self.tokens[chosen], self.arena.take(chosen)
-        twin.queries = [queries[torch.from_numpy(chosen).to(queries.device)] for queries in self.queries]
+        twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[some]
+        twin.mark = Mark(self.mark.seen, self.mark.tokens[some], self.mark.lengths[sequences])
+        twin.tokens, twin.arena = self.tokens[some], self.arena.take(chosen)
+        twin.queries = [queries[some] for queries in self.queries]
         twin.observed = [self.observed[i] for i in chosen if self.observed]
         twin.head_queries = [copy(self.head_queries[i]) for i in chosen if self.head_queries]
         twin.ranked = []
@@ -280,34 +278,36 @@ class RaggedLayer(CacheLayerMixin):
         self.tokens = self.tokens + np.array([b - a for a, b in spans])
         if all(s == (0, n) for s in spans):
             self.arena.append(key, value)
-            out = self._decode(query, 0, batch, scale, softcap).transpose(1, 2)
+            out = self._decode(query, None, scale, softcap).transpose(1, 2)
         else:
             out = query.new_zeros(batch, n, heads, value.shape[-1])
-            for row, (a, b) in enumerate(spans):
+            for a, b in sorted(set(spans)):
+                rows = [row for row, s in enumerate(spans) if s == (a, b)]
                 if a < b:
-                    self.arena.append(key[row : row + 1, :, a:b], value[row : row + 1, :, a:b], row)
-                    piece = self._decode(query[row : row + 1, :, a:b], row, row + 1, scale, softcap)
-                    out[row, a:b] = piece[0].transpose(0, 1)
+                    self.arena.append(key[rows, :, a:b], value[rows, :, a:b], rows)
+                    out[rows, a:b] = self._decode(query[rows, :, a:b], rows, scale, softcap).transpose(1, 2)
         every = self.plan.every
         if every and not self.is_sliding and int((self.tokens - self.packed_tokens).max()) >= every:
             self.evict_again()
         return out
 
-    def _decode(self, query: Tensor, first: int, last: int, scale: float, softcap: float | None) -> Tensor:
-        """query [rows, H, n, d], the newest n entries of batch rows first .. last-1 -> [rows, H, n, dv]."""
+    def _decode(self, query: Tensor, rows: list[int] | None, scale: float, softcap: float | None) -> Tensor:
+        """query [R, H, n, d], the newest n entries of R batch rows (None: all of them) -> [R, H, n, dv]."""
         arena = self.arena
         assert arena is not None
-        rows, heads, n, d = query.shape
+        some, heads, n, d = query.shape
         if self.window is not None and n > 1:
-            whole = [(query[i], *arena.row(first + i)) for i in range(rows)]
+            whole = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
             return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
-        chosen = slice(first * arena.heads, last * arena.heads)
-        start, length, longest = arena.start[chosen], arena.length[chosen], arena.longest
+        start, length, longest = arena.start, arena.length, arena.longest
+        if rows is not None:
+            chosen = torch.from_numpy(arena.sequences_of(rows)).to(start.device)
+            start, length = start[chosen], length[chosen]
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
-        grouped = query.reshape(rows * arena.heads, heads // arena.heads, n, d)
+        grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
         out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
-        return out.reshape(rows, heads, n, -1)
+        return out.reshape(some, heads, n, -1)
 
     # ---- after the prompt --------------------------------------------------------------------------------------------
 
