@@ -1,7 +1,7 @@
 """The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
 
-K [rows, d] and V [rows, dv]; sequence i = row * kv_heads + head occupies rows start[i] .. start[i]+length[i]-1, then come
-free rows for the tokens to come. In memory the shortest comes first. A full KV cache is the special case of equal
+K [rows, d] and V [rows, dv]; sequence i = row * kv_heads + head occupies rows start[i] .. start[i]+length[i]-1, then
+come free rows for the tokens to come. In memory the shortest comes first. A full KV cache is the special case of equal
 lengths.
 """
 
