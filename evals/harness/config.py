@@ -135,7 +135,9 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
     for key in config["job"].pop("ignores", ()):  # settings that make no difference to this job
         config[key] = None
-    choices = {group: hydra.runtime.choices.get(group) for group in ("scorer", "allocator", "protection")}
+    choices = {
+        g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
+    }
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
     return Run(config, choices, nested)
 
