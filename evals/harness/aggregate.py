@@ -19,6 +19,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Latencies are medians over the samples that were decoded without other runs beside them, null if there are none:
     what many runs do together says nothing about one. total_s is the sum of every sample's share of the work.
     Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
+    entries [layers, K] are mean entries kept of a head, heads [layers, K] mean shares.
     """
     by_task: dict[str, list[float]] = {}
     for line in lines:
@@ -42,6 +43,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "kept_entries": float(kept.sum(axis=(1, 2)).mean()),
             "cache_bytes": float(np.mean([line["cache_bytes"] for line in lines])),
             "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
+            "entries": np.round(kept.mean(axis=0), 2).tolist(),
             "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
         },
         "time": times([line["times"] for line in lines]),

@@ -17,6 +17,7 @@ from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel
+from lukv.oracle import Oracle, OracleSettings
 
 Line = dict[str, Any]
 """A line of samples.jsonl."""
@@ -36,6 +37,10 @@ class Cell:
     failed: list[Line] = field(default_factory=list)
     failure: Exception | None = None
 
+    @property
+    def needs_utility(self) -> bool:
+        return self.eviction is not None and self.eviction.scorer.needs_utility
+
     def lacks(self, batch: Sequence[Context]) -> bool:
         return any(p.sample.id not in self.done for context in batch for p in context)
 
@@ -46,6 +51,14 @@ class Cell:
         self.failed += [line for line in new if "error" in line]
         self.done.update({line["id"]: line for line in new if "error" not in line})
         return new
+
+
+def parts(batch: list[Context], cells: Sequence[Cell]) -> Iterator[tuple[list[Context], list[Cell]]]:
+    """The batch for the cells that compress a context once, whatever is asked; then one question of each context after
+    the other for those whose scorer must know what the answer needs (Scorer.needs_utility)."""
+    yield batch, [cell for cell in cells if not cell.needs_utility]
+    for turn in range(len(batch[0])):
+        yield [[context[turn]] for context in batch], [cell for cell in cells if cell.needs_utility]
 
 
 def attempt(
@@ -86,8 +99,9 @@ def answer_batch(
     rows = [list(context[0].context) for context in batch]
     at_work = [cell for group in groups for cell in group]
     attention = cells[0].run["attention"]
+    worth = utilities(batch, model) if cells[0].needs_utility else None
     start = time.perf_counter()
-    if len(at_work) == 1:  # no layer has to wait for another method
+    if len(at_work) == 1 and worth is None:  # no layer has to wait for another method
         (cell,) = at_work
         cache = compress(model, rows, eviction=cell.eviction, attention=attention)
         synchronize(model.device)
@@ -104,7 +118,7 @@ def answer_batch(
         for cell in group:
             start = time.perf_counter()
             try:
-                selections.append(full.select(cell.eviction))
+                selections.append(full.select(cell.eviction, worth))
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # this method's own fault: the others go on
@@ -123,9 +137,19 @@ def answer_batch(
         yield from zip(chosen, lines, strict=True)
 
 
+def utilities(batch: Sequence[Context], model: LoadedModel) -> list[list[torch.Tensor]]:
+    """Of each context and layer [K, T]: what its tokens are worth to the full cache's answer to its one question."""
+    measured = []
+    for (prompt,) in batch:
+        sample = prompt.sample
+        oracle = Oracle(model, OracleSettings(horizon=sample.max_new_tokens))
+        measured.append([*oracle.context(prompt.context).utility(prompt.question, stop=model.stop_at(sample.stop))])
+    return measured
+
+
 def joined(cells: Sequence[Cell], batch: Sequence[Context]) -> list[list[Cell]]:
     """Cells in groups that are decoded together: at most JOINED_ROWS sequences, and no more entries than a full cache
-    of BATCH_TOKENS has. Those that keep equally much are neighbours: the attention of equally long heads is one call."""
+    of BATCH_TOKENS has. Those that keep equally much are neighbours: attention of equally long heads is one call."""
     lengths = [len(context[0].context) for context in batch]
     kept = [sum(float(c.eviction.budget.of(n)) * n if c.eviction else n for n in lengths) for c in cells]
     groups: list[list[Cell]] = []

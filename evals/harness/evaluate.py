@@ -14,7 +14,7 @@ from typing import Any
 
 from evals.harness import build, sweep
 from evals.harness.aggregate import aggregate
-from evals.harness.answering import Cell, attempt
+from evals.harness.answering import Cell, attempt, parts
 from evals.harness.config import Run
 from evals.harness.progress import Progress
 from evals.harness.prompts import Prompt, batches, prepared, prompt_hashes
@@ -104,7 +104,8 @@ def work(cells: Sequence[Cell], prompts: Sequence[Prompt], model: LoadedModel, t
     progress = Progress(name, len(prompts) * len(cells), sum(len(cell.done) for cell in cells))
     for batch in batches(prompts, run["batch_size"]):
         able = [cell for cell in cells if cell.failure is None]
-        for cell, lines in attempt(batch, able, model, join):
+        answered = (lines for part, some in parts(batch, able) if some for lines in attempt(part, some, model, join))
+        for cell, lines in answered:
             new = cell.record(lines)
             progress.update(len(new))
             for line in new if cell is cells[0] else ():

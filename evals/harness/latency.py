@@ -33,7 +33,10 @@ def latency(run: Run) -> None:
             job = run["job"]
             with build.input_errors():
                 model = build.model(run)
-                methods = {run["method"]: build.eviction(run, model)}
+                eviction = build.eviction(run, model)
+                if eviction is not None:
+                    build.deployable(eviction.scorer)
+                methods = {run["method"]: eviction}
                 if run.evicts and run["reference"]:
                     methods[run["reference"]] = None
                 lengths = contexts(job["lengths"], job["new_tokens"], model)

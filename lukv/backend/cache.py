@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,15 +154,26 @@ class RaggedCache(Cache):
         twin.plan.eviction = eviction
         return twin
 
-    def select(self, eviction: Eviction | None) -> Selection:
+    def select(self, eviction: Eviction | None, observed: Sequence[Sequence[Any]] | None = None) -> Selection:
         """What `eviction` (None: everything) keeps of the prompt, which must be here whole: see `evicted`. Scores are
-        computed once for all evictions that share a scorer and its protection."""
+        computed once for all evictions that share a scorer and its protection.
+
+        observed: for each batch row and evictable layer, what the scorer finds as PromptLayer.observed, if that is not
+        what it made of the prompt's queries (Scorer.needs_utility).
+        """
         if (self.kept() != self.evictable[0].prompt_tokens[:, None]).any():
             raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
         scorer = eviction.scorer if eviction else None
         if scorer and type(scorer).observe is not Scorer.observe and scorer not in self.plan.observe:
             raise ValueError(f"{scorer.name} needs the prompt's queries: prefill with observe=[{scorer.name}]")
-        return [layer.select(eviction) for layer in self.layers]
+        if observed is None:
+            return [layer.select(eviction) for layer in self.layers]
+        if len(observed) != len(self.tokens):
+            raise ValueError(f"observed is given for {len(observed)} sequences, this cache holds {len(self.tokens)}")
+        return [
+            layer.select(eviction, None if layer.is_sliding else [row[layer.index] for row in observed])
+            for layer in self.layers
+        ]
 
     def keeping(self, selections: Sequence[Selection]) -> RaggedCache:
         """A new cache: this one's rows with what the first selection keeps of them, then all of them again with what

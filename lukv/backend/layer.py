@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -229,11 +229,15 @@ class RaggedLayer(CacheLayerMixin):
         whole = [self.arena.row(row) for row in range(self.arena.batch)]
         return [(keys[:, :n], values[:, :n]) for (keys, values), n in zip(whole, lengths, strict=True)]
 
-    def select(self, eviction: Eviction | None) -> list[Tensor]:
-        """Of each batch row [K, T] bool: what `eviction` keeps of the prompt."""
+    def select(self, eviction: Eviction | None, observed: Sequence[Any] | None = None) -> list[Tensor]:
+        """Of each batch row [K, T] bool: what `eviction` keeps of the prompt. observed: for each row what the scorer is
+        to find, if that is not what it was shown."""
         prompt = self.prompt()
         if self.is_sliding or eviction is None:
             return [self._keep(row, k, v, eviction) for row, (k, v) in enumerate(prompt)]
+        if observed is not None:
+            views = [self.view(row, *kv, eviction.scorer) for row, kv in enumerate(prompt)]
+            return [eviction.keep(replace(view, observed=o)) for view, o in zip(views, observed, strict=True)]
         self.ranked = self.ranked or [{} for _ in prompt]
         for row, (keys, values) in enumerate(prompt):
             if eviction.ranking not in self.ranked[row]:
