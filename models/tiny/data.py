@@ -10,8 +10,12 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from models.tiny.plan import Plan
 from models.tiny.tasks import FAMILIES, Dialogue, Turn
 from models.tiny.tokenizer import ASSISTANT, BEGIN, END, USER
 
@@ -46,6 +50,20 @@ class Encoder:
             if len(ids) >= length:
                 break
         return ids[:length], weights[:length]
+
+
+class Rows(Dataset):
+    """Step -> (ids, weights, a number that decides which other tokens the loss looks at): of (seed, step) only."""
+
+    def __init__(self, encoder: Encoder, plan: Plan, seed: int) -> None:
+        self.encoder, self.plan, self.seed = encoder, plan, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, int]:
+        cycle, phase = self.plan.at(step)
+        length = phase.lengths[step % len(phase.lengths)]
+        rng = random.Random(f"tiny/{self.seed}/{step}")
+        ids, weights = batch(self.encoder, cycle.tokens // length, length, dict(phase.mixture), rng)
+        return torch.from_numpy(ids), torch.from_numpy(weights), rng.getrandbits(60)
 
 
 def batch(

@@ -88,7 +88,9 @@ def ask(found: list[tuple[str, list[str]]], kind: str) -> Turn:
         template, kind = _singular(template), kind[:-1]
     _, _, asked = template.format(type_needle_v=kind, context="{context}", query=query).partition("{context}\n")
     question, mark, prefix = asked.partition(" The special magic")
-    return Turn(f"{question} ", mark[1:] + prefix, "".join(_recall(key, values) + "," for key, values in found)[:-1] + ".")
+    return Turn(
+        f"{question} ", mark[1:] + prefix, "".join(_recall(key, values) + "," for key, values in found)[:-1] + "."
+    )
 
 
 def _recall(key: str, values: list[str]) -> str:
