@@ -22,6 +22,9 @@ from models.tiny.tokenizer import ASSISTANT, BEGIN, END, USER
 ANSWER, TEXT = 1.0, 0.1
 """Weights that mark answer tokens, and the rest (what the context says next is mostly chance). 0: padding."""
 
+REDRAWS = 100
+"""How often a row is drawn again in which no answer begins."""
+
 
 class Encoder:
     """Dialogues as token ids and loss weights, cut exactly where evaluation cuts them."""
@@ -73,10 +76,12 @@ def batch(
     ids, weights = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.float32)
     for row in range(rows):
         family = rng.choices(list(mixture), list(mixture.values()))[0]
-        while True:
-            dialogue = FAMILIES[family](int(length * rng.uniform(0.4, 0.85)), rng)
+        for _ in range(REDRAWS):
+            dialogue = FAMILIES[family](int(length * rng.uniform(0.4, 0.9)), rng)
             row_ids, row_weights = encoder.dialogue(dialogue, length)
-            if sum(row_weights) > TEXT * length:  # some of an answer is inside
+            if ANSWER in row_weights:  # some of an answer is inside
                 break
+        else:
+            raise ValueError(f"{family} does not fit into rows of {length} tokens: context and question are longer")
         ids[row, : len(row_ids)], weights[row, : len(row_ids)] = row_ids, row_weights
     return ids, weights

@@ -88,6 +88,21 @@ def test_answers_are_marked_and_end(family):
     assert encoder.tokenizer.decode(marked) == written
 
 
+@pytest.mark.parametrize("length", [512, 2048])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_fills_rows_of_any_length(family, length):
+    encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
+    ids, weights = batch(encoder, 4, length, {family: 1}, random.Random(2))
+    assert ids.shape == weights.shape == (4, length)
+    assert ((weights == ANSWER).sum(1) > 0).all()
+
+
+def test_rows_too_short_for_a_family_are_refused():
+    encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
+    with pytest.raises(ValueError, match="niah does not fit into rows of 32 tokens"):
+        batch(encoder, 1, 32, {"niah": 1}, random.Random(2))
+
+
 def test_data_depends_on_the_generator_only():
     encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
     one, two, other = (batch(encoder, 3, 128, {"niah": 1, "vt": 1}, random.Random(seed)) for seed in ("a", "a", "b"))
