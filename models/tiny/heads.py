@@ -9,7 +9,7 @@ Shares of attention, 0 to 1, of one query head, means over query rows and texts:
     sink         on the first four tokens, of rows behind the 64th
     induction    in random tokens written twice: on the token after the same token's first occurrence
     duplicate    the same: on the first occurrence itself
-    retrieval    in RULER prompts with needles, from the step that says a token of the value: on that token in the context
+    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context
 
 The first three are of the contexts of RULER's prompts. Seeds are none of evaluation's, calibration's or training's.
 """
@@ -63,7 +63,7 @@ def repeated(attention: Tensor, shift: int) -> Tensor:
     """[...]: of a text that is BEGIN and n tokens written twice, the second half's mean share on the same token's
     first occurrence (shift 0) or the token after it (shift 1)."""
     half = (attention.shape[-1] - 1) // 2
-    return attention.diagonal(shift - half, -2, -1)[..., 1:].mean(-1)
+    return attention.diagonal(shift - half, -2, -1)[..., 1 + shift :].mean(-1)
 
 
 def values_said(context: list[int], answer: list[int], value: list[int]) -> list[tuple[int, int]]:
