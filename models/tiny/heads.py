@@ -7,9 +7,10 @@ Shares of attention, 0 to 1, of one query head, means over query rows and texts:
     look_back    at the one distance of 1 to 8 tokens that gets most (`distance` says which)
     local        on the token itself and the 15 before it
     sink         on the first four tokens, of rows behind the 64th
-    induction    in random tokens written twice: on the token after the same token's first occurrence
+    induction    in random tokens written twice: on the two tokens after the same token's first occurrence
     duplicate    the same: on the first occurrence itself
-    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context
+    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context, and
+                 on the one after it, into which the previous-token heads of the layers before have copied it
 
 The first three are of the contexts of RULER's prompts. Seeds are none of evaluation's, calibration's or training's.
 """
@@ -84,7 +85,7 @@ def measure(model: PreTrainedModel, loaded: LoadedModel, samples: int = 8, lengt
         once = torch.randperm(vocabulary - 300, generator=generator)[:128] + 300
         ids = [loaded.tokenizer.bos_token_id, *once.tolist(), *once.tolist()]
         weights = attention(model, ids)
-        sums["induction"].append(repeated(weights, 1))
+        sums["induction"].append(repeated(weights, 1) + repeated(weights, 2))
         sums["duplicate"].append(repeated(weights, 0))
     for task in Ruler(length=length, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
         for sample in task.samples:
@@ -99,7 +100,7 @@ def measure(model: PreTrainedModel, loaded: LoadedModel, samples: int = 8, lengt
             for reference in sample.references:
                 value = loaded.tokenizer.encode(reference, add_special_tokens=False)
                 for said, place in values_said(context, answer, value):
-                    sums["retrieval"].append(weights[:, :, asked + said - 1, place])
+                    sums["retrieval"].append(weights[:, :, asked + said - 1, place : place + 2].sum(-1))
     means = {name: torch.stack(each).mean(0) for name, each in sums.items() if each}
     far = means.pop("by_distance")
     means["look_back"] = far.amax(-1)
