@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
@@ -76,7 +77,7 @@ class Run:
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
 
-    @property
+    @cached_property  # making one makes the benchmark
     def id(self) -> str:
         return self.config["job"].get("run_id") or run_id(self)
 
