@@ -82,7 +82,18 @@ def test_help() -> None:
         assert word in done.stdout
 
 
-HEAVY = {"torch", "transformers", "numpy", "scipy", "matplotlib", "wandb", "datasets", "safetensors", "tokenizers", "nltk"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "wandb",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "nltk",
+}
 
 
 @pytest.mark.parametrize("args", [["--help"], ["method=snapkv", "bugdet=0.2"]], ids=["help", "a wrong name"])
