@@ -1,8 +1,9 @@
-"""kvpress's own text generation pipeline over the samples of throughput.py, in kvpress's process."""
+"""kvpress's own text generation pipeline over the samples of throughput.py, run by kvpress's Python: prints JSON."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,8 @@ def pipeline(model: str, samples: str, table: str, share: str, *names: str) -> d
         except ValueError as error:
             result[name] = {"error": " ".join(str(error).split())}
     return result
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(pipeline(*sys.argv[1:])))

@@ -41,7 +41,7 @@ def measure(section: Section) -> None:
         at 20% and the full cache on one sample of each of RULER's tasks at 1024 tokens, tables printed.
     """)
     section.head("process", "least wall, s", "processor, s")
-    times = 10 if section.full else 4
+    times = 10 if section.full else 3
 
     def row(name: str, *arguments: str, repeats: int = times) -> None:
         found = [cost(*arguments) for _ in range(repeats)]

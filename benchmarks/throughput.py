@@ -8,6 +8,8 @@ writing every record. Models are loaded, and both sides warmed up, before the cl
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from hydra import initialize_config_dir
 
-from benchmarks._kvpress import no_peers, peers
+from benchmarks._kvpress import PYTHON, no_peers
 from benchmarks._section import Section, run
 from evals.harness import build, commandline, sweep
 from evals.harness.config import CONF, Run
@@ -27,7 +29,11 @@ from lukv.table import BudgetTable
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue_noise", "vt")
 SHARE = 0.2
-METHODS = {"KeyDiffPress": "method=keydiff", "SnapKVPress": "method=snapkv scorer=snapkv_kvpress", "LUKVPress": "method=lukv"}
+METHODS = {
+    "KeyDiffPress": "method=keydiff",
+    "SnapKVPress": "method=snapkv scorer=snapkv_kvpress",
+    "LUKVPress": "method=lukv",
+}
 SWEPT = (0.1, 0.2, 0.3, 0.5)
 TABLE = CONF.parent / "models" / "tiny" / "tables" / "keydiff.safetensors"
 
@@ -70,13 +76,25 @@ def write_samples(path: Path, length: int, limit: int) -> int:
     return len(rows)
 
 
+def pipeline(*arguments: object) -> dict[str, Any]:
+    """What _kvpress_pipeline.py measures; nothing without kvpress."""
+    if no_peers():
+        return {}
+    command = [str(PYTHON), "-m", "benchmarks._kvpress_pipeline", *map(str, arguments)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=CONF.parent, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
 def rows(section: Section, length: int, limit: int, folder: Path) -> None:
     tasks = f"benchmark.tasks=[{','.join(TASKS)}]"
     shared = [f"benchmark.length={length}", tasks, f"limit={limit}"]
     samples, table = folder / "samples.jsonl", folder / "keydiff.npy"
     n = write_samples(samples, length, limit)
     BudgetTable.load(TABLE).save_npy(table)
-    theirs: dict[str, Any] = peers("pipeline", CONF.parent / "models" / "tiny", samples, table, SHARE, *METHODS) or {}
+    theirs = pipeline(CONF.parent / "models" / "tiny", samples, table, SHARE, *METHODS)
 
     def made(method: str, name: str, *more: str, budget: float = SHARE) -> Run:
         return composed(*method.split(), f"budget={budget}", f"runs={folder}/{name}", *shared, *more)
