@@ -81,10 +81,10 @@ def measure(section: Section) -> None:
     section.text(f"""
         One new token, one layer, {str(DTYPE)[6:]}, one thread; milliseconds, medians. The heads keep 0.25 to 1.75 of
         the mean. *full*: torch's SDPA over the whole cache, as transformers calls it; *grouped*: the same with a
-        group's query heads as query rows; *padded*: the kept entries padded to the longest head, with a mask; *kvpress*: its
-        attention function for head-wise methods, which keeps the whole cache and replaces the evicted keys at every
-        token, against SDPA in its own process; *floor*: the kept bytes at {speed / 1e9:.1f} GB/s, which a plain sum
-        over memory reads here.
+        group's query heads as query rows; *padded*: the kept entries padded to the longest head, with a mask;
+        *kvpress*: its attention function for head-wise methods, which keeps the whole cache and replaces the evicted
+        keys at every token, against SDPA in its own process; *floor*: the kept bytes at {speed / 1e9:.1f} GB/s, which
+        a plain sum over memory reads here.
     """)
     if why := no_peers():
         section.text(f"kvpress is not measured: {why}.")
