@@ -30,7 +30,7 @@ class RaggedCache(Cache):
 
     observe: scorers to show the prompt's queries to, so that `evicted` can be asked for them afterwards.
     attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries after the prompt.
-    later, every, stream: see Plan.
+    later, sizes, every, stream: see Plan.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -45,6 +45,7 @@ class RaggedCache(Cache):
         prompt_columns: int | None = None,
         record_queries: bool = False,
         later: Eviction | None = None,
+        sizes: Sequence[int] | None = None,
         every: int | None = None,
         stream: bool = False,
     ) -> None:
@@ -60,6 +61,7 @@ class RaggedCache(Cache):
             prompt_columns=prompt_columns,
             record_queries=record_queries,
             later=later,
+            sizes=None if sizes is None else tuple(sizes),
             every=every,
             stream=stream,
             rope_switch=rope_switch(model.config.get_text_config(decoder=True)),

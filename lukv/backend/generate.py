@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lukv.allocation import Budget, round_half_up
+from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
@@ -89,23 +89,23 @@ def stream(
     """Evict while the prompt streams in: the cache never holds more than the budget and one block (KeyDiff's own form).
 
     Not what `compress` computes: later tokens attend to a prompt that is evicted already, and a token is judged by what
-    came up to then. The budget is that of the whole prompt from the first block on. Rows must be equally long.
+    came up to then. From the first block on the budget is that of the row's whole prompt. Rows of any length; each gets
+    what it would get alone.
     """
     network = network_of(model)
     ids, mask = left_padded(input_ids, None, network.device)
-    if mask is not None:
-        raise ValueError("prompts that stream in together must be equally long")
-    tokens = ids.shape[1]
-    size = max(1, round_half_up(eviction.budget.of(tokens) * tokens))
+    rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
+    budget = eviction.budget
     cache = RaggedCache(
         network,
         attention=attention or str(getattr(model, "attention", "auto")),
-        later=replace(eviction, budget=Budget(tokens=size)),
+        later=eviction,
+        sizes=[max(1, round_half_up(budget.of(len(row)) * len(row))) for row in rows],
         every=block,
         stream=True,
     )
-    for piece in pieces(tokens, block):
-        feed(network, cache, ids, mask, piece)
+    for piece in pieces(ids.shape[1], block):
+        feed(network, cache, *padded([row[piece] for row in rows]), slice(None))
     cache.evict_again()
     cache.plan.every = None  # the answer is not evicted
     return cache
@@ -218,9 +218,15 @@ def left_padded(
         rows = [torch.tensor(row, dtype=torch.int64) for row in ids]
     if not rows or min(map(len, rows)) == 0:
         raise ValueError("every row needs at least one token")
+    ids, mask = padded(rows)
+    return ids.to(device), None if mask is None else mask.to(device)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """1-D token ids of any length, 0 too -> ids [B, T] with padding on the left, mask [B, T] as in `left_padded`."""
     longest = max(map(len, rows))
-    padded, used = torch.zeros(2, len(rows), longest, dtype=torch.int64)
+    ids, used = (rows[0].new_zeros(len(rows), longest, dtype=torch.int64) for _ in range(2))
     for i, row in enumerate(rows):
-        padded[i, longest - len(row) :] = row
+        ids[i, longest - len(row) :] = row
         used[i, longest - len(row) :] = 1
-    return padded.to(device), None if bool(used.all()) else used.to(device)
+    return ids, None if all(len(row) == longest for row in rows) else used

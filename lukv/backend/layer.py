@@ -208,6 +208,7 @@ class RaggedLayer(CacheLayerMixin):
         assert self.arena is not None
         self.positions = positions
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        self.shrunk_tokens = np.full_like(self.tokens, -1)
         self.commit()
 
     def evicted(self, plan: Plan) -> RaggedLayer:
@@ -293,7 +294,7 @@ class RaggedLayer(CacheLayerMixin):
         """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until
         commit()."""
         assert self.arena is not None
-        assert self.plan.later is not None
-        self.arena, positions = shrink(self, self.plan.later)
+        self.arena, positions = shrink(self)
         self.adopt(positions)
+        self.shrunk_tokens = self.tokens.copy()
         self.mark = None
