@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-MINUTES = {False: 4, True: 90}  # what one program may take, quick and full
+MINUTES = {False: 15, True: 120}  # what one program may take, quick and full, on a busy machine too
 
 
 def names() -> list[str]:

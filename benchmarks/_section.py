@@ -69,10 +69,10 @@ def replaced(page: str, name: str, section: str) -> str:
     first, last = page.find(begin(name)), page.find(end(name))
     if first < 0 and last < 0:
         if page.count(END) != 1:
-            raise ValueError(f"docs/benchmarks.md must have this line once: {END}")
+            raise ValueError(f"the page must have this line once: {END}")
         return page.replace(END, f"{section}\n\n{END}")
     if not 0 <= first < last:
-        raise ValueError(f"docs/benchmarks.md: one of the two markers of section {name} is missing or misplaced")
+        raise ValueError(f"one of the two markers of section {name} is missing or misplaced")
     return page[:first] + section + page[last + len(end(name)) :]
 
 
@@ -119,17 +119,18 @@ def run(
     title: str,
     measure: Callable[[Section], None],
     add_options: Callable[[argparse.ArgumentParser], object] | None = None,
+    page: Path = PAGE,
 ) -> None:
     """The program's command line. `add_options(parser)` adds options of its own, found in section.options."""
     main = sys.modules["__main__"]
     parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the large cases too, and more rounds")
-    parser.add_argument("--record", action="store_true", help="write the section into docs/benchmarks.md")
+    parser.add_argument("--record", action="store_true", help=f"write the section into {page.relative_to(ROOT)}")
     if add_options is not None:
         add_options(parser)
     section = Section(Path(str(main.__file__)).stem, title, parser.parse_args())
     measure(section)
     if section.options.record:
         text = section.markdown(facts(section.name, sys.argv[1:]))
-        PAGE.write_text(replaced(PAGE.read_text(), section.name, text))
-        print(f"\n-> {PAGE.relative_to(ROOT)}")
+        page.write_text(replaced(page.read_text(), section.name, text))
+        print(f"\n-> {page.relative_to(ROOT)}")

@@ -51,14 +51,16 @@ class Arena:
         row."""
         n = keys.shape[2]
         self.reserve(n)
-        chosen = slice(None) if row is None else slice(row * self.heads, (row + 1) * self.heads)
-        end = self._end[chosen]
+        lengths, length, end = self.lengths, self.length, self._end
+        if row is not None:
+            chosen = slice(row * self.heads, (row + 1) * self.heads)
+            lengths, length, end = lengths[chosen], length[chosen], end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
         end += n
-        self.length[chosen] += n
-        self.lengths[chosen] += n
+        length += n
+        lengths += n
         self._room -= n
 
     def reserve(self, n: int) -> None:

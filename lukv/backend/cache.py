@@ -51,6 +51,11 @@ class RaggedCache(Cache):
     ) -> None:
         if (every is not None or stream) and later is None:
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
+        if prompt_columns is None and not stream and getattr(model.generation_config, "prefill_chunk_size", None):
+            raise ValueError(
+                "the model's generation config cuts prompts into pieces (prefill_chunk_size), and the cache would "
+                "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
+            )
         kinds = windows(model.config)
         self.plan = Plan(
             model.config.get_text_config(decoder=True),

@@ -28,11 +28,16 @@ Stop = Callable[[list[int]], bool]
 """The answer so far (token ids of one row) -> is it finished? For stop strings: LoadedModel.stop_at(strings)."""
 
 
+LOOK = {"cuda": 8}
+"""Steps between two looks at the chosen tokens, by device: to look is to wait for a GPU. A CPU is looked at each step;
+so is everything that a token decides on (stop, pick, min_new_tokens)."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """tokens: what each row answered, end-of-text token not included. ttft_s: from the question to the first token, the
     question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens
-    decoded."""
+    decoded, those past the last row's end included."""
 
     tokens: list[list[int]]
     ttft_s: float
@@ -167,24 +172,31 @@ def answer(
     pick: logits [B, vocabulary] -> next tokens [B]; greedy by default. min_new_tokens: the first so many tokens are the
     likeliest ones that do not end the answer, neither by eos_ids nor by stop.
     """
-    pick = pick or (lambda logits: logits.argmax(-1))
     ends = set(eos_ids)
     begin = time.perf_counter()
     cache.reserve(max(map(len, question_ids)) + max_new_tokens)
     logits = append(model, cache, question_ids)
+    free = stop is None and pick is None and min_new_tokens == 0
+    look = LOOK.get(logits.device.type, 1) if free else 1
+    pick = pick or (lambda logits: logits.argmax(-1))
     tokens: list[list[int]] = [[] for _ in logits]
     running = [True] * len(tokens)
+    unseen: list[Tensor] = []
     first = begin
     steps = 0
     while max_new_tokens > 0:
         chosen = likeliest_to_go_on(logits, tokens, ends, stop) if steps < min_new_tokens else pick(logits)
-        for row, token in enumerate(chosen.tolist()):
-            if running[row] and token in ends:
-                running[row] = False
-            elif running[row]:
-                tokens[row].append(token)
-                running[row] = not (stop is not None and stop(tokens[row]))
+        unseen.append(chosen)
         steps += 1
+        if steps == 1 or len(unseen) == look or steps == max_new_tokens:
+            for column in torch.stack(unseen).tolist():
+                for row, token in enumerate(column):
+                    if running[row] and token in ends:
+                        running[row] = False
+                    elif running[row]:
+                        tokens[row].append(token)
+                        running[row] = not (stop is not None and stop(tokens[row]))
+            unseen = []
         if steps == 1:
             first = time.perf_counter()
         if steps == max_new_tokens or not any(running):

@@ -113,24 +113,23 @@ class RaggedLayer(CacheLayerMixin):
         batch, _, n, _ = query.shape
         if len(self.tokens) == 0:
             self.tokens = np.zeros(batch, dtype=np.int64)
-            self.head_queries = [
-                HeadQueries(self.plan.later.scorer, key.shape[1]) for _ in range(batch) if self.plan.later
-            ]
+            if self.plan.later and not self.is_sliding:
+                self.head_queries = [HeadQueries(self.plan.later.scorer, key.shape[1]) for _ in range(batch)]
             if self.plan.stream:
                 nothing = np.zeros(batch * key.shape[1], dtype=np.int64)
                 self.arena = Arena(key.new_empty(0, key.shape[-1]), value.new_empty(0, value.shape[-1]), nothing, batch)
                 self.adopt(torch.empty(0, dtype=torch.int32, device=key.device))
         if batch != len(self.tokens):
             raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
-        self.kernel, self.decode = pick(
-            self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
-        )
-        spans = self.plan.spans(valid) or [(0, n)] * batch
-        if not self.is_sliding:
-            for row, queries in enumerate(self.head_queries):
-                queries.add(query[row, :, slice(*spans[row])], int(self.tokens[row]), self.rope)
+        if self.kernel is None:
+            self.kernel, self.decode = pick(
+                self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
+            )
+        spans = self.plan.spans(valid)
+        for row, queries in enumerate(self.head_queries):
+            queries.add(query[row, :, slice(*spans[row]) if spans else slice(n)], int(self.tokens[row]), self.rope)
         if self.arena is None:
-            return self._prompt(query, key, value, spans, scale, softcap)
+            return self._prompt(query, key, value, spans or [(0, n)] * batch, scale, softcap)
         return self._append(query, key, value, spans, scale, softcap)
 
     def _prompt(
@@ -224,18 +223,19 @@ class RaggedLayer(CacheLayerMixin):
         return twin
 
     def _append(
-        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float, softcap: float | None
+        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span] | None, scale: float, softcap: float | None
     ) -> Tensor:
         assert self.arena is not None
         batch, heads, n, _ = query.shape
         self.attributes = (heads, scale, softcap)
         if self.plan.record_queries and not self.is_sliding:
             self.queries.append(query.detach())
-        self.tokens = self.tokens + np.array([b - a for a, b in spans])
-        if all(s == (0, n) for s in spans):
+        if spans is None:
+            self.tokens = self.tokens + n
             self.arena.append(key, value)
             out = self._decode(query, 0, batch, scale, softcap).transpose(1, 2)
         else:
+            self.tokens = self.tokens + np.array([b - a for a, b in spans])
             out = query.new_zeros(batch, n, heads, value.shape[-1])
             for row, (a, b) in enumerate(spans):
                 if a < b:
@@ -255,8 +255,10 @@ class RaggedLayer(CacheLayerMixin):
         if self.window is not None and n > 1:
             whole = [(query[i], *arena.row(first + i)) for i in range(rows)]
             return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
-        chosen = slice(first * arena.heads, last * arena.heads)
-        start, length, longest = arena.start[chosen], arena.length[chosen], arena.longest
+        start, length, longest = arena.start, arena.length, arena.longest
+        if rows < arena.batch:
+            chosen = slice(first * arena.heads, last * arena.heads)
+            start, length = start[chosen], length[chosen]
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
         grouped = query.reshape(rows * arena.heads, heads // arena.heads, n, d)
