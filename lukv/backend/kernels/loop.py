@@ -1,5 +1,5 @@
-"""One call of torch's own attention per sequence, the group's query heads as query rows; equally long sequences that
-lie equally far apart share a call. Any device, dtype and shape."""
+"""One call of torch's own attention per sequence, the group's query heads as query rows. Any device, dtype and
+shape."""
 
 from __future__ import annotations
 
@@ -26,29 +26,14 @@ def decode(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    first, count = start.tolist(), length.tolist()
+    sequences = [(a, a + count) for a, count in zip(start.tolist(), length.tolist(), strict=True)]
     if query.shape[2] > 1 or softcap is not None:
-        each = zip(query, first, count, strict=True)
+        each = zip(query, sequences, strict=True)
         return torch.stack(
-            [causal_attention(q, keys[None, a : a + n], values[None, a : a + n], scale, softcap) for q, a, n in each]
+            [causal_attention(q, keys[None, a:b], values[None, a:b], scale, softcap) for q, (a, b) in each]
         )
     # the path of every generated token: no mask, as few calls as there can be
-    rows = query.transpose(1, 2)  # [N, 1, G, d]
-    outs = []
-    i = 0
-    while i < len(first):
-        end = i + 1
-        while end < len(first) and count[end] == count[i] and first[end] - first[end - 1] == first[i + 1] - first[i]:
-            end += 1
-        a, n = first[i], count[i]
-        if end == i + 1:
-            k, v = keys[None, None, a : a + n], values[None, None, a : a + n]
-        else:
-            step = first[i + 1] - a
-            k, v = (
-                x.as_strided((end - i, 1, n, x.shape[1]), (step * x.stride(0), 0, x.stride(0), 1), a * x.stride(0))
-                for x in (keys, values)
-            )
-        outs.append(sdpa(rows[i:end], k, v, scale=scale))
-        i = end
-    return (outs[0] if len(outs) == 1 else torch.cat(outs)).transpose(1, 2)
+    keys, values = keys[None, None], values[None, None]
+    rows = query.transpose(1, 2)[:, None].unbind()  # each [1, 1, G, d]
+    outs = [sdpa(q, keys[:, :, a:b], values[:, :, a:b], scale=scale) for q, (a, b) in zip(rows, sequences, strict=True)]
+    return torch.cat(outs).transpose(1, 2)
