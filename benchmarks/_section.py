@@ -27,6 +27,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 END = "<!-- new sections go above this line -->"
 
 
+class Skip(Exception):
+    """Raised by a program that cannot run here; the message says why. Its section stays as it was."""
+
+
 class Section:
     """`full`: take the time for the large cases too. Lines are printed as they come."""
 
@@ -129,7 +133,11 @@ def run(
     if add_options is not None:
         add_options(parser)
     section = Section(Path(str(main.__file__)).stem, title, parser.parse_args())
-    measure(section)
+    try:
+        measure(section)
+    except Skip as why:
+        print(f"{section.name}: not run, {why}")
+        return
     if section.options.record:
         text = section.markdown(facts(section.name, sys.argv[1:]))
         page.write_text(replaced(page.read_text(), section.name, text))
