@@ -83,7 +83,7 @@ def calibrate(run: Run) -> None:
                 tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
                 groups = by_context([sample for task in tasks for sample in task.samples])
             data = {"name": job["data"]["name"], **dict(source.facts()), "hash": digest(groups)}
-            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data})
+            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
             contexts = (tokenized(group, model, job["data"]["answers"]) for group in groups)
             means = measure(model, scorers, protection, contexts, settings, folder.path, len(groups))
             for scorer, mean in zip(scorers, means, strict=True):
@@ -202,7 +202,7 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
         said = sample.references if answers == "all" else sample.references[:1]
         reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
         questions.append((tuple(question), tuple(reference)))
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:
         raise InputError(f"{group[0].id}: {len(context)} tokens and a question, {model.name} takes {longest}")
     return Context(tuple(context), tuple(questions))

@@ -65,7 +65,7 @@ def evaluate_one(run: Run, wait: bool = False) -> dict[str, Any]:
             model = build.model(run)
             eviction = build.eviction(run, model)
             prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
-        folder.begin({"prompts": prompt_hashes(prompts), "benchmark": facts})
+        folder.begin({"prompts": prompt_hashes(prompts), "benchmark": facts, "model_commit": model.commit})
         start = time.perf_counter()
         done = {i: line for i, line in folder.samples().items() if "error" not in line}
         spent = sum(line["times"]["total_s"] for line in done.values())
@@ -90,7 +90,7 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
     prompts = []
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)

@@ -37,7 +37,7 @@ def latency(run: Run) -> None:
                 if run.evicts and run["reference"]:
                     methods[run["reference"]] = None
                 lengths = contexts(job["lengths"], job["new_tokens"], model)
-            folder.begin({})
+            folder.begin({"model_commit": model.commit})
             rows = [row for length in lengths for row in measure(methods, length, model, run)]
             kinds = sorted({row["attention"] for row in rows})
             result = {
@@ -54,7 +54,7 @@ def latency(run: Run) -> None:
 
 def contexts(lengths: Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
     """The context lengths: as given, or powers of two up to what the model takes."""
-    room = getattr(model.config, "max_position_embeddings", LONGEST) - QUESTION - new_tokens
+    room = (model.max_length or LONGEST) - QUESTION - new_tokens
     if lengths is None:
         return [2**k for k in range(7, 16) if 2**k <= min(room, LONGEST)][-4:] or [room]
     for length in lengths:
