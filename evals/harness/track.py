@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,19 +197,13 @@ def use(run: wandb.Run, artifact: wandb.Artifact) -> None:
 
 def head_budgets(heads: Sequence[Sequence[float]]) -> Any:
     """Kept shares [layers, KV heads] as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from PIL import Image
 
-    figure = Figure(figsize=(max(3, 0.45 * len(heads[0]) + 1.5), max(2, 0.25 * len(heads) + 1)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(heads, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set(xlabel="KV head", ylabel="layer")
-    figure.colorbar(image, label="kept share")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    import numpy as np
+    from evals.harness.plots import head_shares
 
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    file = io.BytesIO()
+    head_shares({"": heads}, "", file)
+    return Image.open(file)
 
 
 def log(folder: Path, settings: Wandb) -> None:
