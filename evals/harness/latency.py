@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evals.harness import build
-from evals.harness.aggregate import peak_bytes
+from evals.harness.aggregate import peak_bytes, reset_peak
 from evals.harness.config import InputError, Run
 from evals.harness.evaluate import synchronize
 from evals.harness.record import RunFolder
@@ -97,8 +97,7 @@ def once(
     new: int,
     attention: str,
 ) -> dict[str, Any]:
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    reset_peak()
     start = time.perf_counter()
     cache = compress(model, context, eviction=eviction, attention=attention)
     synchronize(model.device)
@@ -110,7 +109,7 @@ def once(
         "ttft_s": prefill + said.ttft_s,
         "tpot_s": said.tpot_s,
         "cache_bytes": stored,
-        "peak_bytes": torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "attention": cache.kernel,
     }
 

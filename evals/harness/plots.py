@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 Row = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ COSTS = {
 
 
 def costs_against_context(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Four panels over the context's length, both axes logarithmic: times and memory of every method.
+    """Four panels over the context's length (logarithmic): times and memory of every method.
 
     rows: {label, context_tokens, ttft_s, tpot_s, cache_bytes, peak_bytes}.
     """
@@ -68,9 +68,10 @@ def costs_against_context(rows: Sequence[Row], title: str, path: Path) -> None:
             y = [factor * r[key] for r in mine]
             axes.plot([r["context_tokens"] for r in mine], y, label=label, **style(i))
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_ylim(bottom=0)
         axes.set(ylabel=name, xlabel="context (tokens)" if key in list(COSTS)[2:] else "")
-        axes.grid(alpha=0.25, which="both")
+        axes.grid(alpha=0.25)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
     finish(figure, title, path)
 
