@@ -25,6 +25,7 @@ from tqdm import tqdm
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
 from evals.harness.record import RunFolder, git, installed
+from evals.harness.track import following
 from evals.task import Sample
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
@@ -89,7 +90,10 @@ def calibrate(run: Run) -> None:
             for scorer, mean in zip(scorers, means, strict=True):
                 about = metadata(model, scorer, protection, settings, mean, data)
                 mean.table(settings.aggregation, about).save(folder.path / "tables" / f"{scorer.name}.safetensors")
-            folder.finish({"status": "done", "run_id": run.id, "tables": [scorer.name for scorer in scorers]})
+            result = {"status": "done", "run_id": run.id, "tables": [scorer.name for scorer in scorers]}
+            folder.finish(result)
+            with following(run["track"], folder.path) as tracker:
+                tracker.finish(result)
         else:
             print(f"{run.id}: already done")
         for name in folder.result()["tables"]:  # type: ignore[index]

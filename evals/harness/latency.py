@@ -15,6 +15,7 @@ from evals.harness.config import InputError, Run
 from evals.harness.evaluate import synchronize
 from evals.harness.record import RunFolder
 from evals.harness.show import size, table
+from evals.harness.track import following
 from lukv.backend.generate import answer, compress
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel
@@ -48,6 +49,8 @@ def latency(run: Run) -> None:
                 "memory": {"peak_bytes": peak_bytes()},
             }
             folder.finish(result)
+            with following(run["track"], folder.path) as tracker:
+                tracker.finish(result)
     print(shown(result["rows"]))
     print(f"\n{run.folder}/")
 
