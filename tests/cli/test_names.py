@@ -66,6 +66,13 @@ def test_as_a_process(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_that_is_not_trained(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command("method=full", "model=small", f"model.path={tmp_path}/small", f"runs={tmp_path}/runs") == 2
+    err = capsys.readouterr().err
+    assert err.endswith("there is no such folder (make it with: python -m models.tiny.train recipe=small)\n")
+    assert err.count("\n") == 1
+
+
 def test_a_model_that_is_not_there(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = command("method=snapkv", "model=hf", "model.path=./no/such/model", f"runs={tmp_path}")
     err = capsys.readouterr().err
