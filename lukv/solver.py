@@ -97,16 +97,18 @@ def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
         none = np.zeros(0, dtype=np.int64)
         return Hulls(none, none, none, np.zeros(0), np.zeros(0))
     cost = np.ascontiguousarray(utility[:, ::-1][:, :limit], dtype=np.float64)
-    low = cost.min(axis=1)
-    if not (low >= 0).all():
-        raise ValueError(f"utilities must not be negative or NaN (head {int(np.argmin(low >= 0))})")
-    rising = (cost[:, 1:] > cost[:, :-1]).all(axis=1)  # ranked perfectly: every token is an edge, PAVA is spared
+    wrong = np.flatnonzero(~(cost.min(axis=1) >= 0))
+    if len(wrong):
+        raise ValueError(f"utilities must not be negative or NaN (head {wrong[0]})")
+    rising: np.ndarray = (cost[:, 1:] > cost[:, :-1]).all(
+        axis=1
+    )  # ranked perfectly: every token is an edge, PAVA is spared
     starts, losses = [], []
-    for head, row in enumerate(cost):
-        begin = np.arange(limit) if rising[head] else isotonic_regression(row).blocks[:-1]
-        starts.append(begin + head * limit)
+    for number, row in enumerate(cost):
+        begin = np.arange(limit) if rising[number] else isotonic_regression(row).blocks[:-1]
+        starts.append(begin + number * limit)
         # anew from the block's ends: PAVA's running means drift
-        losses.append(row if rising[head] else np.add.reduceat(row, begin))
+        losses.append(row if rising[number] else np.add.reduceat(row, begin))
     start, loss = np.concatenate(starts), np.concatenate(losses)
     if not np.isfinite(loss).all():
         raise ValueError("utilities must be finite, and so must their sums")

@@ -164,6 +164,9 @@ class Target(Protocol):
     def config_hash(self) -> str: ...
 
     @property
+    def weights_hash(self) -> str: ...
+
+    @property
     def layers(self) -> int: ...
 
     @property
@@ -199,15 +202,17 @@ class TableAllocator(Allocator):
         return largest_remainder(self.table.shares(budget.of(tokens)), total, upper=tokens, lower=int(total >= heads))
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
-        """Raise ValueError unless the table was made for this model (its config), this scorer with these parameters,
-        and this protection. A table without metadata (the authors' files) is only checked for its shape."""
+        """Raise ValueError unless the table was made for this model (its config and weights), this scorer with these
+        parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape."""
         make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
             asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
             raise ValueError(f"{self._refusal(asked)}: {make}")
-        wanted = description(model.config_hash, scorer, protection)
+        wanted = description(model, scorer, protection)
         for key, value in wanted.items() if self.table.metadata else ():
-            made = self.table.metadata.get(key)
+            made = self.table.metadata.get(
+                key, value if key == "weights_hash" else None
+            )  # tables of 2026-11-23 lack it
             if made != value:
                 raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
 
@@ -215,12 +220,14 @@ class TableAllocator(Allocator):
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"
 
 
-def description(config_hash: str, scorer: Scorer, protection: Protection) -> dict[str, Any]:
-    """What a table is good for: the part of its metadata that `TableAllocator.check` compares."""
+def description(model: Target, scorer: Scorer, protection: Protection) -> dict[str, Any]:
+    """What a table is good for: the part of its metadata that `TableAllocator.check` compares. A model that was trained
+    further, or anew, is another one: its heads may have other tasks, and nothing else would tell."""
     whole = protection.over(scorer)
     parameters = json.loads(json.dumps(asdict(scorer)))  # as they come back from the file
     return {
-        "config_hash": config_hash,
+        "config_hash": model.config_hash,
+        "weights_hash": model.weights_hash,
         "scorer": scorer.name,
         "scorer_parameters": parameters,
         "sink": whole.sink,

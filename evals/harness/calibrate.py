@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
+from evals.harness.plots import head_budgets, loss_curves
 from evals.harness.record import RunFolder, git, installed
 from evals.task import Sample
 from lukv.aggregate import MeanSolution
@@ -94,7 +95,10 @@ def calibrate(run: Run) -> None:
             print(f"{run.id}: already done")
         for name in folder.result()["tables"]:  # type: ignore[index]
             path = folder.path / "tables" / f"{name}.safetensors"
-            print(f"\n{path}\n{summary(BudgetTable.load(path))}")
+            table = BudgetTable.load(path)
+            print(f"\n{path}\n{summary(table)}")
+            head_budgets(table, path.with_name(f"{name}_budgets.png"))
+            loss_curves(table, path.with_name(f"{name}_curves.png"))
             if keep:
                 kept = Path(run["model"]["tables"]) / path.name
                 write_atomically(kept, path.read_bytes())
@@ -217,7 +221,7 @@ def digest(groups: Iterable[Sequence[Sample]]) -> str:
 
 
 def fingerprint(model: LoadedModel, scorers: Sequence[Scorer], protection: Protection, settings: Settings) -> str:
-    about = [asdict(settings), *(description(model.config_hash, scorer, protection) for scorer in scorers)]
+    about = [asdict(settings), *(description(model, scorer, protection) for scorer in scorers)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -232,7 +236,7 @@ def metadata(
     """What the table is of and how it was made (METHODS: LU-KV, 5)."""
     return {
         "model": model.name,
-        **description(model.config_hash, scorer, protection),
+        **description(model, scorer, protection),
         **asdict(settings),
         "data": json.loads(json.dumps(data, default=str)),
         "samples": int(mean.state["samples"]),
@@ -244,8 +248,8 @@ def metadata(
 
 
 def summary(table: BudgetTable, budget: float = 0.2) -> str:
-    """What a table says at one budget: tokens for each layer, certificate, heads below their protection."""
-    about, row = table.metadata, round(100 * (1 - budget)) - 1
+    """What a table says: tokens for each layer at one budget, heads below their protection; the certificates."""
+    about = table.metadata
     tokens = about["mean_tokens"]
     kept = table.shares(budget) * tokens
     protected = min(about["sink"] + about["recent"], tokens)
@@ -256,11 +260,29 @@ def summary(table: BudgetTable, budget: float = 0.2) -> str:
         "  tokens" + " ".join(f"{n:6.0f}" for n in kept.mean(axis=1)) + "   a KV head",
         f"  heads below their {protected:g} protected tokens: {low:.1f}%",
     ]
-    if table.expected_loss is not None and table.lower_bound is not None:
+    return "\n".join([*lines, *certificate(table)])
+
+
+def certificate(table: BudgetTable, budgets: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8)) -> list[str]:
+    """How far above the least possible loss the table and its samples' own solutions lie, at most, in per cent."""
+    about = table.metadata
+    assert table.expected_loss is not None
+    assert table.lower_bound is not None
+    heads = ["budget", "expected loss", "above any static table's", "samples' own: mean", "median", "95%", "largest"]
+    lines = ["  at most this % above the least possible loss:", "  " + "  ".join(heads)]
+    for budget in budgets:
+        row = round(100 * (1 - budget)) - 1
         loss, bound = table.expected_loss[row], table.lower_bound[row]
-        gap = 100 * (loss / bound - 1) if bound > 0 else 0.0
-        lines.append(f"  expected loss {loss:.4g}, at most {gap:.2f}% above any static table's")
-        loss, bound = about["sample_loss"][row], about["sample_lower_bound"][row]
-        gap = 100 * (loss / bound - 1) if bound > 0 else 0.0
-        lines.append(f"  the samples' own budgets: {loss:.4g}, at most {gap:.2f}% above the least possible")
-    return "\n".join(lines)
+        own, least = about["sample_loss"][row], about["sample_lower_bound"][row]
+        gaps = [
+            _above(loss, bound),
+            _above(own, least),
+            *(about["sample_gaps"][q][row] for q in ("0.5", "0.95", "1.0")),
+        ]
+        cells = [f"{budget:g}", f"{loss:.4g}", *(f"{100 * gap:.3g}" for gap in gaps)]
+        lines.append("  " + "  ".join(cell.rjust(len(head)) for cell, head in zip(cells, heads, strict=True)))
+    return lines
+
+
+def _above(loss: float, bound: float) -> float:
+    return loss / bound - 1 if bound > 0 else 0.0

@@ -68,6 +68,20 @@ def plan(argv: Sequence[str]) -> list[Planned]:
     ]
 
 
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH."""
+    out = []
+    for argument in argv:
+        short = re.fullmatch(r"(\w+)=([\w-]+):([^,]+)", argument)
+        if short and short[2] in GROUPS.get(short[1], []):
+            lacking = sorted(OmegaConf.missing_keys(OmegaConf.load(CONF / short[1] / f"{short[2]}.yaml")))
+            if len(lacking) == 1:
+                out += [f"{short[1]}={short[2]}", f"{short[1]}.{lacking[0]}={short[3]}"]
+                continue
+        out.append(argument)
+    return out
+
+
 def expand(texts: list[str], multirun: bool, search: list[str], known_files: bool = True) -> list[list[str]]:
     """The overrides of each run of a sweep; a single run is a sweep of one."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

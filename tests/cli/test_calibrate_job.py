@@ -27,6 +27,7 @@ def test_a_table_is_made_saved_and_used(command, settings, calibration, tmp_path
     printed = capsys.readouterr().out
     assert "2 samples of" in printed
     assert "expected loss" in printed
+    assert "samples' own: mean" in printed
     assert not (tmp_path / "random" / "tables").exists()
     assert command("job=calibrate", "job.save=true", *where, *small) == 0
     assert "already done" in capsys.readouterr().out
@@ -50,6 +51,23 @@ def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
     assert sorted(path.stem for path in (tmp_path / "random" / "tables").iterdir()) == ["keydiff", "random", "snapkv"]
 
 
+@pytest.mark.parametrize("continuation", ["sampled", "reference"])
+def test_a_file_of_ones_own_by_its_path(command, calibration, tmp_path, continuation):
+    where, small = calibration
+    rows = [{"context": "red is 5. " * 9 + str(i), "question": "red?", "answers": ["5"]} for i in range(6)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    settings = [s for s in small if not s.startswith("calibration")]
+    rest = [f"job.oracle.continuation={continuation}", "job.oracle.question_rows=true"]
+    assert command("job=calibrate", f"calibration=file:{file}", *rest, *where, *settings) == 0
+    (made,) = tmp_path.glob("random__*/tables/keydiff.safetensors")
+    table = BudgetTable.load(made)
+    assert table.metadata["samples"] == 6
+    assert table.metadata["oracle"]["continuation"] == continuation
+    for figure in ("keydiff_budgets.png", "keydiff_curves.png"):
+        assert made.with_name(figure).read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,12 +76,13 @@ def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
         (["job.oracle.continuation=beam"], "greedy, sampled, reference"),
         (["job.aggregation=median"], "budgets, losses"),
         (["calibration=file"], "calibration.benchmark.data"),
+        (["calibration=file:/no/such.jsonl"], "/no/such.jsonl"),
         (["calibration=file", "calibration.benchmark.data=/no/such.jsonl"], "/no/such.jsonl"),
     ],
 )
 def test_impossible_calibrations_are_one_line(command, settings, tmp_path, capsys, arguments, message):
     where = [s for s in settings if not s.startswith(("benchmark", "limit"))]
-    small = [] if "calibration=file" in arguments else SMALL
+    small = [] if any(a.startswith("calibration=file") for a in arguments) else SMALL
     assert command("job=calibrate", *where, *small, *arguments) == 2
     captured = capsys.readouterr().err.strip()
     assert message in captured
