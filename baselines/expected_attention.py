@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
 BLOCK = 4096  # tokens at a time in float64: scratch stays small beside a long prompt's queries
 
@@ -89,10 +89,3 @@ class ExpectedAttention(Scorer):
         # one query head of each group at a time: scratch of one more copy of the keys, not of G
         quadratic = [((keys @ covariance[:, g]) * keys).sum(-1) for g in range(mean.shape[1])]
         return mean @ keys.mT + torch.stack(quadratic, 1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
-    n = cos.shape[-1]
-    x1, x2 = x[..., : n // 2], x[..., n // 2 : n]
-    return torch.cat([x[..., :n] * cos + torch.cat([-x2, x1], -1) * sin, x[..., n:]], -1)

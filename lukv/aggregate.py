@@ -120,14 +120,19 @@ class MeanSolution:
 
 def by_rank(utility: np.ndarray, tokens: int) -> np.ndarray:
     """[layers, K, CELLS] float64: the utility [layers, K, n] (best first, after tokens - n protected tokens of price
-    0) that lies in each of CELLS equal parts of the ranking of `tokens` tokens; a token across a border counts in
-    parts."""
-    tail = np.zeros(
-        (*utility.shape[:2], tokens + 1)
-    )  # summed from the worst token: small ones would drown in a head sum
-    tail[..., 1 : utility.shape[2] + 1] = np.cumsum(utility[..., ::-1], axis=2, dtype=np.float64)
-    tail[..., utility.shape[2] + 1 :] = tail[..., utility.shape[2], None]
-    return np.diff(_at(tail, np.arange(CELLS + 1) * (tokens / CELLS)), axis=2)[..., ::-1]
+    0) that lies in each of CELLS equal parts of the ranking of `tokens` tokens."""
+    protected = np.zeros((*utility.shape[:2], tokens - utility.shape[2]))
+    return parts_of(np.concatenate([protected, utility], axis=2), CELLS)
+
+
+def parts_of(ranked: np.ndarray, cells: int) -> np.ndarray:
+    """[..., cells] float64: sums of ranked [..., n] (best first) over `cells` equal parts of the ranking; a token
+    across a border counts in parts."""
+    tokens = ranked.shape[-1]
+    tail = np.zeros((*ranked.shape[:-1], tokens + 1))
+    # summed from the worst token: small ones would drown in a head's sum
+    tail[..., 1:] = np.cumsum(ranked[..., ::-1], axis=-1, dtype=np.float64)
+    return np.diff(_at(tail, np.arange(cells + 1) * (tokens / cells)), axis=-1)[..., ::-1]
 
 
 def loss_of(curve: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -6,8 +6,9 @@ prefill attention. It is a pure function of tensors: no model, no cache, no stat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -53,6 +54,18 @@ class Scorer:
     def score(self, layer: PromptLayer) -> Tensor:
         """[K, T] float32, finite; the higher, the more worth keeping."""
         raise NotImplementedError
+
+    def parameters(self) -> dict[str, Any]:
+        """What two scorers of this class may differ in, for the metadata of a budget table: plain JSON."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
+    n = cos.shape[-1]
+    x1, x2 = x[..., : n // 2], x[..., n // 2 : n]
+    turned = x[..., :n] * cos + torch.cat([-x2, x1], -1) * sin
+    return torch.cat([turned, x[..., n:].expand(*turned.shape[:-1], -1)], -1)
 
 
 @torch.no_grad()

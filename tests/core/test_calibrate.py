@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import small_model, text
 
-from evals.harness.calibrate import Context, Settings, State, measure
+from evals.harness.measure import Context, Settings, State, fit, measure
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
 from lukv.oracle import Oracle, OracleSettings

@@ -1,0 +1,212 @@
+"""Utility probe: predict a token's utility itself, linearly, from what the cache holds of it. Ours: see docs/beyond.md.
+
+    x = [k before RoPE, v, |v|, mean k^2, 1]                                       of one token in one KV head
+    y = log(mean over the questions of U + eps)                                    U: lukv/oracle.py
+    w = argmin  mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2                    per layer and KV head, closed form
+
+U is taken in units of the layer's mean value weight n, that is, as an attention probability at a token of average
+value: eps = 1e-3 means one thousandth of the attention whatever the model, the layer and the prompt's length. Tokens
+that the protection ranks first in any case are left out. Every context weighs the same. `ProbeFit` adds up x'x and x'y
+in float64, so memory does not grow with the number of contexts.
+
+At run time a probe is a scorer like any other: one product per token, of keys and values as they are cached (the
+weights are turned by RoPE, not the keys). It looks at no queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from lukv.backend.selection import Protection
+from lukv.files import write_atomically
+from lukv.scoring import PromptLayer, Scorer, rotate
+from lukv.table import Target, calibrate_command, model_of
+
+KIND = "lukv utility probe"
+BLOCK = 4096  # tokens at a time, so that scratch stays small beside a long prompt's keys
+
+
+@dataclass(frozen=True)
+class UtilityProbe(Scorer):
+    """`path`: what job=calibrate has fitted for this model. `eps`, `ridge`: how it fits one."""
+
+    name: str = "utility_probe"
+    path: str = ""
+    eps: float = 1e-3
+    ridge: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0 or not self.ridge >= 0:
+            raise ValueError(f"{self.name}: eps={self.eps} must be above 0, ridge={self.ridge} not negative")
+
+    @cached_property
+    def probe(self) -> Probe:
+        return Probe.load(self.path)
+
+    def parameters(self) -> dict[str, Any]:
+        """The fitted weights, wherever they lie: a table made for another probe is another scorer's."""
+        return {"name": self.name, "sink": self.sink, "recent": self.recent, "probe": self.probe.hash}
+
+    def check(self, model: Target) -> None:
+        """Raise FileNotFoundError or ValueError unless the probe was fitted on this model."""
+        about = self.probe.metadata
+        for key in ("config_hash", "weights_hash"):
+            if about.get(key) != getattr(model, key):
+                raise ValueError(
+                    f"{self.path} was fitted for {key} {about.get(key)}, not for {getattr(model, key)}: make it with "
+                    f"`{calibrate_command(model.name, self.name)}`"
+                )
+
+    def learner(self) -> ProbeFit:
+        return ProbeFit(self.eps, self.ridge)
+
+    def fitted(self, path: str | Path) -> UtilityProbe:
+        return replace(self, path=str(path))
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        heads, tokens, d = layer.keys.shape
+        weights = self.probe.of(layer)
+        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], 3], dim=-1)
+        scores = torch.empty(heads, tokens, device=layer.keys.device)
+        for start in range(0, tokens, BLOCK):
+            keys = layer.keys[:, start : start + BLOCK].float()
+            values = layer.values[:, start : start + BLOCK].float()
+            turned = w_key[:, None]
+            if layer.rope is not None:
+                cos, sin = layer.rope(torch.arange(start, start + keys.shape[1], device=keys.device))
+                square = cos**2 + sin**2  # 1, but for rotary embeddings with an attention factor
+                turned = rotate(turned, cos / square, sin / square)
+            size, norm = keys.square().mean(-1), torch.linalg.vector_norm(values, dim=-1)
+            linear = (keys * turned).sum(-1) + (values @ w_value[..., None]).squeeze(-1)
+            part = linear + norm * w_rest[:, :1] + size * w_rest[:, 1:2] + w_rest[:, 2:]
+            scores[:, start : start + BLOCK] = part
+        return scores
+
+
+def features(layer: PromptLayer, start: int = 0, stop: int | None = None) -> Tensor:
+    """x [K, n, d + dv + 3] float32 (float64 for float64) of the tokens start .. stop - 1."""
+    keys, values = layer.keys[:, start:stop], layer.values[:, start:stop]
+    if keys.dtype != torch.float64:
+        keys, values = keys.float(), values.float()
+    plain = keys
+    if layer.rope is not None:
+        cos, sin = (
+            part.to(keys.dtype) for part in layer.rope(torch.arange(start, start + keys.shape[1], device=keys.device))
+        )
+        square = cos**2 + sin**2
+        plain = rotate(keys, cos / square, -sin / square)
+    rest = [torch.linalg.vector_norm(values, dim=-1), keys.square().mean(-1), torch.ones_like(keys[..., 0])]
+    return torch.cat([plain, values, torch.stack(rest, -1)], -1)
+
+
+@dataclass
+class ProbeFit:
+    """Normal equations, streaming. `state` (plain arrays) is all there is to save; sums that go on from it end with the
+    same bits."""
+
+    eps: float = 1e-3
+    ridge: float = 1e-3
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None:
+        """One context: its layers, and utility [layers, K, T], the mean over its questions in units of the layer's mean
+        value weight."""
+        xx, xy = [], []
+        for layer, worth in zip(layers, utility, strict=True):
+            tokens = layer.keys.shape[1]
+            free = ~protection.mask(tokens, layer.keys.device)
+            target = (worth.to(layer.keys.device, torch.float64) + self.eps).log()
+            outer = inner = torch.zeros((), dtype=torch.float64, device=layer.keys.device)
+            for start in range(0, tokens, BLOCK):
+                used = free[start : start + BLOCK]
+                x = features(layer, start, start + BLOCK)[:, used].double()
+                y = target[:, start : start + BLOCK][:, used]
+                outer, inner = outer + x.mT @ x, inner + (x.mT @ y[..., None]).squeeze(-1)
+            xx.append((outer / free.sum()).cpu().numpy())
+            xy.append((inner / free.sum()).cpu().numpy())
+        sums = {"xx": np.stack(xx), "xy": np.stack(xy), "contexts": np.ones(())}
+        if self.state and self.state["xx"].shape != sums["xx"].shape:
+            raise ValueError("the saved state of the probe belongs to another model or version")
+        self.state = {name: np.asarray(self.state.get(name, 0) + value) for name, value in sums.items()}
+
+    def weights(self) -> np.ndarray:
+        """[layers, K, d + dv + 3] float64. The last feature is the constant: means and covariances are read off it."""
+        if not self.state:
+            raise ValueError("no context was measured: there is nothing to fit a probe to")
+        second, target = (self.state[name] / self.state["contexts"] for name in ("xx", "xy"))
+        mean, level = second[..., :-1, -1], target[..., -1]
+        covariance = second[..., :-1, :-1] - mean[..., :, None] * mean[..., None, :]
+        slope = target[..., :-1] - mean * level[..., None]
+        variance = np.diagonal(covariance, axis1=-2, axis2=-1)
+        known = variance > 1e-12 * second.diagonal(axis1=-2, axis2=-1)[..., :-1]  # the others never vary: weight 0
+        penalty = np.where(known, self.ridge * variance, 1.0)
+        both = known[..., :, None] & known[..., None, :]
+        system = np.where(both, covariance, 0) + penalty[..., None] * np.eye(penalty.shape[-1])
+        weights = np.linalg.solve(system, np.where(known, slope, 0)[..., None])[..., 0]
+        return np.concatenate([weights, (level - (weights * mean).sum(-1))[..., None]], axis=-1)
+
+    def save(self, path: str | Path, metadata: Mapping[str, Any]) -> None:
+        about = {**metadata, "eps": self.eps, "ridge": self.ridge, "contexts": int(self.state["contexts"])}
+        Probe(self.weights().astype(np.float32), about).save(path)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """weights [layers, K, d + dv + 3] float32, metadata: what it was fitted on, plain JSON."""
+
+    weights: np.ndarray
+    metadata: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.weights).tobytes()).hexdigest()[:12]
+
+    @cached_property
+    def _tensor(self) -> Tensor:
+        return torch.from_numpy(self.weights)
+
+    def of(self, layer: PromptLayer) -> Tensor:
+        """[K, d + dv + 3] of this layer. Raises ValueError for another model's layer."""
+        wanted = layer.layers, len(layer.keys), layer.keys.shape[-1] + layer.values.shape[-1] + 3
+        if self.weights.shape != wanted:
+            layers, heads, size = self.weights.shape
+            raise ValueError(
+                f"the utility probe is for {layers} layers of {heads} KV heads and {size} features, "
+                f"this model has {wanted[0]}, {wanted[1]} and {wanted[2]}"
+            )
+        return self._tensor[layer.index].to(layer.keys.device)
+
+    def save(self, path: str | Path) -> None:
+        header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}
+        write_atomically(path, save({"weights": np.ascontiguousarray(self.weights)}, header))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """A missing file raises FileNotFoundError, anything that is not a whole and sound probe ValueError."""
+        path = Path(path)
+        if not path.is_file():
+            command = calibrate_command(model_of(path), path.name.split(".")[0])
+            raise FileNotFoundError(f"no utility probe at {path}: make it with `{command}`")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+                if header.get("kind") != KIND:
+                    raise ValueError(f"it says it is {header.get('kind')!r}")
+                weights = file.get_tensor("weights")
+                if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
+                    raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
+                return cls(weights, json.loads(header["json"]))
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a utility probe: {' '.join(str(error).split())}") from error
