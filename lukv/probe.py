@@ -1,6 +1,7 @@
 """Utility probe: predict a token's utility itself, linearly, from what the cache holds of it. Ours: see docs/beyond.md.
 
-    x = [k before RoPE, v, |v|, mean k^2, 1]                                       of one token in one KV head
+    x = [k before RoPE, v, |v|, mean k^2, cos(k, a), 1]                            of one token in one KV head
+    a = mean over the prompt's tokens of k/|k|, after RoPE                         the anchor of KeyDiff (2504.15364)
     y = log(mean over the questions of U + eps)                                    U: lukv/oracle.py
     w = argmin  mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2                    per layer and KV head, closed form
 
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from lukv.backend.selection import Protection
 from lukv.files import write_atomically
-from lukv.scoring import PromptLayer, Scorer, rotate
+from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 from lukv.table import Target, calibrate_command, model_of
 
 KIND = "lukv utility probe"
@@ -45,7 +46,7 @@ class UtilityProbe(Scorer):
     name: str = "utility_probe"
     path: str = ""
     eps: float = 1e-3
-    ridge: float = 1e-3
+    ridge: float = 1e-2
 
     def __post_init__(self) -> None:
         if not self.eps > 0 or not self.ridge >= 0:
@@ -77,38 +78,58 @@ class UtilityProbe(Scorer):
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens, d = layer.keys.shape
-        weights = self.probe.of(layer)
-        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], 3], dim=-1)
+        w_key, w_value, w_rest = self.probe.of(layer).split([d, layer.values.shape[-1], OTHERS], dim=-1)
+        direction = anchor(layer.keys).float()[..., None]
         scores = torch.empty(heads, tokens, device=layer.keys.device)
         for start in range(0, tokens, BLOCK):
-            keys = layer.keys[:, start : start + BLOCK].float()
-            values = layer.values[:, start : start + BLOCK].float()
+            keys, values = (part[:, start : start + BLOCK].float() for part in (layer.keys, layer.values))
             turned = w_key[:, None]
             if layer.rope is not None:
-                cos, sin = layer.rope(torch.arange(start, start + keys.shape[1], device=keys.device))
-                square = cos**2 + sin**2  # 1, but for rotary embeddings with an attention factor
-                turned = rotate(turned, cos / square, sin / square)
-            size, norm = keys.square().mean(-1), torch.linalg.vector_norm(values, dim=-1)
+                turned = rotate(turned, *angles(layer.rope, start, keys, 1))
             linear = (keys * turned).sum(-1) + (values @ w_value[..., None]).squeeze(-1)
-            part = linear + norm * w_rest[:, :1] + size * w_rest[:, 1:2] + w_rest[:, 2:]
-            scores[:, start : start + BLOCK] = part
+            rest = others(keys, values, direction)
+            scores[:, start : start + BLOCK] = linear + (rest @ w_rest[..., None]).squeeze(-1)
         return scores
 
 
+OTHERS = 4  # features besides key and value
+
+
+def others(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
+    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1."""
+    size, norm = keys.square().mean(-1), torch.linalg.vector_norm(values, dim=-1)
+    cosine = (keys @ direction).squeeze(-1) / (size * keys.shape[-1]).sqrt().clamp(min=1e-12)
+    return torch.stack([norm, size, cosine, torch.ones_like(size)], -1)
+
+
+def anchor(keys: Tensor) -> Tensor:
+    """[K, d] float32 (float64 for float64), of length 1: the direction that the keys [K, T, d] have in common."""
+    total = keys.new_zeros(len(keys), keys.shape[-1], dtype=precision(keys))
+    for start in range(0, keys.shape[1], BLOCK):
+        part = keys[:, start : start + BLOCK].to(total.dtype)
+        length = torch.linalg.vector_norm(part, dim=-1).clamp(min=1e-12)
+        total += ((1 / length)[:, None] @ part)[:, 0]
+    return torch.nn.functional.normalize(total, dim=-1)
+
+
+def angles(rope: Rope, start: int, keys: Tensor, way: int) -> tuple[Tensor, Tensor]:
+    """cos and sin that turn keys [K, n, d] from position `start` on back (way -1), or weights along with them (1).
+    Where the embedding scales by an attention factor, both take it out again."""
+    cos, sin = (part.to(keys.dtype) for part in rope(torch.arange(start, start + keys.shape[1], device=keys.device)))
+    square = cos**2 + sin**2
+    return cos / square, way * sin / square
+
+
+def precision(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def features(layer: PromptLayer, start: int = 0, stop: int | None = None) -> Tensor:
-    """x [K, n, d + dv + 3] float32 (float64 for float64) of the tokens start .. stop - 1."""
-    keys, values = layer.keys[:, start:stop], layer.values[:, start:stop]
-    if keys.dtype != torch.float64:
-        keys, values = keys.float(), values.float()
-    plain = keys
-    if layer.rope is not None:
-        cos, sin = (
-            part.to(keys.dtype) for part in layer.rope(torch.arange(start, start + keys.shape[1], device=keys.device))
-        )
-        square = cos**2 + sin**2
-        plain = rotate(keys, cos / square, -sin / square)
-    rest = [torch.linalg.vector_norm(values, dim=-1), keys.square().mean(-1), torch.ones_like(keys[..., 0])]
-    return torch.cat([plain, values, torch.stack(rest, -1)], -1)
+    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens start .. stop - 1."""
+    dtype = precision(layer.keys)
+    keys, values = (part[:, start:stop].to(dtype) for part in (layer.keys, layer.values))
+    plain = keys if layer.rope is None else rotate(keys, *angles(layer.rope, start, keys, -1))
+    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[..., None])], -1)
 
 
 @dataclass
@@ -117,7 +138,7 @@ class ProbeFit:
     same bits."""
 
     eps: float = 1e-3
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None:
@@ -142,7 +163,7 @@ class ProbeFit:
         self.state = {name: np.asarray(self.state.get(name, 0) + value) for name, value in sums.items()}
 
     def weights(self) -> np.ndarray:
-        """[layers, K, d + dv + 3] float64. The last feature is the constant: means and covariances are read off it."""
+        """[layers, K, d + dv + OTHERS] float64. The last feature is the constant, which gives the means."""
         if not self.state:
             raise ValueError("no context was measured: there is nothing to fit a probe to")
         second, target = (self.state[name] / self.state["contexts"] for name in ("xx", "xy"))
@@ -164,7 +185,7 @@ class ProbeFit:
 
 @dataclass(frozen=True)
 class Probe:
-    """weights [layers, K, d + dv + 3] float32, metadata: what it was fitted on, plain JSON."""
+    """weights [layers, K, d + dv + OTHERS] float32, metadata: what it was fitted on, plain JSON."""
 
     weights: np.ndarray
     metadata: dict[str, Any]
@@ -178,8 +199,8 @@ class Probe:
         return torch.from_numpy(self.weights)
 
     def of(self, layer: PromptLayer) -> Tensor:
-        """[K, d + dv + 3] of this layer. Raises ValueError for another model's layer."""
-        wanted = layer.layers, len(layer.keys), layer.keys.shape[-1] + layer.values.shape[-1] + 3
+        """[K, d + dv + OTHERS] of this layer. Raises ValueError for another model's layer."""
+        wanted = layer.layers, len(layer.keys), layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
         if self.weights.shape != wanted:
             layers, heads, size = self.weights.shape
             raise ValueError(

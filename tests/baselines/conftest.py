@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lukv.curve import MeanCurve
-from lukv.probe import Probe
+from lukv.probe import OTHERS, Probe
 from lukv.table import BudgetTable
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -35,7 +35,7 @@ def build(tmp_path):
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
         if groups.get("scorer") == "utility_probe":
-            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 16 + 16 + 3)).astype(np.float32)
+            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 16 + 16 + OTHERS)).astype(np.float32)
             Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
         return [instantiate(root[group]) for group in groups]
 

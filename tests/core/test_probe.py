@@ -10,14 +10,15 @@ import torch
 from safetensors.numpy import save_file
 from small_models import small_model, text
 
+from baselines.keydiff import KeyDiff
 from lukv.backend.selection import Protection
 from lukv.check import rope
 from lukv.oracle import Oracle, OracleSettings
-from lukv.probe import BLOCK, Probe, ProbeFit, UtilityProbe, features
+from lukv.probe import BLOCK, OTHERS, Probe, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
 
 LAYERS, HEADS, D, DV = 2, 3, 8, 6
-SIZE = D + DV + 3
+SIZE = D + DV + OTHERS
 PROTECTION = Protection(2, 1)
 
 
@@ -101,6 +102,11 @@ def test_the_score_is_the_features_times_the_weights(tmp_path, turned, factor):
     torch.testing.assert_close(in_blocks, x.float(), rtol=1e-4, atol=1e-4)
 
 
+def test_one_feature_is_keydiffs_score():
+    layers, _ = context(5, 200)
+    torch.testing.assert_close(features(layers[0])[..., -2].float(), -KeyDiff().score(layers[0]))
+
+
 def test_turned_back_keys_are_those_before_rope():
     layers, _ = context(4, 30)
     cos, sin = rope(torch.arange(30), D)
@@ -148,7 +154,7 @@ def test_a_probe_of_another_model_is_refused(tmp_path):
             scorer.check(other)
     assert scorer.probe.metadata["contexts"] == 3
     assert scorer.parameters()["probe"] == scorer.probe.hash
-    with pytest.raises(ValueError, match="for 2 layers of 3 KV heads and 17 features"):
+    with pytest.raises(ValueError, match="for 2 layers of 3 KV heads and 18 features"):
         scorer.score(replace(CONTEXTS[0][0][0], layers=5))
 
 
