@@ -29,6 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from lukv.backend.selection import Protection
 from lukv.files import write_atomically
@@ -36,7 +37,9 @@ from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 from lukv.table import Target, calibrate_command, model_of
 
 KIND = "lukv utility probe"
-BLOCK = 4096  # tokens at a time, so that scratch stays small beside a long prompt's keys
+OTHERS = 4  # features besides key and value
+BLOCK = 512  # tokens at a time on a CPU: what its cache holds
+LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch beside a long prompt
 
 
 @dataclass(frozen=True)
@@ -78,58 +81,68 @@ class UtilityProbe(Scorer):
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens, d = layer.keys.shape
-        w_key, w_value, w_rest = self.probe.of(layer).split([d, layer.values.shape[-1], OTHERS], dim=-1)
-        direction = anchor(layer.keys).float()[..., None]
+        weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: rows times columns is the fast product on a CPU
+        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], OTHERS], dim=-1)
+        direction = anchor(layer.keys).float()[:, None]
         scores = torch.empty(heads, tokens, device=layer.keys.device)
-        for start in range(0, tokens, BLOCK):
-            keys, values = (part[:, start : start + BLOCK].float() for part in (layer.keys, layer.values))
-            turned = w_key[:, None]
-            if layer.rope is not None:
-                turned = rotate(turned, *angles(layer.rope, start, keys, 1))
-            linear = (keys * turned).sum(-1) + (values @ w_value[..., None]).squeeze(-1)
-            rest = others(keys, values, direction)
-            scores[:, start : start + BLOCK] = linear + (rest @ w_rest[..., None]).squeeze(-1)
+        for at in blocks(layer):
+            keys, values = layer.keys[:, at].float(), layer.values[:, at].float()
+            total = w_value @ values.mT + w_rest @ others(keys, values, direction).mT
+            if layer.rope is None:
+                total += w_key @ keys.mT
+            else:  # the weights turned along with each key: cos times them, and sin times a quarter turn of them
+                cos, sin = angles(layer.rope, at, keys)
+                total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
+            scores[:, at] = total[:, 0]
         return scores
 
 
-OTHERS = 4  # features besides key and value
+def features(layer: PromptLayer, at: slice = slice(None)) -> Tensor:
+    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens `at`."""
+    keys, values = (part[:, at].to(precision(part)) for part in (layer.keys, layer.values))
+    plain = keys
+    if layer.rope is not None:
+        cos, sin = angles(layer.rope, at, keys)
+        plain = keys * cos - quarter_turn(keys, layer.rope) * sin
+    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[:, None])], -1)
 
 
 def others(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
-    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1."""
-    size, norm = keys.square().mean(-1), torch.linalg.vector_norm(values, dim=-1)
-    cosine = (keys @ direction).squeeze(-1) / (size * keys.shape[-1]).sqrt().clamp(min=1e-12)
-    return torch.stack([norm, size, cosine, torch.ones_like(size)], -1)
+    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1. direction [K, 1, d]: a / |a|."""
+    length, norm = (torch.linalg.vector_norm(part, dim=-1) for part in (keys, values))
+    cosine = (direction @ keys.mT)[:, 0] / length.clamp(min=1e-12)
+    return torch.stack([norm, length.square() / keys.shape[-1], cosine, torch.ones_like(norm)], -1)
 
 
 def anchor(keys: Tensor) -> Tensor:
     """[K, d] float32 (float64 for float64), of length 1: the direction that the keys [K, T, d] have in common."""
-    total = keys.new_zeros(len(keys), keys.shape[-1], dtype=precision(keys))
-    for start in range(0, keys.shape[1], BLOCK):
-        part = keys[:, start : start + BLOCK].to(total.dtype)
-        length = torch.linalg.vector_norm(part, dim=-1).clamp(min=1e-12)
-        total += ((1 / length)[:, None] @ part)[:, 0]
-    return torch.nn.functional.normalize(total, dim=-1)
+    keys = keys.to(precision(keys))
+    length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
+    return normalize(((1 / length)[:, None] @ keys)[:, 0], dim=-1)
 
 
-def angles(rope: Rope, start: int, keys: Tensor, way: int) -> tuple[Tensor, Tensor]:
-    """cos and sin that turn keys [K, n, d] from position `start` on back (way -1), or weights along with them (1).
-    Where the embedding scales by an attention factor, both take it out again."""
+def angles(rope: Rope, at: slice, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [n, d] of the positions of keys [K, n, d], 1 and 0 where they are not turned. Where the embedding
+    scales by an attention factor, they take it out again."""
+    start = at.start or 0
     cos, sin = (part.to(keys.dtype) for part in rope(torch.arange(start, start + keys.shape[1], device=keys.device)))
-    square = cos**2 + sin**2
-    return cos / square, way * sin / square
+    square, rest = cos**2 + sin**2, (0, keys.shape[-1] - cos.shape[-1])
+    return pad(cos / square, rest, value=1.0), pad(sin / square, rest)
+
+
+def quarter_turn(x: Tensor, rope: Rope) -> Tensor:
+    """x [..., d] turned by 90 degrees in each plane of the rotary embedding; 0 where there is none."""
+    n = rope(torch.zeros(1, device=x.device))[0].shape[-1]
+    return rotate(x, x.new_zeros(n), x.new_ones(n)) - pad(x[..., n:], (n, 0))
+
+
+def blocks(layer: PromptLayer) -> list[slice]:
+    tokens, size = layer.keys.shape[1], LARGE_BLOCK if layer.keys.is_cuda else BLOCK
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
 
 def precision(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def features(layer: PromptLayer, start: int = 0, stop: int | None = None) -> Tensor:
-    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens start .. stop - 1."""
-    dtype = precision(layer.keys)
-    keys, values = (part[:, start:stop].to(dtype) for part in (layer.keys, layer.values))
-    plain = keys if layer.rope is None else rotate(keys, *angles(layer.rope, start, keys, -1))
-    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[..., None])], -1)
 
 
 @dataclass
@@ -150,10 +163,9 @@ class ProbeFit:
             free = ~protection.mask(tokens, layer.keys.device)
             target = (worth.to(layer.keys.device, torch.float64) + self.eps).log()
             outer = inner = torch.zeros((), dtype=torch.float64, device=layer.keys.device)
-            for start in range(0, tokens, BLOCK):
-                used = free[start : start + BLOCK]
-                x = features(layer, start, start + BLOCK)[:, used].double()
-                y = target[:, start : start + BLOCK][:, used]
+            for at in blocks(layer):
+                x = features(layer, at)[:, free[at]].double()
+                y = target[:, at][:, free[at]]
                 outer, inner = outer + x.mT @ x, inner + (x.mT @ y[..., None]).squeeze(-1)
             xx.append((outer / free.sum()).cpu().numpy())
             xy.append((inner / free.sum()).cpu().numpy())

@@ -98,7 +98,7 @@ def test_the_score_is_the_features_times_the_weights(tmp_path, turned, factor):
     scores = scorer.score(layer)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-4)
-    in_blocks = torch.cat([features(layer, a, a + BLOCK) for a in (0, BLOCK)], 1)
+    in_blocks = torch.cat([features(layer, slice(a, a + BLOCK)) for a in (0, BLOCK)], 1)
     torch.testing.assert_close(in_blocks, x.float(), rtol=1e-4, atol=1e-4)
 
 
