@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
-from lukv.backend.generate import answer, append, compress
+from lukv.backend.generate import Stop, answer, append, compress
 from lukv.backend.selection import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer, row_mass
@@ -136,11 +136,17 @@ class MeasuredContext:
         unit is an attention probability at a token of average value, whatever the model and the length."""
         return torch.stack([weight.mean().cpu() for weight in self.weights])[:, None, None]
 
-    def utility(self, question: Sequence[int], reference: Sequence[int] | None = None, index: int = 0) -> Tensor:
+    def utility(
+        self,
+        question: Sequence[int],
+        reference: Sequence[int] | None = None,
+        index: int = 0,
+        stop: Stop | None = None,
+    ) -> Tensor:
         """[layers, K, T] on the CPU: the utility of the context's tokens to one question. `reference`: the answer,
-        for continuation=reference. `index` tells the questions' random numbers apart. The cache is rolled back
-        afterwards."""
-        rows = self._decode(list(question), reference, index)
+        for continuation=reference. `index` tells the questions' random numbers apart. `stop` ends a decoded answer
+        early. The cache is rolled back afterwards."""
+        rows = self._decode(list(question), reference, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
             _, scale, softcap = self.cache.evictable[layer].attributes
@@ -149,7 +155,7 @@ class MeasuredContext:
         self.cache.rollback()
         return torch.stack(layers)
 
-    def _decode(self, question: list[int], reference: Sequence[int] | None, index: int) -> int:
+    def _decode(self, question: list[int], reference: Sequence[int] | None, index: int, stop: Stop | None) -> int:
         """Append the question and decode behind it; how many of the newest rows count."""
         settings, model = self.oracle.settings, self.oracle.loaded.model
         if settings.continuation == "reference":
@@ -162,7 +168,7 @@ class MeasuredContext:
         else:
             pick = sampler(settings, index) if settings.continuation == "sampled" else None
             eos = self.oracle.loaded.eos_ids
-            steps = answer(model, self.cache, [question], settings.horizon, eos, pick=pick).steps
+            steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
         return steps + len(question) - 1 if settings.question_rows else steps
 
 
