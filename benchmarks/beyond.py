@@ -48,6 +48,7 @@ SCORERS: tuple[Scorer, ...] = (
     SnapKV(name="snapkv", window=32, kernel=7, pool="max", order="pool_then_group"),
 )
 PROBE = UtilityProbe()
+ROWS = 60  # cells of one sample that are judged in one batch
 
 
 def contexts_of(model: LoadedModel, tasks: Sequence[str], length: int, count: int, seed: int) -> Iterator[Context]:
@@ -120,14 +121,23 @@ def methods(folders: Sequence[Path]) -> Iterator[tuple[str, int, Scorer, Allocat
 
 
 @torch.inference_mode()
-def judge(model: LoadedModel, cache: RaggedCache, question: Sequence[int], said: Sequence[int]) -> tuple[bool, float]:
-    """Is each token of `said` the likeliest after the question and those before it? And its mean log-probability."""
+def judge(
+    model: LoadedModel, cache: RaggedCache, question: Sequence[int], said: Sequence[int]
+) -> list[tuple[int, float]]:
+    """Of each row: is each token of `said` the likeliest after the question and those before it? And its mean
+    log-probability."""
+    rows = len(cache.tokens)
     ids = torch.tensor([[*question, *said[:-1]]])
     at = cache.get_seq_length() + torch.arange(ids.shape[1])
-    out = model.model(ids, position_ids=at[None], past_key_values=cache, use_cache=True, logits_to_keep=len(said))
-    logits = out.logits[0].float().log_softmax(-1)
+    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": len(said)}
+    out = model.model(ids.expand(rows, -1), position_ids=at.expand(rows, -1), **options)
     target = torch.tensor(said)
-    return bool((logits.argmax(-1) == target).all()), float(logits.gather(1, target[:, None]).mean())
+    result = []
+    for logits in out.logits:
+        chosen = logits.float().log_softmax(-1)
+        same = bool((chosen.argmax(-1) == target).all())
+        result.append((int(same), round(float(chosen.gather(1, target[:, None]).mean()), 4)))
+    return result
 
 
 def evaluate(
@@ -148,13 +158,14 @@ def evaluate(
                 tokens = said.tokens[0] + ([model.eos_ids[0]] if said.steps > len(said.tokens[0]) else [])
                 score = float(next(iter(task.metric(model.decode(tokens), sample).values())))
                 line: dict[str, Any] = {"sample": sample.id, "task": task.name, "full": score, "cells": {}}
-                for (name, number, scorer, allocator), budget in product(chosen, arguments.budgets):
-                    twin = whole.evicted(Eviction(scorer, allocator, PROTECTION, Budget(budget)))
-                    same, lp = judge(model, twin, question, tokens)
-                    line["cells"].setdefault(name, {}).setdefault(str(budget), {})[str(number)] = [
-                        int(same),
-                        round(lp, 4),
-                    ]
+                cells = list(product(chosen, arguments.budgets))
+                for start in range(0, len(cells), ROWS):
+                    some = cells[start : start + ROWS]
+                    kept = [whole.select(Eviction(s, a, PROTECTION, Budget(budget))) for (_, _, s, a), budget in some]
+                    for ((name, number, *_), budget), verdict in zip(
+                        some, judge(model, whole.keeping(kept), question, tokens), strict=True
+                    ):
+                        line["cells"].setdefault(name, {}).setdefault(str(budget), {})[str(number)] = verdict
                 lines.append(line)
                 file.write(json.dumps(line) + "\n")
                 file.flush()
