@@ -26,9 +26,10 @@ from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from evals.harness.calibrate import by_context, tokenized
 from evals.harness.measure import Context, Means
+from evals.harness.plots import score_against_budget
 from evals.reconstruct import Reconstruct
 from evals.ruler import Ruler
-from evals.stats import bootstrap_ci
+from evals.stats import bootstrap_ci, paired_bootstrap
 from lukv.aggregate import MeanSolution
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.cache import RaggedCache
@@ -172,21 +173,52 @@ def evaluate(
     return lines
 
 
+def values(lines: Sequence[dict[str, Any]], name: str, budget: float) -> np.ndarray:
+    """[samples, calibration seeds, (same in per cent, lp)]."""
+    found = np.array([list(line["cells"][name][str(budget)].values()) for line in lines])
+    return found * [100, 1]
+
+
 def table(lines: Sequence[dict[str, Any]], budgets: Sequence[float]) -> str:
-    """Means over samples with their 95% intervals; several calibration seeds: the mean over them, and their spread."""
-    head = [f"{100 * b:g}%" for b in budgets]
-    rows = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    """same (95% interval over samples; range of the calibration seeds) lp."""
+    rows = ["| method | " + " | ".join(f"{100 * b:g}%" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
     for name in lines[0]["cells"]:
         cells = []
-        for budget in map(str, budgets):
-            values = np.array([list(line["cells"][name][budget].values()) for line in lines])  # [samples, seeds, 2]
-            same, lp = 100 * values[..., 0], values[..., 1]
+        for budget in budgets:
+            same, lp = np.moveaxis(values(lines, name, budget), -1, 0)
             low, high = bootstrap_ci(same.mean(1))
-            by_seed = same.mean(0)
-            spread = f", seeds {by_seed.min():.0f}-{by_seed.max():.0f}" if len(by_seed) > 1 else ""
+            seeds = same.mean(0)
+            spread = f"; {seeds.min():.0f}-{seeds.max():.0f}" if len(seeds) > 1 else ""
             cells.append(f"{same.mean():.1f} ({low:.0f}-{high:.0f}{spread}) {lp.mean():.2f}")
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def differences(lines: Sequence[dict[str, Any]], budgets: Sequence[float]) -> str:
+    """Paired over samples, means over calibration seeds first: points of `same` with 95% interval."""
+    own = [(f"{s}, lu_curve", f"{s}, lukv") for s in (*(s.name for s in SCORERS), PROBE.name)]
+    pairs = [*own, ("utility_probe, lu_curve", "keydiff, lukv"), ("utility_probe, lu_curve", "keydiff, lu_curve")]
+    rows = ["| difference | " + " | ".join(f"{100 * b:g}%" for b in budgets) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for one, other in pairs:
+        cells = []
+        for budget in budgets:
+            first, second = (values(lines, name, budget)[..., 0].mean(1) for name in (one, other))
+            mean, (low, high), _ = paired_bootstrap(first, second)
+            cells.append(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})")
+        rows.append(f"| {one} - {other} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def figure(lines: Sequence[dict[str, Any]], budgets: Sequence[float], path: Path) -> None:
+    drawn = {}
+    for name in lines[0]["cells"]:
+        rows = []
+        for budget in budgets:
+            same = values(lines, name, budget)[..., 0].mean(1) / 100
+            rows.append({"kept_share": budget, "score": float(same.mean()), "ci95": bootstrap_ci(same)})
+        drawn[name] = rows
+    title = f"Answers that stay exactly the full cache's, {len(lines)} samples"
+    score_against_budget(drawn, None, title, path)
 
 
 def main() -> None:
@@ -200,6 +232,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20, help="evaluation samples of each task")
     parser.add_argument("--seeds", type=int, default=1, help="calibrations, each on samples of its own")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--figure", type=Path, help="a PNG of the table")
     parser.add_argument("--power", type=float, default=1.5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,7 +246,10 @@ def main() -> None:
             calibrate(model, list(drawn), replace(settings, seed=seed), arguments.power, folder)
     lines = evaluate(model, arguments, folders, arguments.out / "samples.jsonl")
     print(f"{len(lines)} samples; full cache: score {100 * np.mean([line['full'] for line in lines]):.1f}\n")
-    print(table(lines, arguments.budgets))
+    print(table(lines, arguments.budgets) + "\n")
+    print(differences(lines, arguments.budgets))
+    if arguments.figure:
+        figure(lines, arguments.budgets, arguments.figure)
 
 
 if __name__ == "__main__":
