@@ -186,7 +186,12 @@ class Source:
 
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
         folder = Path(self.path)
-        local = folder.exists() or self.made_by is not None or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        local = (
+            folder.exists()
+            or self.made_by is not None
+            or self.path.startswith((".", "/", "~"))
+            or self.path.count("/") > 1
+        )
         if local and not (folder / "config.json").is_file():
             lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
             instead = "give a folder written by save_pretrained, or a hub id"

@@ -100,15 +100,15 @@ def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
     wrong = np.flatnonzero(~(cost.min(axis=1) >= 0))
     if len(wrong):
         raise ValueError(f"utilities must not be negative or NaN (head {wrong[0]})")
-    rising: np.ndarray = (cost[:, 1:] > cost[:, :-1]).all(
-        axis=1
-    )  # ranked perfectly: every token is an edge, PAVA is spared
     starts, losses = [], []
     for number, row in enumerate(cost):
-        begin = np.arange(limit) if rising[number] else isotonic_regression(row).blocks[:-1]
+        if (row[1:] > row[:-1]).all():  # ranked perfectly: every token is an edge, PAVA is spared
+            starts.append(np.arange(number * limit, (number + 1) * limit))
+            losses.append(row)
+            continue
+        begin = isotonic_regression(row).blocks[:-1]
         starts.append(begin + number * limit)
-        # anew from the block's ends: PAVA's running means drift
-        losses.append(row if rising[number] else np.add.reduceat(row, begin))
+        losses.append(np.add.reduceat(row, begin))  # anew from the block's ends: PAVA's running means drift
     start, loss = np.concatenate(starts), np.concatenate(losses)
     if not np.isfinite(loss).all():
         raise ValueError("utilities must be finite, and so must their sums")
