@@ -1,6 +1,6 @@
 """The training log as a figure: loss, and exact answers of some tasks, against tokens trained on.
 
-    python -m models.tiny.curve                # training_log.jsonl -> docs/figures/training_curve.png
+python -m models.tiny.curve                # training_log.jsonl -> docs/figures/training_curve.png
 """
 
 from __future__ import annotations

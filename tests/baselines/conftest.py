@@ -26,7 +26,7 @@ def build(tmp_path):
     """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. What has to be measured on a model (the
     budget table, the curve, the probe) is made up."""
 
-    def build(layers=3, kv_heads=2, **groups):
+    def build(layers=3, kv_heads=2, head_dim=16, **groups):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
         for group, name in groups.items():
             root[group] = OmegaConf.load(CONF / group / f"{name}.yaml")
@@ -35,7 +35,7 @@ def build(tmp_path):
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
         if groups.get("scorer") == "utility_probe":
-            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 16 + 16 + OTHERS)).astype(np.float32)
+            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 2 * head_dim + OTHERS)).astype(np.float32)
             Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
         return [instantiate(root[group]) for group in groups]
 
