@@ -21,6 +21,7 @@ def main(cfg: DictConfig) -> None:
 
 def run() -> int:
     """What the command line asks for; the exit code."""
+    sys.argv[1:] = commandline.spelled_out(sys.argv[1:])
     planned = commandline.plan(sys.argv[1:])
     try:
         with slurm.waiting(planned):

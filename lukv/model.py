@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from lukv.backend.attention import use_ragged_attention
-from lukv.backend.config import config_hash, windows
+from lukv.backend.config import config_hash, weights_hash, windows
 from lukv.backend.kernels import names
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -64,6 +64,10 @@ class LoadedModel:
     @property
     def kv_heads(self) -> int:
         return self.config.num_key_value_heads
+
+    @cached_property
+    def weights_hash(self) -> str:
+        return weights_hash(self.model)
 
     @property
     def device(self) -> torch.device:
