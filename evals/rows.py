@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 NAMES = {
     str: "a string",
     bool: "true or false",
@@ -36,10 +38,13 @@ def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, A
 def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
+        broken = b"\\u" in line and SURROGATE.search(json.dumps(row, ensure_ascii=False))
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}: {error.reason})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
+    if broken:
+        raise ValueError(f"{place} is not Unicode: it has half a surrogate pair, as \\ud800")
     if not isinstance(row, dict):
         raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
     check_columns(row, place, columns)

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,6 +43,8 @@ class Planned:
     finished: bool
     command: str
 
+
+STOPPED = "stopped. What is done is kept: the same command goes on from there"
 
 faults: dict[str, tuple[int, str]] = {}
 """What went wrong in this process: run id -> (exit code, the line)."""
@@ -168,7 +171,7 @@ def do(cfg: DictConfig) -> None:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         get_method(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
-        stop(130, "stopped. What is done is kept: the same command goes on from there")
+        stop(130, STOPPED)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else 1
         line = (
@@ -197,7 +200,8 @@ def note_fault(folder: Path, line: str) -> None:
     from evals.harness.record import write_json
 
     if (folder / "run.json").exists():
-        write_json(folder / "error.json", {"error": line})
+        with suppress(OSError):  # the line is on the terminal; the disk may be what is at fault
+            write_json(folder / "error.json", {"error": line})
 
 
 def tidy(folder: Path) -> None:

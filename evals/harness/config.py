@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
@@ -77,13 +77,13 @@ class Run:
 
     @property
     def id(self) -> str:
-        return self.config["job"].get("run_id") or run_id(self)
+        return run_id(self)
 
     @property
     def experiment(self) -> str:
         """What runs of different methods and budgets have in common: those with the same may stand in one table."""
         reference = Run(self.config, self.choices, about_data(self.nested))
-        return "__".join([slug(self["model"]["name"]), *map(slug, setting_parts(reference))])
+        return folder_name([self["model"]["name"], *setting_parts(reference)])
 
     @property
     def folder(self) -> Path:
@@ -174,7 +174,17 @@ def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
 
 def run_id(run: Run) -> str:
     """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
-    return "__".join([slug(run["model"]["name"]), *map(slug, method_parts(run)), *map(slug, setting_parts(run))])
+    return folder_name([run["model"]["name"], *method_parts(run), *setting_parts(run)])
+
+
+LONGEST_NAME = 200
+"""File systems take 255 bytes."""
+
+
+def folder_name(parts: Sequence[str]) -> str:
+    """One folder's name, wherever the parts come from: no slash, no leading dot, never too long."""
+    name = "__".join(map(slug, parts))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(name)}"
 
 
 def method_parts(run: Run) -> list[str]:
@@ -235,7 +245,11 @@ def slug(text: str) -> str:
         re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
         or "x"
     )
-    return clean if len(clean) <= 60 else f"{clean[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return clean if len(clean) <= 60 else f"{clean[:50]}-{digest(text)}"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def method_defaults(method: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from evals.harness import build
 from evals.harness.aggregate import aggregate
 from evals.harness.config import InputError, Run, create
+from evals.harness.interrupt import finish_first
 from evals.harness.record import RunFolder
 from evals.harness.show import result_table
 from evals.harness.track import Tracker, following
@@ -160,14 +161,15 @@ def work(
     for batch in batches(prompts, run["batch_size"]):
         if all(p.sample.id in done for context in batch for p in context):
             continue
-        for lines in attempt(batch, model, eviction, run["attention"]):
-            new = [line for line in lines if line["id"] not in done]
-            folder.append(new)
-            failed += [line for line in new if "error" in line]
-            done.update({line["id"]: line for line in new if "error" not in line})
-            progress.update(len(new))
-            for line in new:
-                tracker.sample(line)
+        with finish_first("the batch at hand"):
+            for lines in attempt(batch, model, eviction, run["attention"]):
+                new = [line for line in lines if line["id"] not in done]
+                folder.append(new)
+                failed += [line for line in new if "error" in line]
+                done.update({line["id"]: line for line in new if "error" not in line})
+                progress.update(len(new))
+                for line in new:
+                    tracker.sample(line)
     progress.close()
     return failed
 
