@@ -167,18 +167,15 @@ def do(cfg: DictConfig) -> None:
     before = signal.signal(signal.SIGTERM, terminated)
     try:
         run = run_of(cfg)
-        if Path(run["model"]["path"]).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+        if Path(str(run["model"]["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         get_method(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
         stop(130, STOPPED)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else 1
-        line = (
-            one_line(error)
-            if isinstance(error, (InputError, OSError))
-            else f"{type(error).__name__}: {one_line(error)}"
-        )
+        worded = isinstance(error, (InputError, OSError)) or type(error) in (ValueError, RuntimeError)
+        line = one_line(error) if worded else f"{type(error).__name__}: {one_line(error)}"
         if cfg.debug:
             traceback.print_exc()
         faults[run.id if run else "?"] = (code, line)
@@ -235,13 +232,15 @@ def state(p: Planned) -> tuple[str, str]:
 
     if p.folder.name in faults:
         return "failed", faults[p.folder.name][1]
-    result = p.folder / "result.json"
-    if result.exists():
-        score = read_json(result).get("score")
-        return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
-    error = p.folder / "error.json"
-    if error.exists():
-        return "failed", read_json(error)["error"]
+    result, error = p.folder / "result.json", p.folder / "error.json"
+    try:
+        if result.exists():
+            score = read_json(result).get("score")
+            return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
+        if error.exists():
+            return "failed", read_json(error)["error"]
+    except ValueError as e:
+        return "failed", one_line(e)
     return ("failed", "no result.json: killed, or still running") if p.folder.exists() else ("done", "")
 
 

@@ -272,8 +272,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def model_name(path: str) -> str:
-    return slug(Path(path).name.lower())
+def model_name(path: Any) -> str:
+    return slug(Path(str(path)).name.lower())
 
 
 ConfigStore.instance().store(name="schema", node=Config)

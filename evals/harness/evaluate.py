@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from evals.harness import build
 from evals.harness.aggregate import aggregate
 from evals.harness.config import InputError, Run, create
 from evals.harness.interrupt import finish_first
+from evals.harness.memory import out_of_memory
 from evals.harness.record import RunFolder
 from evals.harness.show import result_table
 from evals.harness.track import Tracker, following
@@ -103,8 +105,9 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
             prompts.append(Prompt(sample, task, tuple(ids[0]), tuple(ids[1])))
     if not prompts:
         raise InputError("the benchmark has no samples")
-    if len({p.sample.id for p in prompts}) < len(prompts):
-        raise InputError("two samples of the benchmark have the same id")
+    name, times = Counter(p.sample.id for p in prompts).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{times} samples of the benchmark have the same id: {name}")
     return prompts, dict(benchmark.facts())
 
 
@@ -182,8 +185,10 @@ def attempt(
     try:
         yield answer_batch(batch, model, eviction, attention)
         return
-    except torch.OutOfMemoryError as e:
-        reason = f"out of memory: {str(e).splitlines()[0]}"
+    except (RuntimeError, MemoryError) as e:
+        reason = out_of_memory(e)
+        if reason is None:
+            raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch) > 1:

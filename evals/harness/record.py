@@ -94,7 +94,7 @@ class RunFolder:
         """The same folder means the same experiment: settings and input files as when it was begun."""
         if not (self.path / "run.json").exists():
             return
-        was = yaml.safe_load((self.path / "config.yaml").read_text())
+        was = read_settings(self.path / "config.yaml")
         changes = differences({k: was.get(k) for k in self.run.subject}, self.run.subject)
         inputs = read_json(self.path / "run.json").get("inputs", {})
         changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
@@ -264,6 +264,16 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is damaged ({e}): remove {path.parent} and run again") from e
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as e:
+        raise ValueError(f"{path} is damaged ({' '.join(str(e).split())}): remove {path.parent} and run again") from e
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged (it has no settings): remove {path.parent} and run again")
+    return settings
 
 
 def write_json(path: Path, content: Any) -> None:

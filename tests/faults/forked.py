@@ -1,0 +1,87 @@
+"""run.py in a fork of this process: a start costs milliseconds, since torch and the model are there already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from evals.harness import commandline
+
+Event = Callable[[str], None]
+
+
+def start(log: Path, *args: str, event: Event | None = None) -> int:
+    """-> process id. `log`: what it prints. `event`: called there around every write that must last, with its name."""
+    import run
+
+    if child := os.fork():
+        return child
+    code = 99
+    try:
+        sys.stdout = sys.stderr = log.open("w", buffering=1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if event is not None:
+            announce(event)
+        sys.argv = ["run.py", *args]
+        commandline.faults.clear()
+        try:
+            code = run.run()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    finally:
+        os._exit(code)
+
+
+def end(process: int) -> int:
+    """Wait for it; exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def announce(event: Event) -> None:
+    """Call event("NAME before"), event("NAME after") around the moments at which a file becomes durable."""
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        name = kind(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        event(f"{name} written")
+        fsync(descriptor)
+        event(f"{name} synced")
+
+    def replaced(self: Path, target: Path) -> Path:
+        done = replace(self, target)
+        event(f"{kind(Path(target).name)} in place")
+        return done
+
+    os.fsync, Path.replace = synced, replaced  # type: ignore[method-assign,assignment]
+
+
+def kind(name: str) -> str:
+    """The file that a draft becomes."""
+    return ".".join(name.strip(".").split(".")[:2]) if name.endswith(".tmp") else name
+
+
+class KillAt:
+    """SIGKILL at the n-th event; `tear` then cuts an append in the middle of its line. Notes each event in `notes`."""
+
+    def __init__(self, notes: Path, n: int | None = None, tear: bool = False) -> None:
+        self.notes, self.n, self.tear, self.count = notes, n, tear, 0
+
+    def __call__(self, name: str) -> None:
+        self.count += 1
+        with self.notes.open("a") as file:
+            file.write(f"{name}\n")
+        if self.count == self.n:
+            if self.tear and name == "samples.jsonl written":
+                for path in Path("/proc/self/fd").iterdir():
+                    if path.exists() and str(path.readlink()).endswith("samples.jsonl"):
+                        size = path.stat().st_size
+                        os.truncate(path, max(0, size - 25))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def noted(notes: Path) -> list[str]:
+    return notes.read_text().splitlines() if notes.exists() else []
