@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type
             raise ValueError(f"{place}: {name!r} is {found}, expected {NAMES[kind]}")
 
 
-def check_strings(values: Iterable[Any], name: str, place: str) -> tuple[str, ...]:
+def check_strings(values: Any, name: str, place: str) -> tuple[str, ...]:
     """The values of a list column, which must be strings, at least one."""
-    strings = tuple(values)
+    strings = tuple(values) if isinstance(values, (list, tuple)) else ()
     if not strings or not all(isinstance(value, str) for value in strings):
         raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
     return strings

@@ -26,11 +26,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evals.harness.config import CONF, InputError, Run, run_of, without_hydra
+from evals.harness.config import CONF, InputError, Run, located, run_of, without_hydra
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 
@@ -169,7 +168,7 @@ def do(cfg: DictConfig) -> None:
         run = run_of(cfg)
         if Path(str(run["model"]["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        get_method(run["job"]["_target_"])(run)
+        located(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
         stop(130, STOPPED)
     except Exception as error:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Optional
@@ -17,7 +17,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +156,34 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
 
 
+OURS = ("lukv", "baselines", "evals")
+
+
+def located(target: str) -> Any:
+    """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
+    ours: evals.x.subprocess.run is not evals'."""
+    try:
+        found = get_object(target)
+    except Exception as e:  # whatever importing it raises
+        raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
+    home = str(getattr(found, "__module__", None)).split(".")[0]
+    if home not in (target.split(".")[0], *OURS) or not callable(found):
+        raise InputError(f"_target_={target} is no class or function of {target.split('.')[0]}'s own (it is {home}'s)")
+    return found
+
+
+def targets_in(node: Any) -> Iterator[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets_in(value)
+
+
 def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
     """Whatever a config instantiates comes from an allowed package."""
     if isinstance(node, Mapping):
@@ -230,6 +258,8 @@ def benchmark_name(run: Run) -> str:
 
 def create(settings: Mapping[str, Any]) -> Any:
     """The object that `_target_` names. Raises InputError with the reason that its class gives."""
+    for target in targets_in(settings):
+        located(target)
     try:
         return instantiate(dict(settings), _convert_="all")
     except InstantiationException as e:

@@ -107,7 +107,7 @@ def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]
     return hit
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_killed_at_every_write_and_at_random(evaluation: list[str], tmp_path: Path) -> None:
     hit = kill_everywhere(evaluation, tmp_path, TIMES)
     names = {name.split(" ")[0] for name in hit}
@@ -115,7 +115,7 @@ def test_a_run_killed_at_every_write_and_at_random(evaluation: list[str], tmp_pa
     assert sum(hit.values()) >= 30 + TIMES
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_calibration_killed_at_every_write_and_at_random(calibration: list[str], tmp_path: Path) -> None:
     hit = kill_everywhere(calibration, tmp_path, TIMES)
     names = {name.split(" ")[0] for name in hit}
