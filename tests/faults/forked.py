@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from evals.harness import commandline
 
 Event = Callable[[str], None]
@@ -21,6 +23,7 @@ def start(log: Path, *args: str, event: Event | None = None) -> int:
         return child
     code = 99
     try:
+        torch.set_num_threads(1)  # OpenMP's pool of threads does not come along
         sys.stdout = sys.stderr = log.open("w", buffering=1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
