@@ -5,20 +5,46 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from hydra import initialize_config_dir
 
 from evals.harness import commandline
+from evals.harness.config import CONF, Run, located
 
 Event = Callable[[str], None]
 
 
-def start(log: Path, *args: str, event: Event | None = None) -> int:
-    """-> process id. `log`: what it prints. `event`: called there around every write that must last, with its name."""
+def typed(*args: str) -> int:
+    """run.py with these arguments; its exit code."""
     import run
 
+    sys.argv = ["run.py", *args]
+    commandline.faults.clear()
+    try:
+        return run.run()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+
+
+def composed(*args: str) -> Run:
+    """The run that the arguments ask for: composing is most of the time that a small run takes."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return commandline.composed(list(args), [])
+
+
+def job(run: Run, runs: Path) -> Callable[[], int]:
+    """Its job in another folder."""
+    moved = Run({**run.config, "runs": str(runs)}, run.choices, run.nested)
+    return lambda: located(moved["job"]["_target_"])(moved) or 0
+
+
+def start(log: Path, work: Callable[[], int], event: Event | None = None) -> int:
+    """Start `work` -> process id. `log`: what it prints. `event`: called there around every write that must last, with
+    its name."""
     if child := os.fork():
         return child
     code = 99
@@ -29,12 +55,9 @@ def start(log: Path, *args: str, event: Event | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if event is not None:
             announce(event)
-        sys.argv = ["run.py", *args]
-        commandline.faults.clear()
-        try:
-            code = run.run()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
+        code = work()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

@@ -38,7 +38,8 @@ from lukv.table import BudgetTable, TableAllocator
 from tests.evals.conftest import Words
 
 SECONDS = 10.0
-FOLDER = Path(tempfile.mkdtemp(prefix="lukv-fuzz-"))
+SCRATCH = tempfile.TemporaryDirectory(prefix="lukv-fuzz-")  # gone with this process
+FOLDER = Path(SCRATCH.name)
 
 
 @dataclass(frozen=True)

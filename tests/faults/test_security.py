@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_no_code_comes_out_of_data() -> None:
 
 
 def test_the_search_for_it_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.faults.test_security.ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     bad = [
         *("import pickle", "from joblib import load", "eval(x)", "torch.load(x)", "np.load(x)", "yaml.load(x)"),
         *("np.load(x, allow_pickle=True)", "f(x, shell=True)", "f(trust_remote_code=True)", "os.system(x)"),

@@ -20,7 +20,7 @@ from evals.harness.interrupt import finish_first
 from lukv.table import BudgetTable
 from tests.cli.as_typed import ROOT, Command
 from tests.faults.conftest import lines, only
-from tests.faults.forked import KillAt, end, noted, start
+from tests.faults.forked import KillAt, composed, end, job, noted, start, typed
 
 TIMES = int(os.environ.get("LUKV_KILLS", "12"))
 """Kills at random moments, each for runs and for calibrations, on top of one at every write that must last."""
@@ -66,9 +66,9 @@ def outcome(runs: Path) -> dict[str, Any]:
 def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]:
     """Kill at every event (appends also torn), then at random moments, again and again in one folder; each time the
     same command must end as if nothing had been. -> how often each event was the last."""
-    log, notes = tmp_path / "log", tmp_path / "notes"
+    log, notes, run = tmp_path / "log", tmp_path / "notes", composed(*args)
     begin = time.perf_counter()
-    assert end(start(log, *args, f"runs={tmp_path}/whole", event=KillAt(notes))) == 0, log.read_text()
+    assert end(start(log, job(run, tmp_path / "whole"), KillAt(notes))) == 0, log.read_text()
     lasts = time.perf_counter() - begin
     expected, events = outcome(tmp_path / "whole"), noted(notes)
     hit: Counter[str] = Counter()
@@ -79,20 +79,20 @@ def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]
         if name.startswith("samples") or not tear
     ]
     for number, (n, tear) in enumerate(plans):
-        own = [*args, f"runs={tmp_path}/event{number}"]
+        own = job(run, tmp_path / f"event{number}")
         notes.unlink(missing_ok=True)
-        assert end(start(log, *own, event=KillAt(notes, n, tear))) == -signal.SIGKILL, log.read_text()
+        assert end(start(log, own, KillAt(notes, n, tear))) == -signal.SIGKILL, log.read_text()
         assert noted(notes)[-1] == events[n - 1]
         hit[events[n - 1] + (", torn" if tear else "")] += 1
-        assert end(start(log, *own)) == 0, log.read_text()
+        assert end(start(log, own)) == 0, log.read_text()
         assert outcome(tmp_path / f"event{number}") == expected, (n, events[n - 1])
     draw, round_, killed = random.Random(0), 0, 0
     while killed < times:
         round_ += 1
-        own = [*args, f"runs={tmp_path}/random{round_}"]
+        own = job(run, tmp_path / f"random{round_}")
         while killed < times:
             notes.unlink(missing_ok=True)
-            process = start(log, *own, event=KillAt(notes))
+            process = start(log, own, KillAt(notes))
             time.sleep(draw.uniform(0, lasts))
             os.kill(process, signal.SIGKILL)
             code = end(process)
@@ -101,7 +101,7 @@ def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]
             assert code == -signal.SIGKILL, log.read_text()
             killed += 1
             hit[f"at random, after: {(noted(notes) or ['nothing'])[-1]}"] += 1
-        assert end(start(log, *own)) == 0, log.read_text()
+        assert end(start(log, own)) == 0, log.read_text()
         assert outcome(tmp_path / f"random{round_}") == expected
     print(f"\n{sum(hit.values())} kills:", *(f"{n:4} {name}" for name, n in sorted(hit.items())), sep="\n  ")
     return hit
@@ -125,14 +125,14 @@ def test_a_calibration_killed_at_every_write_and_at_random(calibration: list[str
 
 def test_a_run_killed_in_the_middle(evaluation: list[str], tmp_path: Path) -> None:
     """The fast form of the above: once in an append, torn, and once before the result is in place."""
-    log, notes = tmp_path / "log", tmp_path / "notes"
-    assert end(start(log, *evaluation, event=KillAt(notes))) == 0, log.read_text()
+    log, notes, run = tmp_path / "log", tmp_path / "notes", composed(*evaluation)
+    assert end(start(log, job(run, tmp_path / "runs"), KillAt(notes))) == 0, log.read_text()
     expected, events = outcome(tmp_path / "runs"), noted(notes)
     for name in ("samples.jsonl written", "result.json synced"):
         n = [number for number, event in enumerate(events, 1) if event == name][1]
-        own = [*evaluation, f"runs={tmp_path}/{name.split('.')[0]}"]
-        assert end(start(log, *own, event=KillAt(notes, n, tear=True))) == -signal.SIGKILL
-        assert end(start(log, *own)) == 0, log.read_text()
+        own = job(run, tmp_path / name.split(".")[0])
+        assert end(start(log, own, KillAt(notes, n, tear=True))) == -signal.SIGKILL
+        assert end(start(log, own)) == 0, log.read_text()
         assert outcome(tmp_path / name.split(".")[0]) == expected
 
 
@@ -147,8 +147,8 @@ def wait_for(path: Path, folder: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_finishes_the_batch_at_hand(number: signal.Signals, evaluation: list[str], tmp_path: Path) -> None:
     log, slow = tmp_path / "log", [*evaluation, "reference=null", "limit=6"]
-    assert end(start(log, *slow, f"runs={tmp_path}/whole")) == 0
-    process = start(log, *slow)
+    assert end(start(log, job(composed(*slow), tmp_path / "whole"))) == 0
+    process = start(log, lambda: typed(*slow))
     wait_for(Path("samples.jsonl"), tmp_path / "runs")
     os.kill(process, number)
     assert end(process) == 130
@@ -159,7 +159,7 @@ def test_a_stop_finishes_the_batch_at_hand(number: signal.Signals, evaluation: l
     assert not (folder / "result.json").exists()
     assert 1 <= len(lines(folder)) < 6
     assert (folder / "samples.jsonl").read_text().endswith("\n")
-    assert end(start(log, *slow)) == 0
+    assert end(start(log, lambda: typed(*slow))) == 0
     assert outcome(tmp_path / "runs") == outcome(tmp_path / "whole")
 
 
@@ -215,7 +215,7 @@ def test_two_processes_on_one_folder(
 ) -> None:
     """The second is refused while the first lives, even stopped; a lock that a dead one leaves is taken over."""
     args = [*evaluation, "reference=null", "limit=6"]
-    first = start(tmp_path / "log", *args)
+    first = start(tmp_path / "log", lambda: typed(*args))
     wait_for(Path("samples.jsonl"), tmp_path / "runs")
     os.kill(first, signal.SIGSTOP)
     assert command(*args) == 1
@@ -231,7 +231,8 @@ def test_two_processes_on_one_folder(
 
 def test_two_runs_that_share_a_reference_wait_for_it(evaluation: list[str], tmp_path: Path) -> None:
     """Two methods at once: both want the full cache's run; it is made once and both end."""
-    processes = [start(tmp_path / f"log{m}", *evaluation, f"method={m}") for m in ("snapkv", "keydiff")]
+    runs = {method: composed(*evaluation, f"method={method}") for method in ("snapkv", "keydiff")}
+    processes = [start(tmp_path / f"log{name}", job(run, tmp_path / "runs")) for name, run in runs.items()]
     assert [end(process) for process in processes] == [0, 0], (tmp_path / "logkeydiff").read_text()
     names = sorted(path.name.split("__")[1] for path in (tmp_path / "runs").iterdir())
     assert names == ["full", "keydiff-keydiff", "snapkv-snapkv"]
