@@ -56,7 +56,7 @@ class RunFolder:
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {platform.node()}")
             self._lock.flush()
-            for draft in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            for draft in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
                 draft.unlink()
             self._check_same()
         except BaseException:

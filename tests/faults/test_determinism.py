@@ -21,7 +21,7 @@ def exact(short: list[str], tmp_path: Path) -> list[str]:
     """Contexts of different lengths, two of them asked twice; float64, where batches of any size round alike."""
     rows = [question(i, words=40 + 9 * (i % 4)) for i in range(6)]
     rows += [{**rows[i], "question": "Which other?", "id": f"again-{i}"} for i in (1, 4)]
-    rows = [{"id": f"q{i}", **row} for i, row in enumerate(rows)]
+    rows = [{"id": f"q{i}", "task": "asked", **row} for i, row in enumerate(rows)]
     jsonl(tmp_path / "questions.jsonl", rows)
     return [*short, "model.dtype=float64"]
 
@@ -71,8 +71,8 @@ def test_samples_in_any_order(command: Command, exact: list[str], tmp_path: Path
     expected = answers(only(tmp_path / "runs"))
     shuffled = random.Random(1).sample(rows, len(rows))
     for name, order in {"reversed": rows[::-1], "shuffled": shuffled, "alone": rows[3:4]}.items():
-        jsonl(path, order)
-        assert command(*args, f"runs={tmp_path}/{name}") == 0
+        other = jsonl(tmp_path / f"{name}.jsonl", order)
+        assert command(*args, f"benchmark.data={other}", f"runs={tmp_path}/{name}") == 0
         found = answers(only(tmp_path / name))
         assert found == {key: expected[key] for key in found}
         assert len(found) == len(order)
