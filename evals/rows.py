@@ -54,7 +54,8 @@ def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any
 def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:
     for name, kind in columns.items():
         if name not in row:
-            raise ValueError(f"{place} has no {name!r}; it has: {', '.join(sorted(row)) or 'nothing'}")
+            has = " ".join(", ".join(sorted(row)).split())[:200]
+            raise ValueError(f"{place} has no {name!r}; it has: {has or 'nothing'}")
         if type(row[name]) is not kind:
             found = NAMES.get(type(row[name]), type(row[name]).__name__)
             raise ValueError(f"{place}: {name!r} is {found}, expected {NAMES[kind]}")

@@ -96,8 +96,10 @@ def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]
             time.sleep(draw.uniform(0, lasts))
             os.kill(process, signal.SIGKILL)
             code = end(process)
-            if code == 0:
+            if code == 0:  # it had ended before: this machine is faster now than when it was measured
+                lasts *= 0.7
                 break
+            lasts *= 1.1
             assert code == -signal.SIGKILL, log.read_text()
             killed += 1
             hit[f"at random, after: {(noted(notes) or ['nothing'])[-1]}"] += 1
@@ -108,6 +110,7 @@ def kill_everywhere(args: list[str], tmp_path: Path, times: int) -> Counter[str]
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 def test_a_run_killed_at_every_write_and_at_random(evaluation: list[str], tmp_path: Path) -> None:
     hit = kill_everywhere(evaluation, tmp_path, TIMES)
     names = {name.split(" ")[0] for name in hit}
@@ -116,6 +119,7 @@ def test_a_run_killed_at_every_write_and_at_random(evaluation: list[str], tmp_pa
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 def test_a_calibration_killed_at_every_write_and_at_random(calibration: list[str], tmp_path: Path) -> None:
     hit = kill_everywhere(calibration, tmp_path, TIMES)
     names = {name.split(" ")[0] for name in hit}
@@ -258,4 +262,6 @@ def test_nothing_measures_with_the_wall_clock() -> None:
     for path in [*ROOT.glob("lukv/**/*.py"), *ROOT.glob("evals/**/*.py"), *ROOT.glob("baselines/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
-                assert node.attr in ("perf_counter", "monotonic", "sleep"), f"{path}, line {node.lineno}"
+                assert not hasattr(time, node.attr) or node.attr in ("perf_counter", "monotonic", "sleep"), (
+                    f"{path}, line {node.lineno}: time.{node.attr}"
+                )
