@@ -25,6 +25,7 @@ from tqdm import tqdm
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
 from evals.harness.record import RunFolder, git, installed
+from evals.harness.track import following
 from evals.task import Sample
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
@@ -83,13 +84,16 @@ def calibrate(run: Run) -> None:
                 tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
                 groups = by_context([sample for task in tasks for sample in task.samples])
             data = {"name": job["data"]["name"], **dict(source.facts()), "hash": digest(groups)}
-            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data})
+            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
             contexts = (tokenized(group, model, job["data"]["answers"]) for group in groups)
             means = measure(model, scorers, protection, contexts, settings, folder.path, len(groups))
             for scorer, mean in zip(scorers, means, strict=True):
                 about = metadata(model, scorer, protection, settings, mean, data)
                 mean.table(settings.aggregation, about).save(folder.path / "tables" / f"{scorer.name}.safetensors")
-            folder.finish({"status": "done", "run_id": run.id, "tables": [scorer.name for scorer in scorers]})
+            result = {"status": "done", "run_id": run.id, "tables": [scorer.name for scorer in scorers]}
+            folder.finish(result)
+            with following(run["track"], folder.path) as tracker:
+                tracker.finish(result)
         else:
             print(f"{run.id}: already done")
         for name in folder.result()["tables"]:  # type: ignore[index]
@@ -202,7 +206,7 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
         said = sample.references if answers == "all" else sample.references[:1]
         reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
         questions.append((tuple(question), tuple(reference)))
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:
         raise InputError(f"{group[0].id}: {len(context)} tokens and a question, {model.name} takes {longest}")
     return Context(tuple(context), tuple(questions))

@@ -25,7 +25,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from evals.harness.config import ROOT, InputError, Run
+from evals.harness.config import ROOT, InputError, Run, subject
 from lukv.files import write_atomically
 
 PACKAGES = (
@@ -95,7 +95,7 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return
         was = read_settings(self.path / "config.yaml")
-        changes = differences({k: was.get(k) for k in self.run.subject}, self.run.subject)
+        changes = differences(subject(was), self.run.subject)
         inputs = read_json(self.path / "run.json").get("inputs", {})
         changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
         if changes:
