@@ -36,6 +36,7 @@ from lukv.scoring import PromptLayer, Scorer
 from lukv.solver import PRUNED_PERCENT, floor_of, kept_total, solve
 from lukv.table import BudgetTable, TableAllocator
 from tests.evals.conftest import Words
+from tests.faults.mutate import Mutation, mutated, mutations
 
 SECONDS = 10.0
 SCRATCH = tempfile.TemporaryDirectory(prefix="lukv-fuzz-")  # gone with this process
@@ -132,31 +133,6 @@ def check_overrides(texts: list[str]) -> None:
 
 
 # --- files: a sound one, then bytes flipped, cut, doubled, put in
-
-Mutation = tuple[str, float, bytes]
-mutations = st.lists(
-    st.tuples(
-        st.sampled_from(["flip", "cut", "put", "double", "zero"]), st.floats(0, 1), st.binary(min_size=1, max_size=8)
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def mutated(content: bytes, changes: list[Mutation]) -> bytes:
-    for kind, where, material in changes:
-        place = int(where * len(content))
-        if kind == "flip":
-            content = content[:place] + material + content[place + len(material) :]
-        elif kind == "cut":
-            content = content[:place]
-        elif kind == "put":
-            content = content[:place] + material + content[place:]
-        elif kind == "double":
-            content = content[:place] + content[max(0, place - 64) :]
-        else:
-            content = content[:place] + bytes(len(material)) + content[place + len(material) :]
-    return content
 
 
 def sound_tables() -> dict[str, bytes]:
