@@ -37,7 +37,7 @@ Cell = Mapping[str, Any]
 
 
 def finished(runs: Path, experiment: str) -> list[Cell]:
-    """Evaluations of one experiment that evict by a scorer whose scores need no question: their results and settings."""
+    """Results and settings of one experiment's evaluations that evict by a scorer which needs no question."""
     cells = []
     for path in sorted(runs.glob("*/result.json")):
         result = read_json(path)
