@@ -13,9 +13,9 @@ different numbers, and two orders of pooling and averaging; each is a config of 
 | snapkv_adakv   | 32     | 7      | max  | group_then_pool | the AdaKV repository with gqa_support      |
 | snapkv_pyramid | 8      | 7      | max  | pool_then_group | the PyramidKV repository (KVCache-Factory) |
 
-Not offered: the original repository repeats the KV heads before it compresses, so that every *query* head keeps tokens
-of its own and the cache holds G times as much. A cache that stores each KV head once cannot express that; in a model
-without grouped heads (G = 1) `snapkv` is the original.
+The original repository repeats the KV heads before it compresses, so that every *query* head keeps tokens of its own
+and the cache holds G times as much. A cache that stores each KV head once cannot hold that, and should not pretend to:
+`python -m models.expand` writes the checkpoint with repeated heads (G = 1), and `snapkv` on it is the original.
 
 Differences from the authors' code: float32 whatever the model's dtype is; prompts of at most W tokens have an empty
 score (everything is window) where the originals stop or keep everything.

@@ -88,6 +88,8 @@ def _made_up(
 
 def _observed(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequence[int] = ()) -> PromptLayer:
     """The layer with what the scorer makes of its queries, handed over in the pieces between `cuts`."""
+    if scorer.needs_utility:
+        return replace(layer, observed=layer.values.float().norm(dim=-1))  # as good as any that was measured
     observed: Any = None
     edges = [0, *(cut for cut in cuts if cut < queries.shape[1]), queries.shape[1]]
     for start, end in pairwise(edges):

@@ -126,12 +126,14 @@ def load(
     device_map: str | None = None,
     attention: str = "auto",
     revision: str | None = None,
+    made_by: str | None = None,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
 
     dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda
     if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
-    attention: a decode kernel of lukv.backend.kernels, or auto.
+    attention: a decode kernel of lukv.backend.kernels, or auto. made_by: the command that makes the folder, for the
+    message where it is missing.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -141,7 +143,7 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device}, but torch sees no CUDA device here: use device=cpu or auto")
-    source = Source(str(path), revision)
+    source = Source(str(path), revision, made_by)
     config = source.read("configuration", AutoConfig.from_pretrained)
     windows(config)  # an unsupported architecture is refused before its weights are read
     tokenizer = source.read("tokenizer", tokenizer_of)
@@ -176,15 +178,17 @@ class Source:
 
     path: str
     revision: str | None
+    made_by: str | None = None
 
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
         folder = Path(self.path)
-        local = folder.exists() or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        local = folder.exists() or self.made_by is not None or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
         if local and not (folder / "config.json").is_file():
             lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
-            raise FileNotFoundError(
-                f"model {self.path}: {lacks} (give a folder written by save_pretrained, or a hub id)"
-            )
+            instead = "give a folder written by save_pretrained, or a hub id"
+            if self.made_by:
+                instead = f"make it with: {self.made_by}"
+            raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
         offline = local or not hub_answers()
         try:
             return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)

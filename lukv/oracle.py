@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
-from lukv.backend.generate import answer, append, compress
+from lukv.backend.generate import Stop, answer, append, compress
 from lukv.backend.selection import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer, row_mass
@@ -126,11 +126,17 @@ class MeasuredContext:
             orders.append(rank(protect(scores, protection.over(scorer), scorer.name)).cpu())
         return torch.stack(orders)
 
-    def utility(self, question: Sequence[int], reference: Sequence[int] | None = None, index: int = 0) -> Tensor:
+    def utility(
+        self,
+        question: Sequence[int],
+        reference: Sequence[int] | None = None,
+        index: int = 0,
+        stop: Stop | None = None,
+    ) -> Tensor:
         """[layers, K, T] on the CPU: the utility of the context's tokens to one question. `reference`: the answer,
-        for continuation=reference. `index` tells the questions' random numbers apart. The cache is rolled back
-        afterwards."""
-        rows = self._decode(list(question), reference, index)
+        for continuation=reference. `index` tells the questions' random numbers apart. `stop` ends a decoded answer
+        early. The cache is rolled back afterwards."""
+        rows = self._decode(list(question), reference, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
             _, scale, softcap = self.cache.evictable[layer].attributes
@@ -139,7 +145,7 @@ class MeasuredContext:
         self.cache.rollback()
         return torch.stack(layers)
 
-    def _decode(self, question: list[int], reference: Sequence[int] | None, index: int) -> int:
+    def _decode(self, question: list[int], reference: Sequence[int] | None, index: int, stop: Stop | None) -> int:
         """Append the question and decode behind it; how many of the newest rows count."""
         settings, model = self.oracle.settings, self.oracle.loaded.model
         if settings.continuation == "reference":
@@ -152,7 +158,7 @@ class MeasuredContext:
         else:
             pick = sampler(settings, index) if settings.continuation == "sampled" else None
             eos = self.oracle.loaded.eos_ids
-            steps = answer(model, self.cache, [question], settings.horizon, eos, pick=pick).steps
+            steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
         return steps + len(question) - 1 if settings.question_rows else steps
 
 

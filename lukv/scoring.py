@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class Scorer:
     name: str = ""
     sink: int = 0
     recent: int = 0
+
+    needs_utility: ClassVar[bool] = False
+    """True for an upper bound, not a method to deploy: `observed` is the long-horizon utility [K, T] of this prompt for
+    one question, which whoever evicts measures first (lukv/oracle.py) and hands to `RaggedCache.select`."""
 
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold a piece of the prompt's post-RoPE queries [H, n, d], at positions start .. start+n-1, into what `score`

@@ -13,10 +13,13 @@ from evals.harness.config import Run, benchmark_name
 from evals.stats import RESAMPLES, bootstrap_ci, resampled_means
 
 
-def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> dict[str, Any]:
-    """The content of result.json. Scores and shares in 0..1, times in seconds (medians), memory in bytes.
+def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of result.json. Scores and shares in 0..1, times in seconds, memory in bytes.
 
+    Latencies are medians over the samples that were decoded without other runs beside them, null if there are none:
+    what many runs do together says nothing about one. total_s is the sum of every sample's share of the work.
     Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
+    entries [layers, K] are mean entries kept of a head, heads [layers, K] mean shares.
     """
     by_task: dict[str, list[float]] = {}
     for line in lines:
@@ -40,15 +43,10 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
             "kept_entries": float(kept.sum(axis=(1, 2)).mean()),
             "cache_bytes": float(np.mean([line["cache_bytes"] for line in lines])),
             "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
+            "entries": np.round(kept.mean(axis=0), 2).tolist(),
             "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
         },
-        "time": {
-            **{
-                key: float(np.median([line["times"][key] for line in lines]))
-                for key in ("prefill_s", "ttft_s", "tpot_s", "batch")
-            },
-            "total_s": total_s,
-        },
+        "time": times([line["times"] for line in lines]),
         "memory": {"peak_bytes": peak_bytes()},
         "attention": sorted({line["attention"] for line in lines}),
         "method": run["method"],
@@ -56,6 +54,20 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]], total_s: float) -> d
         "benchmark": benchmark_name(run),
         "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
         "config_hash": run.hash,
+    }
+
+
+LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
+
+
+def times(each: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """`shared`: how many runs were decoded together, `batch`: how many contexts of each (medians)."""
+    alone = [t for t in each if t.get("shared", 1) == 1]
+    return {
+        **{key: float(np.median([t[key] for t in alone])) if alone else None for key in LATENCIES},
+        "batch": float(np.median([t["batch"] for t in each])),
+        "shared": float(np.median([t.get("shared", 1) for t in each])),
+        "total_s": float(sum(t["total_s"] for t in each)),
     }
 
 

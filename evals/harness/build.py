@@ -11,6 +11,7 @@ from evals.harness.config import InputError, Run, create
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
+from lukv.scoring import Scorer
 
 
 @contextmanager
@@ -37,6 +38,13 @@ def model_settings(run: Run) -> str:
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
     return load(**json.loads(settings))
+
+
+def deployable(scorer: Scorer) -> Scorer:
+    """The scorer. Raises InputError for one that has to know the answer first."""
+    if scorer.needs_utility:
+        raise InputError(f"scorer={scorer.name} ranks by what an answer turned out to need: only job=evaluate can know")
+    return scorer
 
 
 def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:

@@ -170,7 +170,7 @@ def chosen_scorers(run: Run) -> list[Scorer]:
     """Those of job.scorers by name, with their configs' own parameters; else the run's one."""
     names = run["job"]["scorers"]
     if names is None:
-        return [create(run["scorer"])]
+        return [build.deployable(create(run["scorer"]))]
     scorers = []
     for name in names:
         path = CONF / "scorer" / f"{name}.yaml"
@@ -179,7 +179,7 @@ def chosen_scorers(run: Run) -> list[Scorer]:
             raise InputError(f"job.scorers: no scorer named '{name}'. Known: {known}")
         config = OmegaConf.create({"scorer": OmegaConf.load(path), "seed": run["seed"]})  # a scorer may want the seed
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        scorers.append(create(plain["scorer"]))
+        scorers.append(build.deployable(create(plain["scorer"])))
     return scorers
 
 

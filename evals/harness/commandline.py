@@ -29,6 +29,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evals.harness import sweep
 from evals.harness.config import CONF, InputError, Run, run_of, without_hydra
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
@@ -62,6 +63,7 @@ def plan(argv: Sequence[str]) -> list[Planned]:
         if "debug=true" in [a.lower() for a in argv]:
             raise
         stop(2, one_line(e))
+    sweep.begin([run for run, _ in runs.values()])
     return [
         Planned(run.folder, (run.folder / "result.json").exists(), "python run.py " + shlex.join(job))
         for run, job in runs.values()

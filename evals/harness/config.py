@@ -53,6 +53,7 @@ class Config:
     limit: Optional[int] = None  # noqa: UP045
     attention: str = "auto"
     batch_size: int = 8
+    share: bool = True
     reference: Optional[str] = None  # noqa: UP045
     runs: str = "runs"
     targets: list[str] = field(default_factory=list)
@@ -104,7 +105,7 @@ class Run:
             return None
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None}
-        return Run(config, self.choices, about_data(self.nested))
+        return Run(config, dict.fromkeys(self.choices), about_data(self.nested))
 
 
 def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
@@ -134,7 +135,9 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
     for key in config["job"].pop("ignores", ()):  # settings that make no difference to this job
         config[key] = None
-    choices = {group: hydra.runtime.choices.get(group) for group in ("scorer", "allocator", "protection")}
+    choices = {
+        g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
+    }
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
     return Run(config, choices, nested)
 

@@ -11,8 +11,8 @@ import torch
 
 from evals.harness import build
 from evals.harness.aggregate import peak_bytes
+from evals.harness.answering import synchronize
 from evals.harness.config import InputError, Run
-from evals.harness.evaluate import synchronize
 from evals.harness.record import RunFolder
 from evals.harness.show import size, table
 from lukv.backend.generate import answer, compress
@@ -33,7 +33,10 @@ def latency(run: Run) -> None:
             job = run["job"]
             with build.input_errors():
                 model = build.model(run)
-                methods = {run["method"]: build.eviction(run, model)}
+                eviction = build.eviction(run, model)
+                if eviction is not None:
+                    build.deployable(eviction.scorer)
+                methods = {run["method"]: eviction}
                 if run.evicts and run["reference"]:
                     methods[run["reference"]] = None
                 lengths = contexts(job["lengths"], job["new_tokens"], model)

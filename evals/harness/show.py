@@ -31,7 +31,8 @@ COSTS = [
     "prefill and compression",
     "time to first token",
     "time per token",
-    "batch",
+    "contexts in a batch",
+    "runs decoded together",
 ]
 
 
@@ -46,11 +47,17 @@ def costs_of(result: Mapping[str, Any]) -> list[str]:
     return [
         f"{budget['kept_share']:.4f}",
         size(budget["cache_bytes"]),
-        f"{time['prefill_s'] * 1e3:.1f} ms",
-        f"{time['ttft_s'] * 1e3:.1f} ms",
-        f"{time['tpot_s'] * 1e3:.2f} ms",
+        milliseconds(time["prefill_s"], 1),
+        milliseconds(time["ttft_s"], 1),
+        milliseconds(time["tpot_s"], 2),
         f"{time['batch']:g}",
+        f"{time.get('shared', 1):g}",
     ]
+
+
+def milliseconds(seconds: float | None, digits: int) -> str:
+    """None: the run was decoded together with others, which says nothing about its own speed (job=latency does)."""
+    return "-" if seconds is None else f"{seconds * 1e3:.{digits}f} ms"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -123,7 +123,7 @@ class WandbTracker(Tracker):
             return
         self._scores[line["id"]] = line["score"]
         running = {"running/score": sum(self._scores.values()) / len(self._scores)}
-        running |= {f"running/{k}": v for k, v in line.get("times", {}).items() if k != "batch"}
+        running |= {f"running/{k}": v for k, v in line.get("times", {}).items() if k not in ("batch", "shared")}
         self._run.log(running, step=len(self._scores))
 
     def finish(self, result: Mapping[str, Any], made: Sequence[Path] = ()) -> None:

@@ -1,12 +1,14 @@
 """The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
 
-K [rows, d] and V [rows, dv]; sequence i occupies rows start[i] .. start[i]+length[i]-1, then come free rows for the
-tokens to come. Sequence i = row * kv_heads + head. A full KV cache is the special case of equal lengths.
+K [rows, d] and V [rows, dv]; sequence i = row * kv_heads + head occupies rows start[i] .. start[i]+length[i]-1, then
+come free rows for the tokens to come. In memory the shortest comes first. A full KV cache is the special case of equal
+lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -46,20 +48,25 @@ class Arena:
         """Bytes allocated, free rows included."""
         return self.keys.nbytes + self.values.nbytes
 
-    def append(self, keys: Tensor, values: Tensor, row: int | None = None) -> None:
-        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [1, K, n, d] behind those of one batch
-        row."""
+    def append(self, keys: Tensor, values: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [len(rows), K, n, d] behind those of
+        some batch rows."""
         n = keys.shape[2]
         self.reserve(n)
-        chosen = slice(None) if row is None else slice(row * self.heads, (row + 1) * self.heads)
+        some = None if rows is None else self.sequences_of(rows)
+        chosen = slice(None) if some is None else torch.from_numpy(some).to(self._end.device)
         end = self._end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
-        end += n
+        self._end[chosen] += n
         self.length[chosen] += n
-        self.lengths[chosen] += n
+        self.lengths[slice(None) if some is None else some] += n
         self._room -= n
+
+    def sequences_of(self, rows: Sequence[int]) -> np.ndarray:
+        """[len(rows) * K] int64: the sequences of some batch rows."""
+        return (np.asarray(rows)[:, None] * self.heads + np.arange(self.heads)).ravel()
 
     def reserve(self, n: int) -> None:
         """Make room for n more entries behind every sequence; what is moved is amortised over many appends."""
@@ -89,6 +96,14 @@ class Arena:
         shape = (heads, room, -1)
         return self.keys[a : a + heads * room].view(shape)[:, :n], self.values[a : a + heads * room].view(shape)[:, :n]
 
+    def take(self, rows: Sequence[int]) -> Arena:
+        """A copy of these batch rows, in this order, with the same room for tokens to come."""
+        chosen = self.sequences_of(rows)
+        twin = copy(self)
+        twin.batch, twin.lengths, twin._starts = len(rows), self.lengths[chosen], self._starts[chosen]
+        twin._move(self._room)
+        return twin
+
     def packed(self) -> tuple[Tensor, Tensor]:
         """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""
         index = self._rows(self._starts).to(self.keys.device)
@@ -103,7 +118,9 @@ class Arena:
         """New memory with `room` free rows behind every sequence."""
         old = self._rows(self._starts).to(self.keys.device)
         self._capacity = self.lengths + room
-        self._starts = np.cumsum(self._capacity) - self._capacity
+        order = np.argsort(self._capacity, kind="stable")  # those of equal length lie at equal distances: see loop.py
+        self._starts = np.empty_like(self._capacity)
+        self._starts[order] = np.cumsum(self._capacity[order]) - self._capacity[order]
         new = self._rows(self._starts).to(self.keys.device)
         total = int(self._capacity.sum())
         self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from lukv.backend.plan import Plan
 from lukv.backend.rope import rope_of
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
+
+Selection = list[list[Tensor]]
+"""[layer][batch row] -> [K, T] bool: which entries of the prompt stay."""
 
 
 class RaggedCache(Cache):
@@ -111,18 +115,31 @@ class RaggedCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the entries stored now, sliding-window layers included."""
-        return sum(int(layer.arena.lengths.sum()) * layer.arena.entry_bytes for layer in self.layers if layer.arena)
+        return int(self.row_nbytes.sum())
 
     @property
     def full_nbytes(self) -> int:
         """Bytes that a full cache has at the same length, padding not counted."""
-        return sum(
-            int(np.minimum(layer.tokens, layer.window - 1 if layer.window else layer.tokens).sum())
+        return int(self.full_row_nbytes.sum())
+
+    @property
+    def row_nbytes(self) -> np.ndarray:
+        """[B] int64: `nbytes` of each batch row."""
+        stored = [layer.arena for layer in self.layers if layer.arena]
+        each = [a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in stored]
+        return np.array(each, dtype=np.int64).sum(0)
+
+    @property
+    def full_row_nbytes(self) -> np.ndarray:
+        """[B] int64: `full_nbytes` of each batch row."""
+        each = [
+            np.minimum(layer.tokens, layer.window - 1 if layer.window else layer.tokens)
             * layer.arena.heads
             * layer.arena.entry_bytes
             for layer in self.layers
             if layer.arena
-        )
+        ]
+        return np.array(each, dtype=np.int64).sum(0)
 
     @property
     def allocated_nbytes(self) -> int:
@@ -133,15 +150,44 @@ class RaggedCache(Cache):
         """A new cache with what `eviction` keeps of this one, which must keep everything (eviction=None) and have shown
         the prompt's queries to the scorer (observe=[scorer]): one prefill serves any number of methods and budgets. The
         result is the same as that of a prefill with this eviction. What was appended to this cache is left out."""
-        if self.plan.eviction is not None:
+        twin = self.keeping([self.select(eviction)])
+        twin.plan.eviction = eviction
+        return twin
+
+    def select(self, eviction: Eviction | None, observed: Sequence[Sequence[Any]] | None = None) -> Selection:
+        """What `eviction` (None: everything) keeps of the prompt, which must be here whole: see `evicted`. Scores are
+        computed once for all evictions that share a scorer and its protection.
+
+        observed: for each batch row and evictable layer, what the scorer finds as PromptLayer.observed, if that is not
+        what it made of the prompt's queries (Scorer.needs_utility).
+        """
+        if (self.kept() != self.evictable[0].prompt_tokens[:, None]).any():
             raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
-        if type(eviction.scorer).observe is not Scorer.observe and eviction.scorer not in self.plan.observe:
-            raise ValueError(
-                f"{eviction.scorer.name} needs the prompt's queries: prefill with observe=[{eviction.scorer.name}]"
-            )
+        scorer = eviction.scorer if eviction else None
+        if scorer and type(scorer).observe is not Scorer.observe and scorer not in self.plan.observe:
+            raise ValueError(f"{scorer.name} needs the prompt's queries: prefill with observe=[{scorer.name}]")
+        if observed is None:
+            return [layer.select(eviction) for layer in self.layers]
+        if len(observed) != len(self.tokens):
+            raise ValueError(f"observed is given for {len(observed)} sequences, this cache holds {len(self.tokens)}")
+        return [
+            layer.select(eviction, None if layer.is_sliding else [row[layer.index] for row in observed])
+            for layer in self.layers
+        ]
+
+    def keeping(self, selections: Sequence[Selection]) -> RaggedCache:
+        """A new cache: this one's rows with what the first selection keeps of them, then all of them again with what
+        the second keeps, ... Each row is a sequence like any other: many evictions are decoded in one batch."""
         twin = copy(self)
-        twin.plan = replace(self.plan, eviction=eviction)
-        twin.layers = [layer.evicted(twin.plan) for layer in self.layers]
+        twin.plan = replace(self.plan, eviction=None)
+        each = zip(self.layers, zip(*selections, strict=True), strict=True)
+        twin.layers = [layer.keeping(masks, twin.plan) for layer, masks in each]
+        return twin
+
+    def rows(self, chosen: Sequence[int]) -> RaggedCache:
+        """A new cache that holds copies of these batch rows as they are now, in this order."""
+        twin = copy(self)
+        twin.layers = [layer.rows(chosen) for layer in self.layers]
         return twin
 
     def reserve(self, tokens: int) -> None:

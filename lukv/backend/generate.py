@@ -24,6 +24,9 @@ class Loaded(Protocol):
     attention: str
 
 
+STAYING = 0.75
+"""Rows that have ended leave a batch once no more than this share of it is running."""
+
 Stop = Callable[[list[int]], bool]
 """The answer so far (token ids of one row) -> is it finished? For stop strings: LoadedModel.stop_at(strings)."""
 
@@ -164,8 +167,8 @@ def answer(
 ) -> Answer:
     """Append each row's question and decode until every row has ended (or max_new_tokens). The caller rolls back.
 
-    pick: logits [B, vocabulary] -> next tokens [B]; greedy by default. min_new_tokens: the first so many tokens are the
-    likeliest ones that do not end the answer, neither by eos_ids nor by stop.
+    pick: logits [rows still running, vocabulary] -> next tokens; greedy by default. min_new_tokens: the first so many
+    tokens are the likeliest ones that do not end the answer, neither by eos_ids nor by stop.
     """
     pick = pick or (lambda logits: logits.argmax(-1))
     ends = set(eos_ids)
@@ -174,11 +177,13 @@ def answer(
     logits = append(model, cache, question_ids)
     tokens: list[list[int]] = [[] for _ in logits]
     running = [True] * len(tokens)
+    rows = list(range(len(tokens)))  # those that are decoded: a row that has ended runs along until it leaves
     first = begin
     steps = 0
     while max_new_tokens > 0:
-        chosen = likeliest_to_go_on(logits, tokens, ends, stop) if steps < min_new_tokens else pick(logits)
-        for row, token in enumerate(chosen.tolist()):
+        early = steps < min_new_tokens
+        chosen = likeliest_to_go_on(logits, [tokens[r] for r in rows], ends, stop) if early else pick(logits)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
             if running[row] and token in ends:
                 running[row] = False
             elif running[row]:
@@ -189,7 +194,10 @@ def answer(
             first = time.perf_counter()
         if steps == max_new_tokens or not any(running):
             break
-        logits = append(model, cache, chosen[:, None])  # rows that have ended run along; their tokens are not looked at
+        staying = [i for i, row in enumerate(rows) if running[row]]
+        if len(staying) <= STAYING * len(rows):  # leaving costs the others a copy
+            rows, chosen, cache = [rows[i] for i in staying], chosen[staying], cache.rows(staying)
+        logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
     return Answer(tokens, first - begin, (last - first) / max(1, steps - 1) if steps > 1 else 0.0, steps)
 

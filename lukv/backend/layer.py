@@ -3,8 +3,9 @@ after."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lukv.backend.arena import Arena, pack
 from lukv.backend.dense import causal_attention
 from lukv.backend.kernels import pick
 from lukv.backend.plan import ATTENTION, Plan, Span
+from lukv.backend.selection import Eviction, Ranked, Ranking
 from lukv.backend.shrink import HeadQueries, shrink
 from lukv.scoring import PromptLayer, Rope, Scorer
 
@@ -51,6 +53,7 @@ class RaggedLayer(CacheLayerMixin):
         self.tokens = np.zeros(0, dtype=np.int64)  # [B] tokens seen, without padding
         self.collected: tuple[Tensor, Tensor] | None = None
         self.observed: list[dict[Scorer, Any]] = []
+        self.ranked: list[dict[Ranking, Ranked]] = []
         self.head_queries: list[HeadQueries] = []
         self.queries: list[Tensor] = []
         self.kernel: str | None = None
@@ -161,7 +164,8 @@ class RaggedLayer(CacheLayerMixin):
             raise ValueError(f"row {int(self.tokens.argmin())} of the batch has no token")
         self.collected = None
         self.attributes = (heads, scale, softcap)
-        self.store(keys, values)
+        prompt = list(zip(keys, values, strict=True))
+        self.store(prompt, [self._keep(row, k, v, self.plan.eviction) for row, (k, v) in enumerate(prompt)])
         if not self.plan.observe:
             self.observed = []
         return out
@@ -186,19 +190,19 @@ class RaggedLayer(CacheLayerMixin):
             self.index, self.plan.layers, keys, values, heads, scale, softcap, observed=observed, rope=self.rope
         )
 
-    def _keep(self, row: int, keys: Tensor, values: Tensor) -> Tensor:
+    def _keep(self, row: int, keys: Tensor, values: Tensor, eviction: Eviction | None) -> Tensor:
         """[K, T] bool."""
-        if self.is_sliding or self.plan.eviction is None:
+        if self.is_sliding or eviction is None:
             keep = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
             if self.window is not None:
                 keep[:, : max(0, keys.shape[1] - self.window + 1)] = False
             return keep
-        return self.plan.eviction.keep(self.view(row, keys, values, self.plan.eviction.scorer))
+        return eviction.keep(self.view(row, keys, values, eviction.scorer))
 
-    def store(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        """Keep what stays of each batch row's prompt (keys [K, T, d], values [K, T, dv]), in position order, and make
-        this the state to roll back to."""
-        keep = [self._keep(row, k, v) for row, (k, v) in enumerate(zip(keys, values, strict=True))]
+    def store(self, prompt: Sequence[tuple[Tensor, Tensor]], keep: Sequence[Tensor]) -> None:
+        """Keep what stays (keep [K, T] bool) of each batch row's prompt (keys [K, T, d], values [K, T, dv]), in
+        position order, and make this the state to roll back to."""
+        keys, values = zip(*prompt, strict=True)
         self.arena, positions = pack(keys, values, keep)
         self.adopt(positions)
 
@@ -210,16 +214,61 @@ class RaggedLayer(CacheLayerMixin):
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
         self.commit()
 
-    def evicted(self, plan: Plan) -> RaggedLayer:
-        """The layer as if it had been prefilled under another plan; this one must hold its whole prompt."""
-        if self.arena is None or self.mark is None:
+    @property
+    def prompt_tokens(self) -> np.ndarray:
+        """[B] int64: tokens of each row up to the state to roll back to."""
+        if self.mark is None:
             raise RuntimeError("the prompt is not in the cache yet")
-        twin = copy(self)
-        twin.plan, twin.seen, twin.tokens, twin.queries = plan, self.mark.seen, self.mark.tokens.copy(), []
-        twin.head_queries = [copy(queries) for queries in self.head_queries]
-        prompt = self.mark.lengths.reshape(self.arena.batch, -1)[:, 0]
-        rows = [[part[:, :n] for part in self.arena.row(row)] for row, n in enumerate(prompt)]
-        twin.store([keys for keys, _ in rows], [values for _, values in rows])
+        return self.mark.tokens
+
+    def prompt(self) -> list[tuple[Tensor, Tensor]]:
+        """Views of each batch row's prompt, which must be here whole: keys [K, T, d], values [K, T, dv]."""
+        assert self.arena is not None
+        assert self.mark is not None
+        lengths = self.mark.lengths.reshape(self.arena.batch, -1)[:, 0]
+        whole = [self.arena.row(row) for row in range(self.arena.batch)]
+        return [(keys[:, :n], values[:, :n]) for (keys, values), n in zip(whole, lengths, strict=True)]
+
+    def select(self, eviction: Eviction | None, observed: Sequence[Any] | None = None) -> list[Tensor]:
+        """Of each batch row [K, T] bool: what `eviction` keeps of the prompt. observed: for each row what the scorer is
+        to find, if that is not what it was shown."""
+        prompt = self.prompt()
+        if self.is_sliding or eviction is None:
+            return [self._keep(row, k, v, eviction) for row, (k, v) in enumerate(prompt)]
+        if observed is not None:
+            views = [self.view(row, *kv, eviction.scorer) for row, kv in enumerate(prompt)]
+            return [eviction.keep(replace(view, observed=o)) for view, o in zip(views, observed, strict=True)]
+        self.ranked = self.ranked or [{} for _ in prompt]
+        for row, (keys, values) in enumerate(prompt):
+            if eviction.ranking not in self.ranked[row]:
+                self.ranked[row][eviction.ranking] = eviction.rank(self.view(row, keys, values, eviction.scorer))
+        return [eviction.best(ranked[eviction.ranking]) for ranked in self.ranked]
+
+    def keeping(self, selections: Sequence[list[Tensor]], plan: Plan) -> RaggedLayer:
+        """The layer as if all its rows had been prefilled once for each selection (`select`) under another plan."""
+        assert self.mark is not None
+        twin, times = copy(self), len(selections)
+        twin.plan, twin.seen, twin.tokens, twin.queries = plan, self.mark.seen, np.tile(self.prompt_tokens, times), []
+        twin.head_queries = [copy(queries) for queries in self.head_queries * times]
+        twin.observed, twin.ranked = self.observed * times, []
+        twin.store(self.prompt() * times, [mask for selection in selections for mask in selection])
+        return twin
+
+    def rows(self, chosen: Sequence[int]) -> RaggedLayer:
+        """A layer with copies of some batch rows as they are now."""
+        assert self.arena is not None
+        assert self.mark is not None
+        twin, some, sequences = copy(self), list(chosen), self.arena.sequences_of(chosen)
+        ends = self.packed_lengths.cumsum()
+        parts = [self.positions[ends[i] - self.packed_lengths[i] : ends[i]] for i in sequences]
+        twin.positions = torch.cat(parts)
+        twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[some]
+        twin.mark = Mark(self.mark.seen, self.mark.tokens[some], self.mark.lengths[sequences])
+        twin.tokens, twin.arena = self.tokens[some], self.arena.take(chosen)
+        twin.queries = [queries[some] for queries in self.queries]
+        twin.observed = [self.observed[i] for i in chosen if self.observed]
+        twin.head_queries = [copy(self.head_queries[i]) for i in chosen if self.head_queries]
+        twin.ranked = []
         return twin
 
     def _append(
@@ -233,34 +282,36 @@ class RaggedLayer(CacheLayerMixin):
         self.tokens = self.tokens + np.array([b - a for a, b in spans])
         if all(s == (0, n) for s in spans):
             self.arena.append(key, value)
-            out = self._decode(query, 0, batch, scale, softcap).transpose(1, 2)
+            out = self._decode(query, None, scale, softcap).transpose(1, 2)
         else:
             out = query.new_zeros(batch, n, heads, value.shape[-1])
-            for row, (a, b) in enumerate(spans):
+            for a, b in sorted(set(spans)):
+                rows = [row for row, s in enumerate(spans) if s == (a, b)]
                 if a < b:
-                    self.arena.append(key[row : row + 1, :, a:b], value[row : row + 1, :, a:b], row)
-                    piece = self._decode(query[row : row + 1, :, a:b], row, row + 1, scale, softcap)
-                    out[row, a:b] = piece[0].transpose(0, 1)
+                    self.arena.append(key[rows, :, a:b], value[rows, :, a:b], rows)
+                    out[rows, a:b] = self._decode(query[rows, :, a:b], rows, scale, softcap).transpose(1, 2)
         every = self.plan.every
         if every and not self.is_sliding and int((self.tokens - self.packed_tokens).max()) >= every:
             self.evict_again()
         return out
 
-    def _decode(self, query: Tensor, first: int, last: int, scale: float, softcap: float | None) -> Tensor:
-        """query [rows, H, n, d], the newest n entries of batch rows first .. last-1 -> [rows, H, n, dv]."""
+    def _decode(self, query: Tensor, rows: list[int] | None, scale: float, softcap: float | None) -> Tensor:
+        """query [R, H, n, d], the newest n entries of R batch rows (None: all of them) -> [R, H, n, dv]."""
         arena = self.arena
         assert arena is not None
-        rows, heads, n, d = query.shape
+        some, heads, n, d = query.shape
         if self.window is not None and n > 1:
-            whole = [(query[i], *arena.row(first + i)) for i in range(rows)]
+            whole = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
             return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
-        chosen = slice(first * arena.heads, last * arena.heads)
-        start, length, longest = arena.start[chosen], arena.length[chosen], arena.longest
+        start, length, longest = arena.start, arena.length, arena.longest
+        if rows is not None:
+            chosen = torch.from_numpy(arena.sequences_of(rows)).to(start.device)
+            start, length = start[chosen], length[chosen]
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
-        grouped = query.reshape(rows * arena.heads, heads // arena.heads, n, d)
+        grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
         out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
-        return out.reshape(rows, heads, n, -1)
+        return out.reshape(some, heads, n, -1)
 
     # ---- after the prompt --------------------------------------------------------------------------------------------
 

@@ -35,6 +35,18 @@ class Protection:
         return torch.where(position < self.sink, 1 + self.sink - position, recent)
 
 
+Ranking = tuple[Scorer, Protection]
+"""What decides the order of a prompt's tokens, whatever the budget."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One layer of one prompt: `heads` is what allocators see, order [K, T] int64 its positions, best first."""
+
+    heads: HeadScores
+    order: Tensor
+
+
 @dataclass(frozen=True)
 class Eviction:
     """A method at a budget: scorer x allocator x protection."""
@@ -46,17 +58,30 @@ class Eviction:
 
     def keep(self, layer: PromptLayer) -> Tensor:
         """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts."""
+        return self.best(self.rank(layer))
+
+    @property
+    def ranking(self) -> Ranking:
+        return self.scorer, self.protection.over(self.scorer)
+
+    def rank(self, layer: PromptLayer) -> Ranked:
+        """The same for every budget and allocator: depends on `ranking` alone."""
         scores = self.scorer.score(layer)
         heads, tokens = layer.keys.shape[:2]
         if scores.shape != (heads, tokens):
             raise ValueError(f"scorer {self.scorer.name}: scores {list(scores.shape)} instead of {[heads, tokens]}")
-        protection = self.protection.over(self.scorer)
+        _, protection = self.ranking
         scores = protect(scores, protection, self.scorer.name)
-        counts = self.allocator.counts(self.budget, scores_of(layer, scores, protection))
+        return Ranked(scores_of(layer, scores, protection), rank(scores))
+
+    def best(self, ranked: Ranked) -> Tensor:
+        """[K, T] bool: as many of the best entries of each head as the allocator says."""
+        heads, tokens = ranked.order.shape
+        counts = self.allocator.counts(self.budget, ranked.heads)
         if counts.shape != (heads,) or counts.min() < 0 or counts.max() > tokens:
             name = type(self.allocator).__name__
             raise ValueError(f"{name}: counts {counts.tolist()} are not {heads} numbers from 0 to {tokens}")
-        return best(scores, counts)
+        return first(ranked.order, counts)
 
 
 def scores_of(layer: PromptLayer, scores: Tensor, protection: Protection) -> HeadScores:
@@ -86,6 +111,10 @@ def rank(scores: Tensor) -> Tensor:
 
 def best(scores: Tensor, counts: Tensor) -> Tensor:
     """[K, T] bool: the counts[k] best entries of each head k."""
-    order = rank(scores)
-    chosen = torch.arange(scores.shape[-1], device=scores.device) < counts.to(scores.device)[:, None]
+    return first(rank(scores), counts)
+
+
+def first(order: Tensor, counts: Tensor) -> Tensor:
+    """[K, T] bool: the first counts[k] of the positions order [K, T]."""
+    chosen = torch.arange(order.shape[-1], device=order.device) < counts.to(order.device)[:, None]
     return torch.zeros_like(chosen).scatter_(-1, order, chosen)

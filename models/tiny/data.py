@@ -10,13 +10,20 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from models.tiny.plan import Plan
 from models.tiny.tasks import FAMILIES, Dialogue, Turn
 from models.tiny.tokenizer import ASSISTANT, BEGIN, END, USER
 
 ANSWER, TEXT = 1.0, 0.1
 """Weights that mark answer tokens, and the rest (what the context says next is mostly chance). 0: padding."""
+
+REDRAWS = 100
+"""How often a row is drawn again in which no answer begins."""
 
 
 class Encoder:
@@ -48,6 +55,20 @@ class Encoder:
         return ids[:length], weights[:length]
 
 
+class Rows(Dataset):
+    """Step -> (ids, weights, a number that decides which other tokens the loss looks at): of (seed, step) only."""
+
+    def __init__(self, encoder: Encoder, plan: Plan, seed: int) -> None:
+        self.encoder, self.plan, self.seed = encoder, plan, seed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, int]:
+        cycle, phase = self.plan.at(step)
+        length = phase.lengths[step % len(phase.lengths)]
+        rng = random.Random(f"tiny/{self.seed}/{step}")
+        ids, weights = batch(self.encoder, cycle.tokens // length, length, dict(phase.mixture), rng)
+        return torch.from_numpy(ids), torch.from_numpy(weights), rng.getrandbits(60)
+
+
 def batch(
     encoder: Encoder, rows: int, length: int, mixture: dict[str, float], rng: random.Random
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -55,10 +76,12 @@ def batch(
     ids, weights = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.float32)
     for row in range(rows):
         family = rng.choices(list(mixture), list(mixture.values()))[0]
-        while True:
-            dialogue = FAMILIES[family](int(length * rng.uniform(0.4, 0.85)), rng)
+        for _ in range(REDRAWS):
+            dialogue = FAMILIES[family](int(length * rng.uniform(0.4, 0.9)), rng)
             row_ids, row_weights = encoder.dialogue(dialogue, length)
-            if sum(row_weights) > TEXT * length:  # some of an answer is inside
+            if ANSWER in row_weights:  # some of an answer is inside
                 break
+        else:
+            raise ValueError(f"{family} does not fit into rows of {length} tokens: context and question are longer")
         ids[row, : len(row_ids)], weights[row, : len(row_ids)] = row_ids, row_weights
     return ids, weights

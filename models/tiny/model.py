@@ -15,31 +15,34 @@ but its first ingredient has not. These heads are not frozen: training moves the
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-OFFSETS: dict[tuple[int, int], tuple[int, int]] = {
-    (0, 0): (1, 2), (0, 1): (1, 3), (0, 2): (5, 7),  # a key stands two tokens before its value, a name five to seven
-    (1, 0): (1, 3), (2, 0): (1, 3), (3, 0): (1, 3),
-}  # fmt: skip
-"""(layer, KV head) -> where the two query heads of that KV head look at first. One such head in every layer."""
+FIRST_LAYER: dict[int, tuple[int, ...]] = {0: (1, 2), 1: (1, 3), 2: (5, 7)}
+LATER_LAYERS: dict[int, tuple[int, ...]] = {0: (1, 3)}
+"""KV head -> where its query heads look at first, in turn. A key stands two tokens before its value, a name five to
+seven; one such head in every later layer makes heads differ within layers."""
 
-STRENGTH, FREQUENCIES = 5.4, 6
+PEAK = 30.93
+"""Attention logit of bias with bias at the offset."""
+FAST = 3 / 8
+"""Share of the rotary frequencies, the fastest, that carry the bias."""
 
 
-def config(vocab_size: int, bos: int, eos: int, pad: int, layers: int = 4) -> LlamaConfig:
+def look_backs(layers: int) -> dict[tuple[int, int], tuple[int, ...]]:
+    """(layer, KV head) -> offsets of its query heads, in turn."""
+    later = {(layer, head): offsets for layer in range(1, layers) for head, offsets in LATER_LAYERS.items()}
+    return {(0, head): offsets for head, offsets in FIRST_LAYER.items()} | later
+
+
+def config(vocab_size: int, bos: int, eos: int, pad: int, **shape: Any) -> LlamaConfig:
+    """shape: hidden_size, num_hidden_layers and so on, as LlamaConfig calls them (train.yaml's `model`)."""
     return LlamaConfig(
+        **shape,
         vocab_size=vocab_size,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         attention_bias=True,
@@ -63,28 +66,29 @@ def initialise(settings: LlamaConfig, seed: int) -> LlamaForCausalLM:
             nn.init.zeros_(weight).requires_grad_(False)
         elif name.endswith("bias"):
             nn.init.normal_(weight, std=0.0 if "v_proj" in name else 0.5)
-    for (layer, kv_head), offsets in OFFSETS.items():
-        if layer < settings.num_hidden_layers:
-            _look_back(model.model.layers[layer].self_attn, settings, kv_head, offsets)
+    for (layer, kv_head), offsets in look_backs(settings.num_hidden_layers).items():
+        _look_back(model.model.layers[layer].self_attn, settings, kv_head, offsets)
     return model
 
 
 @torch.no_grad()
 def _look_back(attention: nn.Module, settings: LlamaConfig, kv_head: int, offsets: tuple[int, ...]) -> None:
     """Makes the query heads of `kv_head` attend `offsets` tokens back (in turn) and weakens what they read."""
-    size, group = 32, settings.num_attention_heads // settings.num_key_value_heads
-    half, fast = size // 2, slice(0, FREQUENCIES)
-    angles = 10_000.0 ** (-torch.arange(half) / half)[fast]
+    size, group = settings.head_dim, settings.num_attention_heads // settings.num_key_value_heads
+    half = size // 2
+    count = round(FAST * half)
+    strength = math.sqrt(PEAK * math.sqrt(size) / count)
+    angles = settings.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)[:count]
     keys = slice(kv_head * size, (kv_head + 1) * size)
     bias = torch.zeros(size)
-    bias[fast] = STRENGTH
+    bias[:count] = strength
     attention.k_proj.bias[keys] = bias
     attention.k_proj.weight[keys] *= 0.1
     for index in range(group):
         offset = offsets[index % len(offsets)]
         queries = slice((kv_head * group + index) * size, (kv_head * group + index + 1) * size)
         bias = torch.zeros(size)
-        bias[fast] = STRENGTH * torch.cos(angles * offset)
-        bias[half : half + FREQUENCIES] = -STRENGTH * torch.sin(angles * offset)
+        bias[:count] = strength * torch.cos(angles * offset)
+        bias[half : half + count] = -strength * torch.sin(angles * offset)
         attention.q_proj.bias[queries] = bias
         attention.q_proj.weight[queries] *= 0.1

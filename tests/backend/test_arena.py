@@ -36,7 +36,7 @@ def test_any_history_of_appends_and_truncations(data):
         elif action == "row":
             row = data.draw(st.integers(0, batch - 1))
             k, v = torch.randn(1, heads, n, d).double(), torch.randn(1, heads, n, dv).double()
-            arena.append(k, v, row)
+            arena.append(k, v, [row])
             for head in range(heads):
                 model[row * heads + head] += zip(k[0, head], v[0, head], strict=True)
         elif action == "reserve":

@@ -27,7 +27,7 @@ def build(tmp_path):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
         for group, name in groups.items():
             root[group] = OmegaConf.load(CONF / group / f"{name}.yaml")
-        if groups.get("allocator") == "budget_table":
+        if "path" in root.get("allocator", {}):
             made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
         return [instantiate(root[group]) for group in groups]
 

@@ -80,18 +80,11 @@ def test_random_does_not_touch_the_global_generator():
 
 
 def test_oracle_ranks_by_what_it_was_given():
-    utility = torch.rand(2, 2, 9, dtype=torch.float64)
-    scores = Oracle(utility=list(utility)).score(prompt(torch.zeros(2, 9, 4), index=1))
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, utility[1].float())
-
-
-def test_oracle_of_another_prompt():
     layer = prompt(torch.zeros(2, 9, 4), index=1)
-    with pytest.raises(ValueError, match="utilities of 0 layers are given, layer 1 is asked for"):
-        Oracle().score(layer)
-    with pytest.raises(ValueError, match=r"layer 1 is \[2, 8\], the prompt has \[2, 9\]"):
-        Oracle(utility=[torch.zeros(2, 9), torch.zeros(2, 8)]).score(layer)
+    utility = torch.rand(2, 9, dtype=torch.float64)
+    scores = Oracle().score(replace(layer, observed=utility))
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, utility.float())
 
 
 def test_nan_in_the_model_is_reported():

@@ -5,12 +5,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peer_cases import LENGTHS, METHODS, MODELS, RATIOS
+from peer_cases import LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
 
+from lukv.table import BudgetTable
 from tests.baselines.conftest import made_up_table
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("LUKV_PEERS_PYTHON", HERE.parents[1] / ".venv-peers" / "bin" / "python"))
+TABLES = HERE.parents[1] / "models" / "tiny" / "tables"
+RANDOM = " ".join(MODELS)
 ROWS = pytest.StashKey[dict]()
 
 
@@ -23,7 +26,11 @@ def peers(tmp_path_factory) -> Path:
         pytest.skip(f"{PYTHON} is not there: make it with `make test-peers`")
     folder = tmp_path_factory.mktemp("peers")
     for seed, (name, options) in enumerate(MODELS.items()):
-        made_up_table(3, options["num_key_value_heads"], seed).save_npy(folder / f"{name}.npy")
+        made_up_table(3, options["num_key_value_heads"], seed).save_npy(folder / table_file(name, ""))
+    for method in TRAINED_METHODS:
+        if method.startswith("lukv_"):
+            table = BudgetTable.load(TABLES / f"{method.removeprefix('lukv_')}.safetensors")
+            table.save_npy(folder / table_file(TRAINED, method))
     environment = {**os.environ, "PYTHONPATH": str(HERE), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [PYTHON, HERE / "run_kvpress.py", folder], env=environment, capture_output=True, text=True, check=False
@@ -34,11 +41,12 @@ def peers(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def summary(request):
-    """summary(method, **figures): sums of the integers and the worst of the others are printed at the end."""
+    """summary(model, method, **figures): sums of the integers and the worst of the others are printed at the end, the
+    models of random weights together."""
     rows = request.config.stash.setdefault(ROWS, {})
 
-    def add(method, **figures):
-        row = rows.setdefault(method, {})
+    def add(model, method, **figures):
+        row = rows.setdefault((RANDOM if model in MODELS else model, method), {})
         for key, value in figures.items():
             row[key] = row.get(key, 0) + value if isinstance(value, int) else max(row.get(key, 0.0), value)
 
@@ -49,19 +57,15 @@ def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash.get(ROWS, {})
     if not rows:
         return
-    cells = len(MODELS) * len(LENGTHS) * len(RATIOS)
     columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
-    title = (
-        f"against kvpress 0.5.5: {', '.join(MODELS)}; {LENGTHS} tokens; {len(RATIOS)} ratios ({cells} cells a method)"
-    )
-    terminalreporter.section(title)
-    terminalreporter.write_line(f"{'method':26}" + "".join(f"{column:>14}" for column in columns))
-    for method in METHODS:
-        row = rows.get(method, {})
+    terminalreporter.section(f"against kvpress 0.5.5: {LENGTHS} tokens, {len(RATIOS)} ratios")
+    terminalreporter.write_line(f"{'models, method':48}" + "".join(f"{column:>14}" for column in columns))
+    for key in [*((RANDOM, m) for m in METHODS), *((TRAINED, m) for m in TRAINED_METHODS)]:
+        row = rows.get(key, {})
         cell = [
             f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns
         ]
-        terminalreporter.write_line(f"{method:26}" + "".join(cell))
+        terminalreporter.write_line(f"{', '.join(key):48}" + "".join(cell))
     for line in (
         "heads: (cell, layer, KV head) compared. count_differs: heads that we give one entry more or less (rounding).",
         "set_differs: heads with another kept set at the same count. ties: heads left out, with fewer entries than",

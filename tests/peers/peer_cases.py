@@ -1,6 +1,6 @@
 """What is compared: read by kvpress's process and by ours, so it imports neither."""
 
-MODELS = {  # random weights: grouped heads, no groups but biases, grouped heads with query and key norms
+MODELS = {  # random weights, grouped heads, no groups but biases, grouped heads with query and key norms
     "llama-8-2": {"model_type": "llama", "num_key_value_heads": 2},
     "qwen2-8-8": {"model_type": "qwen2", "num_key_value_heads": 8},
     "qwen3-8-2": {"model_type": "qwen3", "num_key_value_heads": 2},
@@ -28,7 +28,16 @@ METHODS = (
     "adakv_snapkv",
     "adakv_keydiff",
     "adakv_expected_attention",
+    "adakv_expected_attention_eps0",
     "lukv_keydiff",
     "lukv_expected_attention",
 )
+TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)
+TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")
+CASES = {**dict.fromkeys(MODELS, METHODS), TRAINED: TRAINED_METHODS}
 QUESTION = 4  # tokens after the context
+
+
+def table_file(model: str, method: str) -> str:
+    """The budget table that LUKVPress reads: of TRAINED one for each scorer."""
+    return f"{model}-{method.removeprefix('lukv_')}.npy" if model == TRAINED else f"{model}.npy"

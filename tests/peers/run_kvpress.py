@@ -2,7 +2,7 @@
 
 Saves tiny random-weight models under FOLDER, runs every case of peer_cases.py in float32 and writes, for each model and
 length, MODEL-LENGTH.npz: ids, and for each method and ratio "METHOD/RATIO/kept" [layers, K, T] bool, ".../scores"
-[layers, K, T], ".../logits" [V]. FOLDER/MODEL.npy is the budget table for LUKVPress.
+[layers, K, T], ".../logits" [V]. The budget tables for LUKVPress are in FOLDER (peer_cases.table_file).
 """
 
 import sys
@@ -11,8 +11,10 @@ from pathlib import Path
 import kvpress
 import numpy as np
 import torch
-from peer_cases import GEOMETRY, LENGTHS, METHODS, MODELS, QUESTION, RATIOS
+from peer_cases import CASES, GEOMETRY, LENGTHS, MODELS, QUESTION, RATIOS, TRAINED, table_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+ROOT = Path(__file__).parents[2]
 
 
 def save_model(path: Path, options: dict, seed: int) -> None:
@@ -26,10 +28,11 @@ def save_model(path: Path, options: dict, seed: int) -> None:
     model.save_pretrained(path)
 
 
-def make_press(method: str, ratio: float, table: np.ndarray):
+def make_press(method: str, ratio: float, table: Path):
     scorers = {
         "snapkv_kvpress": lambda: kvpress.SnapKVPress(ratio, window_size=64, kernel_size=5),
         "snapkv_16": lambda: kvpress.SnapKVPress(ratio, window_size=16, kernel_size=5),
+        "snapkv_32": lambda: kvpress.SnapKVPress(ratio, window_size=32, kernel_size=7),
         "keydiff": lambda: kvpress.KeyDiffPress(ratio),
         "expected_attention": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=2e-2),
         "expected_attention_eps0": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=0.0),
@@ -40,8 +43,9 @@ def make_press(method: str, ratio: float, table: np.ndarray):
     if wrapper == "adakv":
         return kvpress.AdaKVPress(scorers["snapkv_16" if inner == "snapkv" else inner]())
     if wrapper == "lukv":
-        press = kvpress.presses.lukv_press.LUKVPress(scorers[inner](), compression_ratio=ratio, sink=4, window=1)
-        press._budget_curves = table  # instead of its download
+        name, window = ("snapkv_32", 32) if inner == "snapkv" else (inner, 1)
+        press = kvpress.presses.lukv_press.LUKVPress(scorers[name](), compression_ratio=ratio, sink=4, window=window)
+        press._budget_curves = np.load(table, allow_pickle=False)  # instead of its download
         return press
     return scorers[method]()
 
@@ -95,17 +99,19 @@ def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    for seed, (name, options) in enumerate(MODELS.items()):
-        save_model(folder / name, options, seed)
-        model = AutoModelForCausalLM.from_pretrained(folder / name, attn_implementation="sdpa").eval()
-        table = np.load(folder / f"{name}.npy", allow_pickle=False)
+    for seed, (name, methods) in enumerate(CASES.items()):
+        path = ROOT / "models" / "tiny" if name == TRAINED else folder / name
+        if name in MODELS:
+            save_model(path, MODELS[name], seed)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
         for length in LENGTHS:
             generator = torch.Generator().manual_seed(length)
-            ids = torch.randint(0, GEOMETRY["vocab_size"], (1, length + QUESTION), generator=generator)
+            ids = torch.randint(0, model.config.vocab_size, (1, length + QUESTION), generator=generator)
             arrays = {"ids": ids[0].numpy()}
-            for method in METHODS:
+            for method in methods:
                 for ratio in RATIOS:
-                    result = run(model, ids[:, :length], ids[:, length:], make_press(method, ratio, table))
+                    press = make_press(method, ratio, folder / table_file(name, method))
+                    result = run(model, ids[:, :length], ids[:, length:], press)
                     arrays |= {f"{method}/{ratio}/{key}": value for key, value in result.items()}
             np.savez_compressed(folder / f"{name}-{length}.npz", **arrays)
 

@@ -10,11 +10,12 @@ Kept sets are compared at kvpress's own counts, logits at kvpress's own counts t
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peer_cases import LENGTHS, METHODS, MODELS, QUESTION, RATIOS
+from peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
 from transformers import AutoModelForCausalLM
 
 from baselines.adakv import AdaKV
@@ -34,11 +35,14 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 SNAPKV_64 = SnapKV("snapkv_kvpress", window=64, kernel=5, pool="avg")
 SNAPKV_16 = SnapKV("snapkv_16", window=16, kernel=5, pool="avg")
 EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_attention_eps0", eps=0.0)
-SCORERS = (SNAPKV_64, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming())
+SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
+SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming())
+ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
     "snapkv_kvpress": (SNAPKV_64, Uniform()),
     "snapkv_16": (SNAPKV_16, Uniform()),
+    "snapkv_32": (SNAPKV_32, Uniform()),
     "keydiff": (KeyDiff(), Uniform()),
     "expected_attention": (EXPECTED, Uniform()),
     "expected_attention_eps0": (EXPECTED_0, Uniform()),
@@ -47,8 +51,10 @@ OURS = {
     "adakv_snapkv": (SNAPKV_16, AdaKV()),
     "adakv_keydiff": (KeyDiff(), AdaKV()),
     "adakv_expected_attention": (EXPECTED, AdaKV()),
+    "adakv_expected_attention_eps0": (EXPECTED_0, AdaKV()),
     "lukv_keydiff": (KeyDiff(), TABLE),
     "lukv_expected_attention": (EXPECTED, TABLE),
+    "lukv_snapkv": (SNAPKV_32, TABLE),
 }
 
 
@@ -62,24 +68,33 @@ class Given(Allocator):
         return self.given[layer.layer]
 
 
-@pytest.fixture(scope="module", params=[(m, n) for m in MODELS for n in LENGTHS], ids=lambda p: f"{p[0]}-{p[1]}")
+PROMPTS = [(model, length) for model in CASES for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
 def case(request, peers):
     """One prefill of one context by our backend, beside kvpress's results for it."""
     name, length = request.param
-    model = AutoModelForCausalLM.from_pretrained(peers / name, dtype=torch.float32).eval()
+    path = ROOT / "models" / "tiny" if name == TRAINED else peers / name
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     use_ragged_attention(model)
     theirs = np.load(peers / f"{name}-{length}.npz", allow_pickle=False)
     ids = theirs["ids"].tolist()
     cache = compress(model, [ids[:length]], observe=SCORERS)
-    return model, cache, theirs, ids[length:], peers / f"{name}.npy"
+    return name, model, cache, theirs, ids[length:]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_method(case, method, summary):
-    model, cache, theirs, question, table = case
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [pytest.param(p, m, id=f"{p[0]}-{p[1]}-{m}") for p in PROMPTS for m in CASES[p[0]]],
+    indirect=["case"],
+    scope="module",
+)
+def test_method(case, method, summary, peers):
+    name, model, cache, theirs, question = case
     scorer, allocator = OURS[method]
     protection = Protection(4, 1) if allocator is TABLE else Protection()
-    allocator = TableAllocator(table) if allocator is TABLE else allocator
+    allocator = TableAllocator(peers / table_file(name, method)) if allocator is TABLE else allocator
     shielded = protection.over(scorer)
     assert len(question) == QUESTION
     views = [layer.view(0, *cache.entries(i, 0), scorer) for i, layer in enumerate(cache.evictable)]
@@ -98,7 +113,7 @@ def test_method(case, method, summary):
                 else 0.0
             )
             assert score <= 1e-5
-            summary(method, score=score)
+            summary(name, method, score=score)
 
         fixed = isinstance(allocator, (Uniform, AdaKV))
         budget = Budget(tokens=int(tokens * (1 - ratio))) if fixed else Budget(share=round(1 - ratio, 10))
@@ -114,6 +129,7 @@ def test_method(case, method, summary):
         kept = torch.stack([best(layer, count) for layer, count in zip(raised, counts, strict=True)])
         wrong = (kept != expected["kept"]).any(-1) & ~tied
         summary(
+            name,
             method,
             heads=counts.numel(),
             ties=int(tied.sum()),
@@ -127,7 +143,7 @@ def test_method(case, method, summary):
             logits = append(model, evicted, [question])[0]
             logit = float((logits - expected["logits"]).abs().max() / expected["logits"].abs().max())
             assert logit <= 1e-4
-            summary(method, logit=logit)
+            summary(name, method, logit=logit)
 
 
 def test_our_own_rounding_is_within_one_token():

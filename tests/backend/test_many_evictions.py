@@ -1,0 +1,102 @@
+"""Many evictions of one prefill as the rows of one batch; rows that leave it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lukv.backend import generate
+from lukv.backend.generate import answer, append, compress
+from tests.backend.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
+from tests.backend.test_cache import LastQuery
+
+FAMILIES = ("qwen2", "gemma3_text")
+MODELS = {family: tiny_model(family, layers=2) for family in FAMILIES}
+EVICTIONS = [eviction(0.1), eviction(0.4, scorer=LastQuery()), None, eviction(0.4)]
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest):
+    return MODELS[request.param]
+
+
+def test_the_rows_are_those_of_separate_caches(model):
+    prompts, questions = rows([60, 33, 41]), rows([5, 9, 2], seed=1)
+    full = compress(model, prompts, observe=[LastQuery(), Noise()])
+    many = full.keeping([full.select(e) for e in EVICTIONS])
+    after = [*rows([1, 4, 3], seed=2), *questions, *rows([7, 7, 7], seed=3), *rows([2, 1, 90], seed=4)]
+    logits = append(model, many, after)
+    for i, e in enumerate(EVICTIONS):
+        alone = compress(model, prompts, eviction=e)
+        mine = slice(i * len(prompts), (i + 1) * len(prompts))
+        assert (many.kept()[:, mine] == alone.kept()).all()
+        assert (append(model, alone, after[mine]) - logits[mine]).abs().max() <= 1e-9
+        assert (many.row_nbytes[mine] == alone.row_nbytes).all()
+        assert (many.full_row_nbytes[mine] == alone.full_row_nbytes).all()
+        for row, prompt in enumerate(prompts):
+            wanted = reference_logits(model, alone, row, prompt, after[mine][row])[-1]
+            assert (logits[mine][row] - wanted).abs().max() <= 1e-9
+
+
+def test_some_rows_go_on_alone(model):
+    """Also in another order, and back to the state after the prompt."""
+    prompts, question, more = rows([60, 33, 41]), rows([5, 9, 2], seed=1), rows([3, 80], seed=2)
+    cache = compress(model, prompts, eviction=eviction(0.3))
+    before = cache.kept()
+    append(model, cache, question)
+    some = cache.rows([2, 0])
+    logits = append(model, some, more)
+    for got, row, new in zip(logits, (2, 0), more, strict=True):
+        wanted = reference_logits(model, cache, row, prompts[row], question[row] + new)[-1]
+        assert (got - wanted).abs().max() <= 1e-9
+    some.rollback()
+    assert (some.kept() == before[:, [2, 0]]).all()
+    again = append(model, some, more)
+    wanted = reference_logits(model, cache, 0, prompts[0], more[1])[-1]
+    assert (again[1] - wanted).abs().max() <= 1e-9
+    assert cache.tokens.tolist() == [65, 42, 43]  # the first cache is as it was
+
+
+def test_answers_do_not_depend_on_who_leaves(model, monkeypatch):
+    """Rows end after different numbers of tokens; whether they leave at once, late or never, all say the same."""
+    prompts, questions = rows([30, 44, 25, 51]), rows([3, 6, 2, 4], seed=1)
+    cache = compress(model, prompts, eviction=eviction(0.5))
+    seen = {}
+    sizes = []
+    feed = generate.feed
+
+    def stop(tokens):
+        return len(tokens) > 4 + tokens[0] % 11
+
+    def watched(network, cache, ids, *rest):
+        sizes.append(len(ids))
+        return feed(network, cache, ids, *rest)
+
+    monkeypatch.setattr(generate, "feed", watched)
+    for staying in (0.0, 0.5, 1.0):
+        monkeypatch.setattr(generate, "STAYING", staying)
+        seen[staying] = answer(model, cache, questions, 40, stop=stop).tokens
+        cache.rollback()
+        if staying == 0.0:
+            assert set(sizes) == {4}
+    assert seen[0.0] == seen[0.5] == seen[1.0]
+    assert len(set(map(len, seen[0.0]))) > 1
+    assert min(sizes) < 4
+    for prompt, question, said in zip(prompts, questions, seen[0.0], strict=True):
+        alone = compress(model, [prompt], eviction=eviction(0.5))
+        assert answer(model, alone, [question], 40, stop=stop).tokens == [said]
+
+
+def test_scores_are_computed_once_for_all_budgets(model):
+    calls = []
+
+    class Counted(Noise):
+        def score(self, layer):
+            calls.append(layer.index)
+            return super().score(layer)
+
+    scorer = Counted()
+    full = compress(model, rows([30, 20]))
+    layers = len(full.evictable)
+    for share in (0.1, 0.5, 0.9):
+        full.select(eviction(share, scorer=scorer))
+    assert len(calls) == layers * 2

@@ -1,0 +1,91 @@
+"""scorer=oracle from the command line: each question has a cache of its own, by what the full cache's answer needed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import random_model
+from safetensors.torch import load_file, save_file
+
+from baselines.adakv import AdaKV
+from baselines.oracle import Oracle as OracleScorer
+from lukv.allocation import Budget
+from lukv.backend.generate import answer, compress
+from lukv.backend.selection import Eviction, Protection
+from lukv.model import load
+from lukv.oracle import Oracle, OracleSettings
+
+CONTEXTS = [
+    "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",
+    "Rain fell on 12 of 30 days. " * 9,
+]
+QUESTIONS = ["Where is the key?", "How often did it rain?"]
+
+
+@pytest.fixture(scope="module")
+def sharp(tmp_path_factory):
+    """A model of random weights so large that every question is attended to, and answered, in its own way."""
+    folder = random_model.save(tmp_path_factory.mktemp("models") / "sharp")
+    weights = load_file(folder / "model.safetensors")
+    large = {name: 12 * weight if weight.ndim == 2 else weight for name, weight in weights.items()}
+    save_file(large, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def command_line(command, sharp, tmp_path):
+    """One benchmark of two contexts with two questions each."""
+    data = tmp_path / "data.jsonl"
+    pairs = [(c, q) for c in CONTEXTS for q in QUESTIONS]
+    lines = [{"id": str(i), "context": c, "question": q, "answers": ["47"]} for i, (c, q) in enumerate(pairs)]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    base = ["model=hf", f"model.path={sharp}", "benchmark=jsonl", f"benchmark.data={data}", f"runs={tmp_path}"]
+    base += ["benchmark.max_new_tokens=7", "reference=null", "method=lukv", "allocator=adakv"]
+    return lambda *args: command(*(["-m"] if "," in args[0] else []), *base, *args)
+
+
+def samples(folder, pattern):
+    (path,) = folder.glob(f"{pattern}/samples.jsonl")
+    return {line["id"]: line for line in map(json.loads, path.read_text().splitlines())}
+
+
+def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, sharp, tmp_path):
+    """AdaKV's budgets depend on every score: a utility of another question or row would show in the counts."""
+    assert command_line("scorer=oracle", "budget=0.3") == 0
+    found = samples(tmp_path, "*oracle*")
+    loaded = load(sharp)
+    eviction = Eviction(OracleScorer(), AdaKV(), Protection(4, 1), Budget(share=0.3))
+    seen = []
+    for number, (context, question) in enumerate((c, q) for c in CONTEXTS for q in QUESTIONS):
+        ids, after = loaded.prompt_ids(context, question, "")
+        utility = Oracle(loaded, OracleSettings(horizon=7)).context(ids).utility(after)
+        full = compress(loaded, [ids])
+        cache = full.keeping([full.select(eviction, [list(utility)])])
+        line = found[f"data-{number}"]
+        seen.append(line["kept"])
+        assert line["kept"] == cache.kept()[:, 0].tolist()
+        assert line["prediction"] == loaded.decode(answer(loaded, cache, [after], 7, loaded.eos_ids).tokens[0])
+    assert seen[0] != seen[1]
+    assert seen[2] != seen[3]
+
+
+def test_in_a_sweep_it_is_what_it_is_alone(command_line, tmp_path):
+    assert command_line("scorer=oracle", "budget=0.3", f"runs={tmp_path}/alone") == 0
+    assert command_line("scorer=keydiff,oracle", "budget=0.3,0.5", f"runs={tmp_path}/together") == 0
+    alone = samples(tmp_path / "alone", "*oracle*b0.3*")
+    together = samples(tmp_path / "together", "*oracle*b0.3*")
+    for key in ("kept", "prediction", "score"):
+        assert {i: line[key] for i, line in alone.items()} == {i: line[key] for i, line in together.items()}
+    assert len(list((tmp_path / "together").glob("*/result.json"))) == 4
+    plain = samples(tmp_path / "together", "*keydiff*b0.3*")
+    assert plain["data-0"]["kept"] == plain["data-1"]["kept"]  # of one context, whatever is asked
+
+
+@pytest.mark.parametrize("job", [["job=latency"], ["job=calibrate"], ["job=calibrate", "job.scorers=[keydiff,oracle]"]])
+def test_where_nobody_knows_the_answer_it_is_refused(command_line, capsys, job):
+    assert command_line("scorer=oracle", *job) == 2
+    assert (
+        "scorer=oracle ranks by what an answer turned out to need: only job=evaluate can know"
+        in capsys.readouterr().err
+    )

@@ -1,0 +1,233 @@
+"""A sweep prefills each context once: what its runs write is what they would have written by themselves."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from as_typed import ROOT, Command
+
+from baselines.keydiff import KeyDiff
+from evals.harness import answering
+from evals.harness.track import Tracker, Wandb
+
+METHODS = ["method=snapkv,keydiff,adakv,full", "budget=0.1,0.4", "model.dtype=float64"]
+CELLS = 7  # snapkv, keydiff, adakv at two budgets, and the reference
+
+
+def written(runs: Path) -> dict[str, list[dict]]:
+    """The lines of each run, but for their times."""
+    found = {}
+    for path in sorted(runs.glob("*/samples.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = sorted(({**line, "times": 0} for line in lines), key=lambda line: line["id"])
+    return found
+
+
+def results(runs: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(runs.glob("*/result.json"))}
+
+
+def but_for_costs(result: dict) -> dict:
+    return {**result, "time": 0, "memory": 0}
+
+
+@pytest.fixture
+def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many contexts each call of compress was given."""
+    calls: list[int] = []
+    compress = answering.compress
+
+    def counted(model, rows, **options):
+        calls.append(len(rows))
+        return compress(model, rows, **options)
+
+    monkeypatch.setattr(answering, "compress", counted)
+    return calls
+
+
+@pytest.fixture
+def elsewhere(settings: list[str], tmp_path: Path) -> Callable[[str], list[str]]:
+    """The same settings with another folder of runs."""
+    return lambda name: [*(s for s in settings if not s.startswith("runs=")), f"runs={tmp_path}/{name}"]
+
+
+def test_equals_separate_runs(
+    command: Command, elsewhere: Callable[[str], list[str]], tmp_path: Path, prefills: list[int]
+) -> None:
+    assert command("-m", *elsewhere("shared"), *METHODS) == 0
+    assert prefills == [2, 2]  # two tasks, a batch of two contexts each
+    prefills.clear()
+    assert command("-m", *elsewhere("alone"), *METHODS, "share=false") == 0
+    assert prefills == [2, 2] * CELLS
+    shared, alone = written(tmp_path / "shared"), written(tmp_path / "alone")
+    assert len(shared) == CELLS
+    assert shared == alone
+    together, separate = results(tmp_path / "shared"), results(tmp_path / "alone")
+    assert list(map(but_for_costs, together.values())) == list(map(but_for_costs, separate.values()))
+    for result in together.values():  # no run's own latency
+        assert (result["time"]["shared"], result["time"]["batch"]) == (CELLS, 2)
+        assert result["time"]["ttft_s"] is result["time"]["tpot_s"] is result["time"]["prefill_s"] is None
+        assert result["time"]["total_s"] > 0
+    assert all(r["time"]["shared"] == 1 and r["time"]["ttft_s"] > 0 for r in separate.values())
+
+
+def test_a_run_and_its_reference_share_the_prefill_alone(
+    command: Command, settings: list[str], tmp_path: Path, prefills: list[int]
+) -> None:
+    assert command(*settings, "method=snapkv") == 0
+    assert prefills == [2, 2]
+    assert len(results(tmp_path)) == 2
+    assert all(r["time"]["shared"] == 1 and r["time"]["tpot_s"] > 0 for r in results(tmp_path).values())
+
+
+def test_goes_on_from_any_state(command: Command, settings: list[str], tmp_path: Path, prefills: list[int]) -> None:
+    """Finished, torn, hardly begun, not begun: the same lines as without a stop; nothing done is done again."""
+    sweep = ["-m", *settings, *METHODS, "batch_size=1"]
+    assert command(*sweep) == 0
+    whole, runs = written(tmp_path), sorted(results(tmp_path))
+    before = {run: (tmp_path / run / "samples.jsonl").read_text() for run in runs}
+    for kept, run in enumerate(runs[:5]):
+        (tmp_path / run / "result.json").unlink()
+        lines = before[run].splitlines(keepends=True)
+        (tmp_path / run / "samples.jsonl").write_text("".join(lines[:kept]) + ("".join(lines[kept:])[:30]))
+    for file in (tmp_path / runs[5]).iterdir():
+        file.unlink()
+    untouched = (tmp_path / runs[6] / "samples.jsonl").stat()
+    prefills.clear()
+    assert command(*sweep) == 0
+    assert sum(prefills) == 4
+    assert written(tmp_path) == whole
+    assert (tmp_path / runs[6] / "samples.jsonl").stat() == untouched
+    for kept, run in enumerate(runs[:5]):
+        text = (tmp_path / run / "samples.jsonl").read_text()
+        assert text.startswith("".join(before[run].splitlines(keepends=True)[:kept]))
+        assert len(text.splitlines()) == 4
+
+
+def test_a_method_that_fails_fails_alone(
+    command: Command,
+    elsewhere: Callable[[str], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prefills: list[int],
+) -> None:
+    """One cannot be built (no budget table), one fails at work, first or last in the group; then it is repaired."""
+    score = KeyDiff.score
+    monkeypatch.setattr(KeyDiff, "score", lambda self, layer: score(self, layer) * torch.nan)
+    for methods in ("keydiff,snapkv,lukv", "snapkv,lukv,keydiff"):
+        args = ["-m", *elsewhere(methods.split(",")[0]), f"method={methods}", "budget=0.2,0.5"]
+        prefills.clear()
+        assert command(*args) == 2
+        out, err = capsys.readouterr()
+        assert "6 runs: 2 done, 0 skipped, 4 failed" in out
+        assert prefills == [2, 2]
+        assert [line.split(":")[0] for line in err.splitlines() if "NaN" in line] == ["run.py"] * 2
+        assert sum("job=calibrate" in line for line in err.splitlines()) == 2
+        assert "Traceback" not in err
+    monkeypatch.setattr(KeyDiff, "score", score)
+    assert command(*args) == 2  # lukv's tables are still missing
+    assert "6 runs: 2 done, 2 skipped, 2 failed" in capsys.readouterr().out
+
+
+def test_another_process_has_one_of_the_runs(
+    command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", *settings, "method=snapkv,keydiff"]
+    assert command(*sweep) == 0
+    keydiff = next(tmp_path.glob("*keydiff*"))
+    for path in tmp_path.glob("*/result.json"):
+        path.unlink()
+    with (keydiff / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert command(*sweep) == 1
+    assert "2 runs: 1 done, 0 skipped, 1 failed" in capsys.readouterr().out
+    assert len(results(tmp_path)) == 2
+    assert command(*sweep) == 0
+
+
+def test_out_of_memory(
+    command: Command, elsewhere: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little for many contexts, then for many methods: each context and method alone says the same."""
+    assert command("-m", *elsewhere("plenty"), *METHODS) == 0
+    compress = answering.compress
+
+    def scarce(model, rows, eviction=None, observe=(), attention=None):
+        if len(rows) > 1 or observe:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return compress(model, rows, eviction=eviction, attention=attention)
+
+    monkeypatch.setattr(answering, "compress", scarce)
+    assert command("-m", *elsewhere("scarce"), *METHODS) == 0
+    assert written(tmp_path / "scarce") == written(tmp_path / "plenty")
+
+
+def test_every_run_is_tracked_once_and_one_at_a_time(
+    command: Command, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+
+    class Listed(Tracker):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def sample(self, line: dict) -> None:
+            events.append((self.name, line["id"]))
+
+        def finish(self, result: dict, made: object = ()) -> None:
+            assert result["run_id"] == self.name
+            events.append((self.name, "finish"))
+
+    @contextmanager
+    def follow(self: Wandb, folder: Path, done: object = ()) -> Iterator[Tracker]:
+        events.append((folder.name, "open"))
+        yield Listed(folder.name)
+        events.append((folder.name, "close"))
+
+    monkeypatch.setattr(Wandb, "follow", follow)
+    assert command("-m", *settings, "method=snapkv,keydiff", "budget=0.1,0.4", "track=wandb") == 0
+    runs = list(dict.fromkeys(run for run, _ in events))
+    assert set(runs) == set(results(tmp_path))
+    for run in runs:
+        mine = [what for name, what in events if name == run]
+        assert (mine[0], mine[-2:], len(mine)) == ("open", ["finish", "close"], 7)
+    assert [run for run, _ in events] == [run for run in runs for _ in range(7)]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(command: Command, elsewhere: Callable[[str], list[str]], tmp_path: Path) -> None:
+    """kill -9 again and again, at later and later moments: at last the samples are those of a sweep left alone."""
+    sweep = [*METHODS, "batch_size=1", "limit=6"]
+    killed = 0
+    for delay in range(4, 90, 2):
+        p = subprocess.Popen(
+            [sys.executable, "run.py", "-m", *elsewhere("killed"), *sweep],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            code = p.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            os.kill(p.pid, signal.SIGKILL)
+            p.wait()
+            killed += 1
+            time.sleep(0.1)
+            continue
+        assert code == 0
+        break
+    assert killed
+    assert command("-m", *elsewhere("alone"), *sweep) == 0
+    assert written(tmp_path / "killed") == written(tmp_path / "alone")
+    assert len(results(tmp_path / "killed")) == CELLS

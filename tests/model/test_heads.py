@@ -1,0 +1,77 @@
+"""What is measured of heads, on attention whose pattern is known."""
+
+import random
+
+import pytest
+import torch
+
+from lukv.table import BudgetTable
+from models.tiny.fidelity import TABLES, by_layer, captured, spearman
+from models.tiny.heads import local, looks_back, repeated, sink, values_said
+
+
+def pattern(length: int, looked_at) -> torch.Tensor:
+    """[1, 1, T, T]: row i attends to looked_at(i) only."""
+    weights = torch.zeros(1, 1, length, length)
+    for row in range(length):
+        weights[0, 0, row, looked_at(row)] = 1
+    return weights
+
+
+def test_a_head_that_looks_three_back():
+    weights = pattern(100, lambda row: max(row - 3, 0))
+    assert looks_back(weights)[0, 0].tolist()[1:] == pytest.approx([1 / 98, 1, 0, 0, 0, 0, 0], abs=1e-6)
+    assert local(weights).item() == 1
+    assert sink(weights).item() == 0
+
+
+def test_a_sink_head():
+    weights = pattern(100, lambda row: 0)
+    assert sink(weights).item() == 1
+    assert local(weights).item() == 0
+
+
+def test_induction_and_duplicate_heads_on_a_text_written_twice():
+    n = 20  # BEGIN, n tokens, the same n tokens
+    induction = pattern(2 * n + 1, lambda row: row - n + 1 if row > n else 0)
+    duplicate = pattern(2 * n + 1, lambda row: row - n if row > n else 0)
+    assert repeated(induction, 1).item() == 1
+    assert repeated(induction, 0).item() == 0
+    assert repeated(duplicate, 0).item() == 1
+    assert repeated(duplicate, 1).item() == 0
+
+
+def test_where_a_value_is_said_and_stands():
+    assert values_said([5, 1, 2, 3, 9], [7, 1, 2, 3], [1, 2, 3]) == [(1, 1), (2, 2), (3, 3)]
+    assert values_said([1, 2, 3, 1, 2, 3], [1, 2, 3], [1, 2, 3]) == []  # twice in the context: which one is meant?
+    assert values_said([1, 2, 3], [4], [1, 2, 3]) == []
+
+
+def test_captured_and_spearman_against_plain_loops():
+    rng = random.Random(3)
+    utility = [rng.random() for _ in range(50)]
+    order = rng.sample(range(50), 50)
+    best = sorted(utility, reverse=True)
+    expected = sum(utility[i] for i in order[:10]) / sum(best[:10])
+    tensors = torch.tensor(utility, dtype=torch.float64), torch.tensor(order)
+    assert captured(*tensors, 0.2).item() == pytest.approx(expected, rel=1e-12)
+    by_utility = [best.index(u) for u in utility]
+    by_scorer = [order.index(i) for i in range(50)]
+    squares = sum((a - b) ** 2 for a, b in zip(by_utility, by_scorer, strict=True))
+    assert spearman(*tensors).item() == pytest.approx(1 - 6 * squares / (50 * (50**2 - 1)), rel=1e-9)
+
+
+def test_perfect_and_reversed_orders():
+    utility = torch.rand(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    order = utility.argsort(-1, descending=True)
+    assert captured(utility, order, 0.2).tolist() == pytest.approx([1, 1, 1])
+    assert spearman(utility, order).tolist() == pytest.approx([1, 1, 1])
+    assert spearman(utility, order.flip(-1)).tolist() == pytest.approx([-1, -1, -1])
+
+
+def test_a_table_averaged_over_heads_keeps_each_layers_total():
+    table = BudgetTable.load(TABLES / "keydiff.safetensors")
+    flat = by_layer(table)
+    assert (flat.kept == flat.kept[..., :1]).all()
+    assert flat.kept.mean(axis=2) == pytest.approx(table.kept.mean(axis=2))
+    assert flat.metadata == table.metadata
