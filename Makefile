@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-peers test-gpu test-slurm check format bench pin flash clean
+.PHONY: help setup demo test test-slow test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 20
@@ -30,6 +30,9 @@ test: $(READY) ## the tests that need nothing but this machine, in minutes
 test-slow: $(READY) ## the long suites
 	$(PY) -m pytest -m slow --timeout 3600
 
+test-versions: ## the backend under the oldest supported and the newest transformers, each in an environment of its own
+	bash scripts/test_transformers_versions.sh
+
 test-peers: $(READY) ## against kvpress in an environment of its own (.venv-peers)
 	bash scripts/peers_venv.sh
 	$(PY) -m pytest -m peers tests/peers --timeout 1800
@@ -49,8 +52,11 @@ format: $(READY) ## let ruff write what it can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(READY) ## benchmarks/ on this machine
-	@for program in benchmarks/*.py; do echo "== $$program"; $(PY) $$program || exit 1; done
+bench: $(READY) ## measure on this machine and write docs/benchmarks.md, in about 5 minutes
+	$(PY) -m benchmarks
+
+bench-full: $(READY) ## the same with the large cases
+	$(PY) -m benchmarks --full
 
 pin: ## write requirements.txt anew from pyproject.toml (needs uv)
 	bash scripts/pin.sh

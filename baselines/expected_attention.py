@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
-BLOCK = 4096  # tokens at a time in float64: scratch stays small beside a long prompt's queries
+BLOCK = 256  # tokens at a time: scratch that stays in a processor's cache, small beside a long prompt's queries
 
 
 class Moments(NamedTuple):
@@ -86,6 +86,9 @@ class ExpectedAttention(Scorer):
             covariance = rotate(rotate(covariance, cos, sin).mT, cos, sin).mT
         mean = mean.float().unflatten(0, (len(keys), -1)) * layer.scale
         covariance = covariance.float().unflatten(0, (len(keys), -1)) * layer.scale**2 / 2
-        # one query head of each group at a time: scratch of one more copy of the keys, not of G
-        quadratic = [((keys @ covariance[:, g]) * keys).sum(-1) for g in range(mean.shape[1])]
-        return mean @ keys.mT + torch.stack(quadratic, 1)
+        # k^T C k of one query head of each group at a time: scratch of one block of keys, not of G
+        quadratic = [
+            torch.stack([((k @ covariance[:, g]) * k).sum(-1) for g in range(mean.shape[1])], 1)
+            for k in keys.split(BLOCK, 1)
+        ]
+        return mean @ keys.mT + torch.cat(quadratic, -1)

@@ -26,7 +26,7 @@ from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from evals.harness.calibrate import by_context, tokenized
 from evals.harness.measure import Context, Means
-from evals.harness.plots import score_against_budget
+from evals.harness.plots import score_against
 from evals.reconstruct import Reconstruct
 from evals.ruler import Ruler
 from evals.stats import bootstrap_ci, paired_bootstrap
@@ -218,7 +218,7 @@ def figure(lines: Sequence[dict[str, Any]], budgets: Sequence[float], path: Path
             rows.append({"kept_share": budget, "score": float(same.mean()), "ci95": bootstrap_ci(same)})
         drawn[name] = rows
     title = f"Answers that stay exactly the full cache's, {len(lines)} samples"
-    score_against_budget(drawn, None, title, path)
+    score_against("kept_share", drawn, None, title, path)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the oracle and SnapKV's scores cost beside a layer's prefill attention: python -m benchmarks.oracle [--full]
+"""What the oracle and SnapKV's scores cost beside a layer's prefill attention.
 
 Geometry of an 8B model (32 query heads, 8 KV heads of 128), float32 on one core; CPU time, the least of several runs,
 all in one process on the same tensors. The last column is what the definition costs: eager attention with T x T
@@ -7,7 +7,6 @@ weights.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks._section import Section, run
 from lukv.oracle import output_gram, utility, value_weight
 from lukv.scoring import row_mass
 
@@ -41,7 +41,7 @@ def eager(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     return torch.stack(out)
 
 
-def row(tokens: int, repeats: int) -> str:
+def row(tokens: int, repeats: int) -> list[str]:
     torch.manual_seed(0)
     scale = WIDTH**-0.5
     queries = torch.randn(HEADS, tokens + ROWS, WIDTH)
@@ -69,21 +69,20 @@ def row(tokens: int, repeats: int) -> str:
         *(f"{1e3 * t:.0f} ms, {100 * t / attention:.1f}%" for t in (snapkv, rows, weights)),
         plain,
     ]
-    return f"| {tokens} | " + " | ".join(cells) + " |"
+    return [str(tokens), *cells]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="16384 tokens too (minutes)")
-    full = parser.parse_args().full
+def measure(section: Section) -> None:
     torch.set_num_threads(1)
-    print(f"one layer, {HEADS} query and {KV_HEADS} KV heads of {WIDTH}; share of that layer's prefill attention\n")
-    heads = ["tokens", "prefill attention", f"SnapKV, {WINDOW} rows", f"oracle, {ROWS} rows a question"]
-    print("| " + " | ".join([*heads, "value weights, once a context", "eager T x T"]) + " |")
-    print("|---|---|---|---|---|---|")
-    for tokens in (1024, 4096, 16384) if full else (1024, 4096):
-        print(row(tokens, repeats=5 if tokens <= 4096 else 2), flush=True)
+    section.text(f"""
+        One layer of {HEADS} query and {KV_HEADS} KV heads of {WIDTH}, float32, one thread. The per cents are of that
+        layer's prefill attention. *SnapKV*: its scores from the last {WINDOW} rows; *oracle*: the rows of {ROWS} future
+        tokens; *value weights*: once a context; *eager*: what the definition costs, T x T weights.
+    """)
+    section.head("tokens", "prefill attention", "SnapKV", "oracle", "value weights", "eager")
+    for tokens in (1024, 4096, 16384) if section.full else (1024, 4096):
+        section.row(*row(tokens, repeats=5 if tokens <= 4096 else 2))
 
 
 if __name__ == "__main__":
-    main()
+    run("Oracle and SnapKV's scores beside prefill attention", measure)

@@ -1,7 +1,5 @@
 """Processor seconds to make RULER's samples (other jobs do not count), with the share spent in the tokenizer.
 
-    python benchmarks/ruler.py --tokenizer models/tiny --sources PATH --lengths 4096 32768 --samples 100
-
 Without --sources, RULER's essay and question tasks are left out and their stand-ins are measured.
 """
 
@@ -13,6 +11,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks._section import Section, run
 from evals.ruler import Ruler
 
 
@@ -33,28 +32,34 @@ class Timed:
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", default="models/tiny", help="folder of a transformers tokenizer")
     parser.add_argument("--sources", help="folder with PaulGrahamEssays.json, punkt_tab/, squad.json, hotpotqa.json")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 32768])
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--lengths", type=int, nargs="+", help="default: 4096, with --full 32768 too")
+    parser.add_argument("--samples", type=int, help="a task; default: 20, with --full 100")
     parser.add_argument("--vintage", type=int, default=2024)
-    options = parser.parse_args()
+
+
+def measure(section: Section) -> None:
+    options = section.options
+    samples = options.samples or (100 if section.full else 20)
+    lengths = options.lengths or ([4096, 32768] if section.full else [4096])
     tokenizer = Timed(AutoTokenizer.from_pretrained(options.tokenizer))
-    print(f"{options.samples} samples a task, vintage {options.vintage}, tokenizer {options.tokenizer}")
-    print(f"{'task':22} {'length':>7} {'units':>7} {'seconds':>8} {'tokenizer':>9}")
-    for length in options.lengths:
-        benchmark = Ruler(length, samples=options.samples, vintage=options.vintage, sources=options.sources)
+    section.text(f"{samples} samples a task, vintage {options.vintage}, tokenizer {options.tokenizer}; processor time.")
+    section.head("task", "length", "units", "seconds", "in the tokenizer")
+    left_out: dict[str, str] = {}
+    for length in lengths:
+        benchmark = Ruler(length, samples=samples, vintage=options.vintage, sources=options.sources)
         start, tokenizer.seconds = time.process_time(), 0.0
         for task in benchmark.tasks(tokenizer):
             seconds = time.process_time() - start
             units = task.samples[0].extra["units"]
-            print(f"{task.name:22} {length:7} {units:7} {seconds:8.2f} {tokenizer.seconds / seconds:9.0%}", flush=True)
+            section.row(task.name, length, units, f"{seconds:.2f}", f"{tokenizer.seconds / seconds:.0%}")
             start, tokenizer.seconds = time.process_time(), 0.0
-        for name, reason in benchmark.facts()["left_out"].items():
-            print(f"left out: {name}: {reason}")
+        left_out |= benchmark.facts()["left_out"]
+    if left_out:
+        section.text("Left out: " + "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) + ".")
 
 
 if __name__ == "__main__":
-    main()
+    run("Making RULER's samples", measure, add_options)

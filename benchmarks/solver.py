@@ -1,4 +1,4 @@
-"""LU-KV's solver against the plain hull and heap: python -m benchmarks.solver [--full]
+"""LU-KV's solver against the plain hull and heap.
 
 All 99 budgets of one sample of 32 layers x 8 KV heads. CPU seconds of this process (other programs on the machine do
 not count), the least of several runs; both in one process on the same utilities. Curves must be identical.
@@ -6,13 +6,13 @@ not count), the least of several runs; both in one process on the same utilities
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.plain_solver import plain_solve
+from benchmarks._plain_solver import plain_solve
+from benchmarks._section import Section, run
 from lukv.solver import kept_total, solve
 
 LAYERS, HEADS = 32, 8
@@ -34,7 +34,7 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def row(kind: str, tokens: int, repeats: int) -> str:
+def row(kind: str, tokens: int, repeats: int) -> tuple[str, ...]:
     utility = INPUTS[kind](np.random.default_rng(0), tokens - 5)
     ours = solve(utility, tokens)
     polished = solve(utility, tokens, polish=True)
@@ -50,22 +50,26 @@ def row(kind: str, tokens: int, repeats: int) -> str:
     np.testing.assert_allclose(ours.lower_bound, bounds, rtol=1e-9)
     gap, left = (100 * np.max(s.loss / s.lower_bound - 1) for s in (ours, polished))
     return (
-        f"| {tokens} | {kind} | {fast * 1e3:.1f} ms | {slow:.2f} s | {slow / fast:.0f} x | {same} | {gap:.3f}% "
-        f"| {fine * 1e3:.0f} ms, {left:.3f}% |"
+        f"{tokens}, {kind}",
+        f"{fast * 1e3:.1f} ms",
+        f"{slow:.2f} s",
+        f"{slow / fast:.0f} x",
+        "yes" if same else "NO",
+        f"{gap:.3f}%",
+        f"{fine * 1e3:.0f} ms, {left:.3f}%",
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="32768 tokens too (about two minutes)")
-    full = parser.parse_args().full
-    print(f"{LAYERS} x {HEADS} heads, 99 budgets; CPU time of one core\n")
-    print("| tokens | utilities | ours | plain hull + heap | ratio | identical | largest gap | polished |")
-    print("|---|---|---|---|---|---|---|---|")
-    for tokens in (4096, 32768) if full else (4096,):
+def measure(section: Section) -> None:
+    section.text(f"""
+        {LAYERS} x {HEADS} heads, all 99 budgets. *plain*: a stack per head and a heap, the straightforward program
+        (benchmarks/_plain_solver.py); *largest gap*: of the loss over its lower bound; *polished*: with `polish=True`.
+    """)
+    section.head("tokens, utilities", "ours", "plain", "ratio", "identical", "largest gap", "polished")
+    for tokens in (4096, 32768) if section.full else (4096,):
         for kind in INPUTS:
-            print(row(kind, tokens, repeats=7 if tokens < 10_000 else 4), flush=True)
+            section.row(*row(kind, tokens, repeats=7 if tokens < 10_000 else 4))
 
 
 if __name__ == "__main__":
-    main()
+    run("Solver", measure)

@@ -66,10 +66,11 @@ class Scorer:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
-    n = cos.shape[-1]
-    x1, x2 = x[..., : n // 2], x[..., n // 2 : n]
-    turned = x[..., :n] * cos + torch.cat([-x2, x1], -1) * sin
-    return torch.cat([turned, x[..., n:].expand(*turned.shape[:-1], -1)], -1)
+    half, n = cos.shape[-1] // 2, cos.shape[-1]
+    x1, x2, rest = x[..., :half], x[..., half:n], x[..., n:]
+    y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
+    y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
+    return torch.cat([y1, y2, rest], -1)
 
 
 @torch.no_grad()

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
 from evals.harness.measure import Context, Ids, Learnt, Settings, digest, fit, measure
-from evals.harness.plots import head_budgets, loss_curves
 from evals.harness.record import RunFolder, git, installed
+from evals.harness.table_plots import head_budgets, loss_curves
+from evals.harness.track import following
 from evals.task import Sample
 from lukv.backend.selection import Protection
 from lukv.files import write_atomically
@@ -50,14 +51,17 @@ def calibrate(run: Run) -> None:
                 tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
                 groups = by_context([sample for task in tasks for sample in task.samples])
             data = {"name": job["data"]["name"], **dict(source.facts()), "hash": hash_of(groups)}
-            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data})
+            folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
 
             def contexts() -> Iterable[Context]:
                 return (tokenized(group, model, job["data"]["answers"]) for group in groups)
 
             facts = metadata(model, settings, data)
             files = make_tables(model, scorers, protection, contexts, len(groups), settings, facts, folder.path)
-            folder.finish({"status": "done", "run_id": run.id, "tables": files})
+            result = {"status": "done", "run_id": run.id, "tables": files}
+            folder.finish(result)
+            with following(run["track"], folder.path) as tracker:
+                tracker.finish(result)
         else:
             print(f"{run.id}: already done")
         for name in folder.result()["tables"]:  # type: ignore[index]
@@ -141,7 +145,7 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
         said = sample.references if answers == "all" else sample.references[:1]
         reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
         questions.append((tuple(question), tuple(reference)))
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:
         raise InputError(f"{group[0].id}: {len(context)} tokens and a question, {model.name} takes {longest}")
     return Context(tuple(context), tuple(questions))

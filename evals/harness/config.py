@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
@@ -76,7 +77,7 @@ class Run:
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
 
-    @property
+    @cached_property  # making one makes the benchmark
     def id(self) -> str:
         return self.config["job"].get("run_id") or run_id(self)
 
@@ -92,8 +93,7 @@ class Run:
 
     @property
     def subject(self) -> dict[str, Any]:
-        """The settings that can change the result."""
-        return {key: self.config[key] for key in RESULT_KEYS}
+        return subject(self.config)
 
     @property
     def hash(self) -> str:
@@ -104,8 +104,15 @@ class Run:
         if not self.evicts or self.config["reference"] is None:
             return None
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
-        config = {**self.config, **nothing, "method": self.config["reference"], "protection": None}
+        job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
+        config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
         return Run(config, dict.fromkeys(self.choices), about_data(self.nested))
+
+
+def subject(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change the result. Where budget tables lie is not among them: the allocator's path is."""
+    model = {key: value for key, value in (config.get("model") or {}).items() if key != "tables"}
+    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": model}
 
 
 def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def computed(folder: RunFolder) -> dict[str, Any]:
     with build.input_errors():
         model = build.model(run)
         prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
-    about = {"prompts": prompt_hashes(prompts), "benchmark": facts}
+    about = {"prompts": prompt_hashes(prompts), "benchmark": facts, "model_commit": model.commit}
     with ExitStack() as opened:
         cells = [cell_of(folder, model, about), *others(run, model, about, opened)]
         with following(run["track"], run.folder, list(cells[0].done.values())) as tracker:

@@ -38,7 +38,7 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
     prompts = []
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from evals.harness.config import ROOT, InputError, Run
+from evals.harness.config import ROOT, InputError, Run, subject
 from lukv.files import write_atomically
 
 PACKAGES = (
@@ -78,7 +78,7 @@ class RunFolder:
         if not (self.path / "run.json").exists():
             return
         was = yaml.safe_load((self.path / "config.yaml").read_text())
-        changes = differences({k: was.get(k) for k in self.run.subject}, self.run.subject)
+        changes = differences(subject(was), self.run.subject)
         inputs = read_json(self.path / "run.json").get("inputs", {})
         changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
         if changes:

@@ -53,15 +53,14 @@ class Arena:
         some batch rows."""
         n = keys.shape[2]
         self.reserve(n)
-        some = None if rows is None else self.sequences_of(rows)
-        chosen = slice(None) if some is None else torch.from_numpy(some).to(self._end.device)
+        chosen = slice(None) if rows is None else self.sequences_of(rows)
         end = self._end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
         self._end[chosen] += n
         self.length[chosen] += n
-        self.lengths[slice(None) if some is None else some] += n
+        self.lengths[chosen] += n
         self._room -= n
 
     def sequences_of(self, rows: Sequence[int]) -> np.ndarray:

@@ -34,7 +34,7 @@ class RaggedCache(Cache):
 
     observe: scorers to show the prompt's queries to, so that `evicted` can be asked for them afterwards.
     attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries after the prompt.
-    later, every, stream: see Plan.
+    later, sizes, every, stream: see Plan.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -49,11 +49,17 @@ class RaggedCache(Cache):
         prompt_columns: int | None = None,
         record_queries: bool = False,
         later: Eviction | None = None,
+        sizes: Sequence[int] | None = None,
         every: int | None = None,
         stream: bool = False,
     ) -> None:
         if (every is not None or stream) and later is None:
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
+        if prompt_columns is None and not stream and getattr(model.generation_config, "prefill_chunk_size", None):
+            raise ValueError(
+                "the model's generation config cuts prompts into pieces (prefill_chunk_size), and the cache would "
+                "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
+            )
         kinds = windows(model.config)
         self.plan = Plan(
             model.config.get_text_config(decoder=True),
@@ -64,6 +70,7 @@ class RaggedCache(Cache):
             prompt_columns=prompt_columns,
             record_queries=record_queries,
             later=later,
+            sizes=None if sizes is None else tuple(sizes),
             every=every,
             stream=stream,
             rope_switch=rope_switch(model.config.get_text_config(decoder=True)),
@@ -179,7 +186,8 @@ class RaggedCache(Cache):
         """A new cache: this one's rows with what the first selection keeps of them, then all of them again with what
         the second keeps, ... Each row is a sequence like any other: many evictions are decoded in one batch."""
         twin = copy(self)
-        twin.plan = replace(self.plan, eviction=None)
+        sizes = self.plan.sizes and self.plan.sizes * len(selections)
+        twin.plan = replace(self.plan, eviction=None, sizes=sizes)
         each = zip(self.layers, zip(*selections, strict=True), strict=True)
         twin.layers = [layer.keeping(masks, twin.plan) for layer, masks in each]
         return twin
@@ -187,7 +195,8 @@ class RaggedCache(Cache):
     def rows(self, chosen: Sequence[int]) -> RaggedCache:
         """A new cache that holds copies of these batch rows as they are now, in this order."""
         twin = copy(self)
-        twin.layers = [layer.rows(chosen) for layer in self.layers]
+        twin.plan = replace(self.plan, sizes=self.plan.sizes and tuple(self.plan.sizes[row] for row in chosen))
+        twin.layers = [layer.rows(chosen, twin.plan) for layer in self.layers]
         return twin
 
     def reserve(self, tokens: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lukv.allocation import Budget, round_half_up
+from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
@@ -31,11 +31,16 @@ Stop = Callable[[list[int]], bool]
 """The answer so far (token ids of one row) -> is it finished? For stop strings: LoadedModel.stop_at(strings)."""
 
 
+LOOK = {"cuda": 8}
+"""Steps between two looks at the chosen tokens, by device: to look is to wait for a GPU. A CPU is looked at each step;
+so is everything that a token decides on (stop, pick, min_new_tokens)."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """tokens: what each row answered, end-of-text token not included. ttft_s: from the question to the first token, the
     question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens
-    decoded."""
+    decoded, those past the last row's end included."""
 
     tokens: list[list[int]]
     ttft_s: float
@@ -92,23 +97,23 @@ def stream(
     """Evict while the prompt streams in: the cache never holds more than the budget and one block (KeyDiff's own form).
 
     Not what `compress` computes: later tokens attend to a prompt that is evicted already, and a token is judged by what
-    came up to then. The budget is that of the whole prompt from the first block on. Rows must be equally long.
+    came up to then. From the first block on the budget is that of the row's whole prompt. Rows of any length; each gets
+    what it would get alone.
     """
     network = network_of(model)
     ids, mask = left_padded(input_ids, None, network.device)
-    if mask is not None:
-        raise ValueError("prompts that stream in together must be equally long")
-    tokens = ids.shape[1]
-    size = max(1, round_half_up(eviction.budget.of(tokens) * tokens))
+    rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
+    budget = eviction.budget
     cache = RaggedCache(
         network,
         attention=attention or str(getattr(model, "attention", "auto")),
-        later=replace(eviction, budget=Budget(tokens=size)),
+        later=eviction,
+        sizes=[max(1, round_half_up(budget.of(len(row)) * len(row))) for row in rows],
         every=block,
         stream=True,
     )
-    for piece in pieces(tokens, block):
-        feed(network, cache, ids, mask, piece)
+    for piece in pieces(ids.shape[1], block):
+        feed(network, cache, *padded([row[piece] for row in rows]), slice(None))
     cache.evict_again()
     cache.plan.every = None  # the answer is not evicted
     return cache
@@ -170,32 +175,39 @@ def answer(
     pick: logits [rows still running, vocabulary] -> next tokens; greedy by default. min_new_tokens: the first so many
     tokens are the likeliest ones that do not end the answer, neither by eos_ids nor by stop.
     """
-    pick = pick or (lambda logits: logits.argmax(-1))
     ends = set(eos_ids)
     begin = time.perf_counter()
     cache.reserve(max(map(len, question_ids)) + max_new_tokens)
     logits = append(model, cache, question_ids)
+    free = stop is None and pick is None and min_new_tokens == 0
+    look = LOOK.get(logits.device.type, 1) if free else 1
+    pick = pick or (lambda logits: logits.argmax(-1))
     tokens: list[list[int]] = [[] for _ in logits]
     running = [True] * len(tokens)
     rows = list(range(len(tokens)))  # those that are decoded: a row that has ended runs along until it leaves
+    unseen: list[Tensor] = []
     first = begin
     steps = 0
     while max_new_tokens > 0:
         early = steps < min_new_tokens
         chosen = likeliest_to_go_on(logits, [tokens[r] for r in rows], ends, stop) if early else pick(logits)
-        for row, token in zip(rows, chosen.tolist(), strict=True):
-            if running[row] and token in ends:
-                running[row] = False
-            elif running[row]:
-                tokens[row].append(token)
-                running[row] = not (stop is not None and stop(tokens[row]))
+        unseen.append(chosen)
         steps += 1
+        if steps == 1 or len(unseen) == look or steps == max_new_tokens:
+            for column in torch.stack(unseen).tolist():
+                for row, token in zip(rows, column, strict=True):
+                    if running[row] and token in ends:
+                        running[row] = False
+                    elif running[row]:
+                        tokens[row].append(token)
+                        running[row] = not (stop is not None and stop(tokens[row]))
+            unseen = []
         if steps == 1:
             first = time.perf_counter()
         if steps == max_new_tokens or not any(running):
             break
         staying = [i for i, row in enumerate(rows) if running[row]]
-        if len(staying) <= STAYING * len(rows):  # leaving costs the others a copy
+        if not unseen and len(staying) <= STAYING * len(rows):  # leaving costs the others a copy
             rows, chosen, cache = [rows[i] for i in staying], chosen[staying], cache.rows(staying)
         logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
@@ -226,9 +238,15 @@ def left_padded(
         rows = [torch.tensor(row, dtype=torch.int64) for row in ids]
     if not rows or min(map(len, rows)) == 0:
         raise ValueError("every row needs at least one token")
+    ids, mask = padded(rows)
+    return ids.to(device), None if mask is None else mask.to(device)
+
+
+def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """1-D token ids of any length, 0 too -> ids [B, T] with padding on the left, mask [B, T] as in `left_padded`."""
     longest = max(map(len, rows))
-    padded, used = torch.zeros(2, len(rows), longest, dtype=torch.int64)
+    ids, used = (rows[0].new_zeros(len(rows), longest, dtype=torch.int64) for _ in range(2))
     for i, row in enumerate(rows):
-        padded[i, longest - len(row) :] = row
+        ids[i, longest - len(row) :] = row
         used[i, longest - len(row) :] = 1
-    return padded.to(device), None if bool(used.all()) else used.to(device)
+    return ids, None if all(len(row) == longest for row in rows) else used

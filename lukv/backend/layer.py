@@ -116,24 +116,23 @@ class RaggedLayer(CacheLayerMixin):
         batch, _, n, _ = query.shape
         if len(self.tokens) == 0:
             self.tokens = np.zeros(batch, dtype=np.int64)
-            self.head_queries = [
-                HeadQueries(self.plan.later.scorer, key.shape[1]) for _ in range(batch) if self.plan.later
-            ]
+            if self.plan.later and not self.is_sliding:
+                self.head_queries = [HeadQueries(self.plan.later.scorer, key.shape[1]) for _ in range(batch)]
             if self.plan.stream:
                 nothing = np.zeros(batch * key.shape[1], dtype=np.int64)
                 self.arena = Arena(key.new_empty(0, key.shape[-1]), value.new_empty(0, value.shape[-1]), nothing, batch)
                 self.adopt(torch.empty(0, dtype=torch.int32, device=key.device))
         if batch != len(self.tokens):
             raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
-        self.kernel, self.decode = pick(
-            self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
-        )
-        spans = self.plan.spans(valid) or [(0, n)] * batch
-        if not self.is_sliding:
-            for row, queries in enumerate(self.head_queries):
-                queries.add(query[row, :, slice(*spans[row])], int(self.tokens[row]), self.rope)
+        if self.kernel is None:
+            self.kernel, self.decode = pick(
+                self.plan.attention, query.device, query.dtype, query.shape[-1], value.shape[-1], softcap is not None
+            )
+        spans = self.plan.spans(valid)
+        for row, queries in enumerate(self.head_queries):
+            queries.add(query[row, :, slice(*spans[row]) if spans else slice(n)], int(self.tokens[row]), self.rope)
         if self.arena is None:
-            return self._prompt(query, key, value, spans, scale, softcap)
+            return self._prompt(query, key, value, spans or [(0, n)] * batch, scale, softcap)
         return self._append(query, key, value, spans, scale, softcap)
 
     def _prompt(
@@ -212,6 +211,7 @@ class RaggedLayer(CacheLayerMixin):
         assert self.arena is not None
         self.positions = positions
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        self.shrunk_tokens = np.full_like(self.tokens, -1)
         self.commit()
 
     @property
@@ -254,15 +254,16 @@ class RaggedLayer(CacheLayerMixin):
         twin.store(self.prompt() * times, [mask for selection in selections for mask in selection])
         return twin
 
-    def rows(self, chosen: Sequence[int]) -> RaggedLayer:
-        """A layer with copies of some batch rows as they are now."""
+    def rows(self, chosen: Sequence[int], plan: Plan) -> RaggedLayer:
+        """A layer with copies of some batch rows as they are now, under another plan."""
         assert self.arena is not None
         assert self.mark is not None
         twin, some, sequences = copy(self), list(chosen), self.arena.sequences_of(chosen)
         ends = self.packed_lengths.cumsum()
         parts = [self.positions[ends[i] - self.packed_lengths[i] : ends[i]] for i in sequences]
-        twin.positions = torch.cat(parts)
+        twin.plan, twin.positions = plan, torch.cat(parts)
         twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[some]
+        twin.shrunk_tokens = self.shrunk_tokens[some]
         twin.mark = Mark(self.mark.seen, self.mark.tokens[some], self.mark.lengths[sequences])
         twin.tokens, twin.arena = self.tokens[some], self.arena.take(chosen)
         twin.queries = [queries[some] for queries in self.queries]
@@ -272,18 +273,19 @@ class RaggedLayer(CacheLayerMixin):
         return twin
 
     def _append(
-        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span], scale: float, softcap: float | None
+        self, query: Tensor, key: Tensor, value: Tensor, spans: list[Span] | None, scale: float, softcap: float | None
     ) -> Tensor:
         assert self.arena is not None
         batch, heads, n, _ = query.shape
         self.attributes = (heads, scale, softcap)
         if self.plan.record_queries and not self.is_sliding:
             self.queries.append(query.detach())
-        self.tokens = self.tokens + np.array([b - a for a, b in spans])
-        if all(s == (0, n) for s in spans):
+        if spans is None:
+            self.tokens = self.tokens + n
             self.arena.append(key, value)
             out = self._decode(query, None, scale, softcap).transpose(1, 2)
         else:
+            self.tokens = self.tokens + np.array([b - a for a, b in spans])
             out = query.new_zeros(batch, n, heads, value.shape[-1])
             for a, b in sorted(set(spans)):
                 rows = [row for row, s in enumerate(spans) if s == (a, b)]
@@ -344,7 +346,7 @@ class RaggedLayer(CacheLayerMixin):
         """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until
         commit()."""
         assert self.arena is not None
-        assert self.plan.later is not None
-        self.arena, positions = shrink(self, self.plan.later)
+        self.arena, positions = shrink(self)
         self.adopt(positions)
+        self.shrunk_tokens = self.tokens.copy()
         self.mark = None

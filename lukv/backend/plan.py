@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
 
@@ -19,8 +20,9 @@ Span = tuple[int, int]
 @dataclass
 class Plan:
     """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are
-    the prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked. `stream`:
-    there is no prompt, every token is appended and only `later` evicts."""
+    the prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked, each row
+    down to the tokens a head that `sizes` says (None: by its own budget). `stream`: there is no prompt, every token is
+    appended and only `later` evicts."""
 
     config: PreTrainedConfig
     layers: int
@@ -30,11 +32,17 @@ class Plan:
     prompt_columns: int | None = None
     record_queries: bool = False
     later: Eviction | None = None
+    sizes: tuple[int, ...] | None = None
     every: int | None = None
     stream: bool = False
     rope_switch: int | None = None
     _mask: Tensor | None = field(default=None, repr=False)
     _spans: list[Span] | None = field(default=None, repr=False)
+
+    def later_of(self, row: int) -> Eviction:
+        """What evicts batch row `row` again."""
+        assert self.later is not None
+        return self.later if self.sizes is None else replace(self.later, budget=Budget(tokens=self.sizes[row]))
 
     def spans(self, valid: Tensor | None) -> list[Span] | None:
         """[B, n] bool -> first and last + 1 valid column of each row; None: all are valid. Every layer of a forward is

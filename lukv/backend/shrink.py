@@ -34,13 +34,18 @@ class HeadQueries:
             self.heads = [self.scorer.observe(seen, q, start, rope) for seen, q in zip(self.heads, pieces, strict=True)]
 
 
-def shrink(layer: RaggedLayer, eviction: Eviction) -> tuple[Arena, Tensor]:
-    """The entries of every batch row that `eviction` keeps of those stored: (arena, positions)."""
+def shrink(layer: RaggedLayer) -> tuple[Arena, Tensor]:
+    """The entries that stay of those stored when the plan's later eviction comes: (arena, positions). A row that has no
+    token it did not have then is left as the last such eviction left it."""
     arena = layer.arena
     assert arena is not None
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for row in range(arena.batch):
-        kept += shrink_row(layer, arena, row, eviction)
+        if layer.tokens[row] == layer.shrunk_tokens[row]:
+            sequences = range(row * arena.heads, (row + 1) * arena.heads)
+            kept += [(*arena.sequence(i), layer.positions_of(i)) for i in sequences]
+        else:
+            kept += shrink_row(layer, arena, row, layer.plan.later_of(row))
     return pack_sequences(kept, arena.batch)
 
 

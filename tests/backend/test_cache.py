@@ -215,6 +215,22 @@ def test_a_streamed_prompt_stays_within_budget_and_one_block(scorer, stages):
     assert answer(MODEL, cache, question, 5).tokens == first
 
 
+@pytest.mark.parametrize("scorer", [Noise(), LastQuery()], ids=lambda s: s.name)
+def test_prompts_of_any_length_stream_together(scorer):
+    """Each row holds what it holds alone, wherever its last block ends, and so answers the same."""
+    prompts, question = rows([100, 37, 64, 3]), rows([5, 9, 1, 4], seed=1)
+    wanted = replace(tokens(1, scorer), budget=Budget(share=0.2))
+    together = stream(MODEL, prompts, wanted, block=16)
+    logits = append(MODEL, together, question)
+    assert together.kept().sum(axis=(0, 2)).tolist() == [4 * 20, 4 * 7, 4 * 13, 4]
+    for row, prompt in enumerate(prompts):
+        alone = stream(MODEL, [prompt], wanted, block=16)
+        assert (logits[row] - append(MODEL, alone, question[row : row + 1])[0]).abs().max() <= 1e-9
+        for layer, one in zip(together.layers, alone.layers, strict=True):
+            for head in range(2):
+                assert torch.equal(layer.positions_of(2 * row + head), one.positions_of(head))
+
+
 def test_a_streamed_prompt_that_fits_is_the_plain_prompt():
     prompt, question = rows([50]), rows([4], seed=1)
     whole = stream(MODEL, prompt, eviction(1.0, Uniform()), block=16)

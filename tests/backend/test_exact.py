@@ -6,8 +6,11 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers import DynamicCache
 
+from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress
@@ -101,6 +104,17 @@ def test_generate_gives_identical_tokens(family):
     use_ragged_attention(model)
 
 
+@pytest.mark.skipif(version.parse(transformers.__version__) < version.parse("5.3"), reason="broken in transformers 5.2")
+def test_generate_with_its_prompt_in_pieces():
+    """transformers' own prefill_chunk_size, where the cache is told how long the prompt is."""
+    model, prompts = model_of("llama", layers=2), rows([70, 57])
+    ids, mask = padded(prompts, "left")
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    whole = model.generate(ids, past_key_values=RaggedCache(model, eviction(0.3)), **options)
+    ragged = RaggedCache(model, eviction(0.3), prompt_columns=70)
+    assert model.generate(ids, past_key_values=ragged, prefill_chunk_size=16, **options).tolist() == whole.tolist()
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_generate_goes_on_from_a_compressed_cache(family):
     model, prompt, question = model_of(family, layers=2), rows([60])[0], rows([9], seed=1)[0]
@@ -134,6 +148,21 @@ def test_a_batch_of_questions_equals_each_alone(family):
         logits = append(model, compress(model, [prompt], eviction=eviction(0.4)), [questions[row]])
         batch.rollback()
         assert (append(model, batch, questions)[row] - logits[0]).abs().max() <= EXACT
+
+
+def test_looking_seldom_changes_no_answer(monkeypatch):
+    """On a GPU the tokens are looked at every few steps: rows end in between, before the first look and never."""
+    model, prompts, questions = model_of("llama"), rows([40, 70, 55]), rows([9, 2, 30], seed=1)
+    batch = compress(model, prompts, eviction=eviction(0.4))
+    free = answer(model, batch, questions, 14).tokens
+    for ends in ({free[0][0]}, {free[0][4], free[1][6]}, {free[2][13]}, set(), {row[2] for row in free}):
+        wanted = []
+        for look in (1, 4, 5, 99):
+            batch.rollback()
+            monkeypatch.setitem(generate.LOOK, "cpu", look)
+            wanted.append(answer(model, batch, questions, 14, eos_ids=tuple(ends)).tokens)
+        assert wanted[1:] == wanted[:1] * 3
+    assert wanted[0] != free
 
 
 @pytest.mark.parametrize("chunk", [16, pytest.param(1, marks=SLOW), pytest.param(69, marks=SLOW)])

@@ -76,6 +76,13 @@ def test_a_model_that_drops_the_cache(monkeypatch):
         compress(MODEL, PROMPT)
 
 
+def test_a_generation_config_that_cuts_the_prompt(monkeypatch):
+    monkeypatch.setattr(MODEL.generation_config, "prefill_chunk_size", 8)
+    with pytest.raises(ValueError, match=r"prefill_chunk_size.*give prompt_columns="):
+        RaggedCache(MODEL, eviction(0.5))
+    compress(MODEL, PROMPT, eviction=eviction(0.5))  # knows the whole prompt
+
+
 def test_attention_sinks():
     config = AutoConfig.for_model(
         "gpt_oss",

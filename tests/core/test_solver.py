@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.plain_solver import hull_vertices, loss_curve, plain_solve
+from benchmarks._plain_solver import hull_vertices, loss_curve, plain_solve
 from lukv.solver import floor_of, hulls, kept_total, solve
 
 

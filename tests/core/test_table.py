@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from benchmarks.plain_solver import hull_vertices, loss_curve
+from benchmarks._plain_solver import hull_vertices, loss_curve
 from lukv.allocation import Budget, HeadScores
 from lukv.backend.selection import Protection
 from lukv.scoring import Scorer

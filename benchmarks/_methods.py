@@ -1,0 +1,38 @@
+"""The methods of conf/method, as their yaml files name them, with a made-up budget table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from benchmarks._section import ROOT
+from lukv.allocation import Allocator
+from lukv.backend.selection import Protection
+from lukv.scoring import Scorer
+from lukv.solver import PRUNED_PERCENT
+from lukv.table import BudgetTable
+
+CONF = ROOT / "conf"
+
+
+def methods(folder: Path, layers: int, kv_heads: int) -> dict[str, tuple[Scorer, Allocator, Protection]]:
+    """Every method that evicts. The budget table, for any scorer, is written into `folder`."""
+    budget = 1 - PRUNED_PERCENT[:, None, None] / 100
+    spread = np.linspace(-0.75, 0.75, layers * kv_heads).reshape(layers, kv_heads)
+    table = BudgetTable(budget + np.minimum(budget, 1 - budget) * spread)
+    found: dict[str, tuple[Scorer, Allocator, Protection]] = {}
+    for path in sorted((CONF / "method").glob("*.yaml")):
+        names = [entry for entry in OmegaConf.load(path).get("defaults", []) if not isinstance(entry, str)]
+        chosen = {str(k).rpartition("/")[2]: v for entry in names for k, v in entry.items()}
+        if chosen["scorer"] is None:
+            continue
+        root: Any = OmegaConf.create({"seed": 0, "model": {"tables": str(folder)}})
+        for group in ("scorer", "allocator", "protection"):
+            root[group] = OmegaConf.load(CONF / group / f"{chosen[group]}.yaml")
+        table.save(folder / f"{root.scorer.name}.safetensors")
+        found[path.stem] = tuple(instantiate(root[group]) for group in ("scorer", "allocator", "protection"))  # type: ignore[assignment]
+    return found

@@ -1,0 +1,69 @@
+"""Peak memory of one prefill, in a process of its own: _peak.py TOKENS KIND -> one line of JSON, bytes.
+
+KIND: stock, everything, or a method of conf/method. The model: 8 layers with the attention of an 8B model (32 query
+and 8 KV heads of 128) and little else, so that keys and values are what the memory holds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from benchmarks._methods import methods
+from lukv.allocation import Budget
+from lukv.backend.attention import use_ragged_attention
+from lukv.backend.generate import compress
+from lukv.backend.selection import Eviction
+
+LAYERS, SHARE = 8, 0.2
+
+
+def status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+@torch.no_grad()
+def main(tokens: int, kind: str) -> dict[str, int]:
+    torch.set_num_threads(1)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=100,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=2**17,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(0, 100, (1, tokens))
+    eviction = None
+    with tempfile.TemporaryDirectory() as folder:
+        found = methods(Path(folder), LAYERS, 8)
+    if kind != "stock":
+        use_ragged_attention(model)
+        eviction = None if kind == "everything" else Eviction(*found[kind], Budget(share=SHARE))
+        compress(model, ids[:, :128], eviction=eviction)
+    else:
+        model(ids[:, :128], past_key_values=DynamicCache(config=config))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = status("VmRSS")
+    if kind == "stock":
+        cache = DynamicCache(config=config)
+        model(ids, past_key_values=cache, logits_to_keep=1)
+        stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    else:
+        ragged = compress(model, ids, eviction=eviction)
+        stored = ragged.nbytes
+    return {"peak": status("VmHWM") - before, "after": status("VmRSS") - before, "stored": stored}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]), sys.argv[2])))

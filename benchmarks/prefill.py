@@ -1,0 +1,106 @@
+"""What eviction adds to a prefill: time of its parts, method by method, and the process's peak memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks._measure import LARGE, in_turn, seconds
+from benchmarks._methods import methods
+from benchmarks._models import ids_of, model_of
+from benchmarks._section import ROOT, Section, run
+from lukv.allocation import Allocator, Budget
+from lukv.backend.arena import pack
+from lukv.backend.attention import use_ragged_attention
+from lukv.backend.generate import compress
+from lukv.backend.rope import rope_of
+from lukv.backend.selection import Protection, best, protect, scores_of
+from lukv.scoring import PromptLayer, Rope, Scorer
+
+SHARE = 0.2
+PARTS = ("queries", "scores", "budgets", "selection", "storing")
+
+
+def parts(
+    scorer: Scorer, allocator: Allocator, own: Protection, tokens: int, rope: Rope | None
+) -> dict[str, Callable[[int], object]]:
+    """What the backend does with one layer's prompt, step by step (lukv.backend.selection.Eviction.keep and arena)."""
+    queries = torch.randn(LARGE.query_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16)
+    keys, values = (torch.randn(LARGE.kv_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16) for _ in range(2))
+    protection = own.over(scorer)
+    seen = scorer.observe(None, queries, 0, rope)
+    layer = PromptLayer(0, 2, keys, values, LARGE.query_heads, LARGE.head_dim**-0.5, None, observed=seen, rope=rope)
+    scores = scorer.score(layer)
+    raised = protect(scores, protection)
+    heads = scores_of(layer, raised, protection)
+    counts = allocator.counts(Budget(share=SHARE), heads)
+    keep = best(raised, counts)
+    return {
+        "queries": lambda i: scorer.observe(None, queries, 0, rope),
+        "scores": lambda i: scorer.score(layer),
+        # another budget each time: a table's counts are remembered for the one asked for last
+        "budgets": lambda i: allocator.counts(Budget(share=round(SHARE + 1e-7 * i, 7)), heads),
+        "selection": lambda i: best(protect(scores, protection), counts),
+        "storing": lambda i: pack([keys], [values], [keep]),
+    }
+
+
+@torch.no_grad()
+def times(section: Section, tokens: int) -> None:
+    model = model_of(LARGE, 1, torch.bfloat16)
+    use_ragged_attention(model)
+    ids = ids_of(tokens)
+    model(ids[:, :64])
+    layer = min(seconds(lambda: compress(model, ids)) for _ in range(3 if section.full and tokens < 10_000 else 1))
+    section.text(f"{tokens} tokens; the layer's prefill, keeping everything, takes {layer:.2f} s. Milliseconds:")
+    section.head("method", *PARTS, "together", "of the layer's prefill")
+    rope = rope_of(model, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (scorer, allocator, own) in methods(Path(folder), 2, LARGE.kv_heads).items():
+            found = in_turn(parts(scorer, allocator, own, tokens, rope), 9 if section.full else 5)
+            total = sum(found.values())
+            section.row(
+                name, *(f"{found[part] * 1e3:.2f}" for part in PARTS), f"{total * 1e3:.1f}", f"{total / layer:.2%}"
+            )
+
+
+def peaks(section: Section, tokens: int) -> None:
+    section.text(f"""
+        Memory of the process in a prefill of {tokens} tokens, above what it held before: 8 layers with the attention
+        of an 8B model, float32, each kind in a fresh process. *cache*: the entries stored, exactly.
+    """)
+    section.head("kind", "peak, MiB", "of stock", "after, MiB", "cache, MiB", "of stock")
+    # glibc would keep freed blocks of up to 32 MiB for itself; with this it gives them back
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
+    stock: dict[str, int] = {}
+    for kind in ("stock", "everything", "snapkv", "expected_attention", "lukv"):
+        command = [sys.executable, "-m", "benchmarks._peak", str(tokens), kind]
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        stock = stock or found
+        peak, after, stored = (found[key] / 2**20 for key in ("peak", "after", "stored"))
+        label = {"stock": "stock transformers", "everything": "ours, everything kept"}.get(kind, f"{kind}, {SHARE:.0%}")
+        of_peak, of_stored = found["peak"] / stock["peak"], found["stored"] / stock["stored"]
+        section.row(label, f"{peak:.0f}", f"{of_peak:.2f}", f"{after:.0f}", f"{stored:.1f}", f"{of_stored:.3f}")
+
+
+def measure(section: Section) -> None:
+    torch.set_num_threads(1)
+    section.text(f"""
+        One layer of Llama-3.1-8B's geometry (MLP included), bfloat16, one thread, {SHARE:.0%} kept, medians. *queries*:
+        what a scorer keeps of them; *selection*: protection and the choice; *storing*: the kept entries into the arena.
+    """)
+    for tokens in (4096, 16384) if section.full else (4096,):
+        times(section, tokens)
+    peaks(section, 8192 if section.full else 2048)
+
+
+if __name__ == "__main__":
+    run("Prefill: what eviction adds", measure)
