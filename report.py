@@ -76,10 +76,7 @@ def stop(line: str) -> int:
 def score(predictions: Path, protocol: str, e: bool) -> int:
     from evals.longbench import score_predictions
 
-    try:
-        found = score_predictions(predictions, protocol, e)
-    except (ValueError, OSError) as error:
-        return stop(str(error))
+    found = score_predictions(predictions, protocol, e)
     names = list(dict.fromkeys(name for task in found for name in task.scores))
     rows = [
         [task.task, str(task.n), *(f"{task.scores[n]:.2f}" if n in task.scores else "" for n in names)]
@@ -102,9 +99,12 @@ def main() -> int:
     scoring.add_argument("--protocol", default="official", help="whose scorer: official, defensivekv, kvpress, lukv")
     scoring.add_argument("--e", action="store_true", help="LongBench-E: scores by length")
     args = parser.parse_args()
-    if args.command == "score":
-        return score(args.predictions, args.protocol, args.e)
-    return write(args.runs, args.out or args.runs / "report", args.against)
+    try:
+        if args.command == "score":
+            return score(args.predictions, args.protocol, args.e)
+        return write(args.runs, args.out or args.runs / "report", args.against)
+    except (ValueError, OSError) as error:
+        return stop(str(error))
 
 
 if __name__ == "__main__":

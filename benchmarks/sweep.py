@@ -1,19 +1,18 @@
 """What a sweep costs: 6 methods x 5 budgets with the prefill shared, every run by itself, and one run alone.
 
-    python benchmarks/sweep.py [--limit 10] [--length 1024]
-
 Processor seconds of `python run.py` as a process (other jobs do not count; one thread), start-up measured apart.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks._section import Section, run
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = "benchmark.tasks=[niah_single_1,niah_multikey_2,vt]"
@@ -35,30 +34,30 @@ def seconds(arguments: list[str]) -> float:
     return used() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, default=10, help="samples of each of the three tasks")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a context")
-    options = parser.parse_args()
-    common = [TASKS, f"limit={options.limit}", f"benchmark.length={options.length}"]
+def measure(section: Section) -> None:
+    limit = 40 if section.full else 10
+    section.text(f"""
+        `python run.py` on the embedded model, three RULER tasks of {limit} samples at 1024 tokens: six methods at five
+        budgets and the full cache with every context prefilled once, every run by itself, and one run with its
+        reference. Processor seconds of the process, one thread; start-up is that of the same command when all is done.
+    """)
+    common = [TASKS, f"limit={limit}", "benchmark.length=1024"]
     cases = {  # name: (arguments, runs with their reference)
         "one run and its reference": (ONE, 2),
         "6 methods x 5 budgets, shared": (MANY, 31),
         "6 methods x 5 budgets, each run by itself": ([*MANY, "share=false"], 31),
     }
-    print("| command | runs | CPU s | of them start-up | ms a sample and run | to one run |")
-    print("|---|--:|--:|--:|--:|--:|")
+    section.head("command", "runs", "CPU s", "of them start-up", "ms a sample and run", "to one run")
     with tempfile.TemporaryDirectory() as folder:
         first = 0.0
         for name, (arguments, runs) in cases.items():
             where = f"runs={folder}/{runs}{'share=false' in arguments}"
             whole = seconds([*arguments, *common, where])
             start = seconds([*arguments, *common, where])  # all is done by now: what is left is start-up
-            work = whole - start
             first = first or whole
-            each = 1e3 * work / (runs * 3 * options.limit)
-            print(f"| {name} | {runs} | {whole:.1f} | {start:.1f} | {each:.1f} | {whole / first:.1f} x |", flush=True)
+            each = 1e3 * (whole - start) / (runs * 3 * limit)
+            section.row(name, runs, f"{whole:.1f}", f"{start:.1f}", f"{each:.1f}", f"{whole / first:.1f} x")
 
 
 if __name__ == "__main__":
-    main()
+    run("A sweep with one prefill for all its runs", measure)

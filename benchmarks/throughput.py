@@ -123,11 +123,11 @@ def rows(section: Section, length: int, limit: int, folder: Path) -> None:
 def measure(section: Section) -> None:
     torch.set_num_threads(1)
     section.text(f"""
-        Tasks {", ".join(TASKS)}; one thread, processor time. A sample is one answer of one method at one budget, and the
-        ratio is to kvpress's pipeline (its 0.5.5, one context at a time) with the same scorer at {SHARE:.0%}. Its
+        Tasks {", ".join(TASKS)}; one thread, processor time. A sample is one answer of one method at one budget, and
+        the ratio is to kvpress's pipeline (its 0.5.5, one context at a time) with the same scorer at {SHARE:.0%}. Its
         time: tokenizing, prefill, eviction and decoding; ours also making the samples, scoring and writing the records.
-        Batches of 8 unless it says otherwise; the sweep shares each context's prefill. *same answers*: predictions equal
-        to kvpress's, whose budgets differ from ours by its rounding.
+        Batches of 8 unless it says otherwise; the sweep shares each context's prefill. *same answers*: predictions
+        equal to kvpress's, whose budgets differ from ours by its rounding.
     """)
     if why := no_peers():
         section.text(f"kvpress is not measured: {why}.")

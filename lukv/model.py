@@ -15,7 +15,6 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import config_hash, weights_hash, windows
@@ -156,19 +156,15 @@ def load(
         raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(names())}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}, but torch sees no CUDA device here: use device=cpu or auto")
+    place = torch_device(device)
     source = Source(str(path), revision, made_by)
-    config = source.read("configuration", AutoConfig.from_pretrained)
-    windows(config)  # an unsupported architecture is refused before its weights are read
+    config = source.read("configuration", supported_config)
     tokenizer = source.read("tokenizer", tokenizer_of)
-    with enough_memory(str(path), device):
+    with enough_memory(str(path), str(place)):
         options = {"config": config, "dtype": DTYPES.get(dtype, "auto"), "device_map": device_map}
-        model = source.read("weights", AutoModelForCausalLM.from_pretrained, **options)
+        model = source.read("weights", whole_model, **options)
         if device_map is None:
-            model = model.to(device)
+            model = model.to(place)
     use_ragged_attention(model.eval())
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
@@ -191,6 +187,45 @@ def enough_memory(path: str, device: str) -> Iterator[None]:
             f"model {path}: its weights do not fit into the memory of {device}: use dtype=bfloat16, "
             f"device_map=auto (all GPUs), or a smaller model ({' '.join(said.split())[:120]})"
         ) from error
+
+
+def torch_device(name: str) -> torch.device:
+    """cpu, cuda, cuda:N; auto: cuda if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or number == ""):
+        raise ValueError(f"device={name} is not known: choose one of auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        seen = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise ValueError(f"device={name}, but torch sees {seen} here: use device=cpu or auto")
+    return torch.device(name)
+
+
+def supported_config(path: str, **options: Any) -> PreTrainedConfig:
+    """An unsupported architecture is refused before its weights are read."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
+    windows(config)
+    return config
+
+
+def whole_model(path: str, **options: Any) -> PreTrainedModel:
+    """From safetensors only: other formats are pickles. Weights that are missing or of another shape are an error,
+    where transformers fills in random numbers."""
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of such weights is a table of many lines
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    finally:
+        logging.set_verbosity(loud)
+    model: PreTrainedModel
+    model, report = loaded
+    for fault, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
+        if names := sorted(key if isinstance(key, str) else str(key[0]) for key in report[fault]):
+            raise ValueError(f"the checkpoint {what} {len(names)} of the network's tensors, {names[0]} for one")
+    return model
 
 
 def tokenizer_of(path: str, **options: Any) -> Tokenizer:
@@ -235,12 +270,14 @@ class Source:
         offline = self.local or not hub_answers()
         try:
             return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what a broken file does to its many readers has no common kind
             if offline and not self.local:
                 raise FileNotFoundError(
                     f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
                 ) from error
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
 

@@ -67,10 +67,10 @@ class Scorer:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
     half, n = cos.shape[-1] // 2, cos.shape[-1]
-    x1, x2, rest = x[..., :half], x[..., half:n], x[..., n:]
+    x1, x2 = x[..., :half], x[..., half:n]
     y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
     y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
-    return torch.cat([y1, y2, rest], -1)
+    return torch.cat([y1, y2, x[..., n:].expand(*y1.shape[:-1], -1)], -1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from evals.harness.config import Run
+from evals.harness.memory import out_of_memory
 from evals.harness.prompts import BATCH_TOKENS, Context, Prompt
 from evals.harness.record import RunFolder
 from lukv.backend.cache import RaggedCache, Selection
@@ -69,8 +70,10 @@ def attempt(
     try:
         yield from answer_batch(batch, cells, model, join)
         return
-    except torch.OutOfMemoryError as e:
-        reason = f"out of memory: {str(e).splitlines()[0]}"
+    except (RuntimeError, MemoryError) as e:
+        reason = out_of_memory(e)
+        if reason is None:
+            raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch) > 1:
@@ -119,9 +122,9 @@ def answer_batch(
             start = time.perf_counter()
             try:
                 selections.append(full.select(cell.eviction, worth))
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # this method's own fault: the others go on
+                if out_of_memory(error):
+                    raise
                 cell.failure = error
                 continue
             chosen.append(cell)

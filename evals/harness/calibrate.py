@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from evals.harness import build
 from evals.harness.config import CONF, InputError, Run, create
 from evals.harness.measure import Context, Ids, Learnt, Settings, digest, fit, measure
+from evals.harness.plots import head_budgets, loss_curves
 from evals.harness.record import RunFolder, git, installed
-from evals.harness.table_plots import head_budgets, loss_curves
 from evals.harness.track import following
 from evals.task import Sample
 from lukv.backend.selection import Protection

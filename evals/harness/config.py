@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,13 +79,13 @@ class Run:
 
     @cached_property  # making one makes the benchmark
     def id(self) -> str:
-        return self.config["job"].get("run_id") or run_id(self)
+        return run_id(self)
 
     @property
     def experiment(self) -> str:
         """What runs of different methods and budgets have in common: those with the same may stand in one table."""
         reference = Run(self.config, self.choices, about_data(self.nested))
-        return "__".join([slug(self["model"]["name"]), *map(slug, setting_parts(reference))])
+        return folder_name([self["model"]["name"], *setting_parts(reference)])
 
     @property
     def folder(self) -> Path:
@@ -166,6 +166,34 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
 
 
+OURS = ("lukv", "baselines", "evals")
+
+
+def located(target: str) -> Any:
+    """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
+    ours: evals.x.subprocess.run is not evals'."""
+    try:
+        found = get_object(target)
+    except Exception as e:  # whatever importing it raises
+        raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
+    home = str(getattr(found, "__module__", None)).split(".")[0]
+    if home not in (target.split(".")[0], *OURS) or not callable(found):
+        raise InputError(f"_target_={target} is no class or function of {target.split('.')[0]}'s own (it is {home}'s)")
+    return found
+
+
+def targets_in(node: Any) -> Iterator[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets_in(value)
+
+
 def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
     """Whatever a config instantiates comes from an allowed package."""
     if isinstance(node, Mapping):
@@ -184,7 +212,17 @@ def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
 
 def run_id(run: Run) -> str:
     """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
-    return "__".join([slug(run["model"]["name"]), *map(slug, method_parts(run)), *map(slug, setting_parts(run))])
+    return folder_name([run["model"]["name"], *method_parts(run), *setting_parts(run)])
+
+
+LONGEST_NAME = 200
+"""File systems take 255 bytes."""
+
+
+def folder_name(parts: Sequence[str]) -> str:
+    """One folder's name, wherever the parts come from: no slash, no leading dot, never too long."""
+    name = "__".join(map(slug, parts))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(name)}"
 
 
 def method_parts(run: Run) -> list[str]:
@@ -230,6 +268,8 @@ def benchmark_name(run: Run) -> str:
 
 def create(settings: Mapping[str, Any]) -> Any:
     """The object that `_target_` names. Raises InputError with the reason that its class gives."""
+    for target in targets_in(settings):
+        located(target)
     try:
         return instantiate(dict(settings), _convert_="all")
     except InstantiationException as e:
@@ -245,7 +285,11 @@ def slug(text: str) -> str:
         re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
         or "x"
     )
-    return clean if len(clean) <= 60 else f"{clean[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return clean if len(clean) <= 60 else f"{clean[:50]}-{digest(text)}"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def method_defaults(method: str) -> dict[str, str]:
@@ -268,8 +312,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def model_name(path: str) -> str:
-    return slug(Path(path).name.lower())
+def model_name(path: Any) -> str:
+    return slug(Path(str(path)).name.lower())
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -1,4 +1,4 @@
-"""LU-curve and the utility probe beside LU-KV: python -m benchmarks.beyond --out FOLDER [--help]
+"""LU-curve and the utility probe beside LU-KV: python -m scripts.beyond_study --out FOLDER [--help]
 
 Calibrates on some RULER tasks (other seeds than the evaluation's), once for each calibration seed, and evaluates on the
 same tasks or others. One prefill of a context serves every method and budget. The yardstick is the full cache's own
