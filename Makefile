@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
+.PHONY: help setup demo test test-slow test-faults test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,9 @@ test: $(READY) ## the tests that need nothing but this machine, in minutes
 
 test-slow: $(READY) ## the long suites
 	$(PY) -m pytest -m slow --timeout 3600
+
+test-faults: $(READY) ## kills at every write, 100 000 fuzzed inputs, a soak: half an hour (docs/reliability.md)
+	$(PY) -m pytest -m faults tests/faults --timeout 3600 -s
 
 test-versions: ## the backend under the oldest supported and the newest transformers, each in an environment of its own
 	bash scripts/test_transformers_versions.sh

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from evals.harness import commandline, config, slurm
@@ -21,13 +22,16 @@ def main(cfg: DictConfig) -> None:
 
 def run() -> int:
     """What the command line asks for; the exit code."""
-    planned = commandline.plan(sys.argv[1:])
+    sys.argv[1:] = commandline.spelled_out(sys.argv[1:])
     try:
+        planned = commandline.plan(sys.argv[1:])
         with slurm.waiting(planned):
             main()
-    except RuntimeError as e:
-        commandline.stop(1, str(e))
-    return commandline.summary(planned)
+        return commandline.summary(planned)
+    except KeyboardInterrupt:
+        commandline.stop(130, commandline.STOPPED)
+    except (RuntimeError, OSError, HydraException) as e:
+        commandline.stop(1, commandline.one_line(e))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
 BLOCK = 256  # tokens at a time: scratch that stays in a processor's cache, small beside a long prompt's queries
 
@@ -92,12 +92,3 @@ class ExpectedAttention(Scorer):
             for k in keys.split(BLOCK, 1)
         ]
         return mean @ keys.mT + torch.cat(quadratic, -1)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
-    half, n = cos.shape[-1] // 2, cos.shape[-1]
-    x1, x2, rest = x[..., :half], x[..., half:n], x[..., n:]
-    y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
-    y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
-    return torch.cat([y1, y2, rest], -1)

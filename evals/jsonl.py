@@ -87,11 +87,14 @@ class Jsonl:
         if tokens < 1:
             raise ValueError(f"{place}: 'max_new_tokens' is {tokens}, it must be at least 1")
         task = row.get("task", self.path.stem)
-        context, question = row["context"], row["question"]
+        question = row["question"]
+        context = row["context"] + question if self.question_aware else row["context"]
+        if not context:
+            raise ValueError(f"{place}: 'context' is empty: there is nothing to compress")
         return Sample(
             id=f"{task}-{row.get('id', number)}",
             task=task,
-            context=context + question if self.question_aware else context,
+            context=context,
             question="" if self.question_aware else question,
             answer_prefix=row.get("answer_prefix", ""),
             references=check_strings(row["answers"], "answers", place),

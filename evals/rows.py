@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 NAMES = {
     str: "a string",
     bool: "true or false",
@@ -36,10 +38,13 @@ def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, A
 def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
+        broken = b"\\u" in line and SURROGATE.search(json.dumps(row, ensure_ascii=False))
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 (byte {error.start + 1}: {error.reason})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from error
+    if broken:
+        raise ValueError(f"{place} is not Unicode: it has half a surrogate pair, as \\ud800")
     if not isinstance(row, dict):
         raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
     check_columns(row, place, columns)
@@ -49,15 +54,16 @@ def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any
 def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:
     for name, kind in columns.items():
         if name not in row:
-            raise ValueError(f"{place} has no {name!r}; it has: {', '.join(sorted(row)) or 'nothing'}")
+            has = " ".join(", ".join(sorted(row)).split())[:200]
+            raise ValueError(f"{place} has no {name!r}; it has: {has or 'nothing'}")
         if type(row[name]) is not kind:
             found = NAMES.get(type(row[name]), type(row[name]).__name__)
             raise ValueError(f"{place}: {name!r} is {found}, expected {NAMES[kind]}")
 
 
-def check_strings(values: Iterable[Any], name: str, place: str) -> tuple[str, ...]:
+def check_strings(values: Any, name: str, place: str) -> tuple[str, ...]:
     """The values of a list column, which must be strings, at least one."""
-    strings = tuple(values)
+    strings = tuple(values) if isinstance(values, (list, tuple)) else ()
     if not strings or not all(isinstance(value, str) for value in strings):
         raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
     return strings

@@ -59,9 +59,22 @@ def paired_bootstrap(
     if len(one) != len(other):
         raise ValueError(f"paired scores must be of the same samples: {len(one)} and {len(other)} were given")
     differences = one - other
-    means = resampled_means(differences, seed, resamples)
+    return verdict(float(differences.mean()), resampled_means(differences, seed, resamples), level)
+
+
+def verdict(mean: float, draws: np.ndarray, level: float = LEVEL) -> tuple[float, tuple[float, float], float]:
+    """(mean, interval, two-sided p value) of a difference whose bootstrap draws are given."""
     tail = 100 * (1 - level) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
-    below = np.mean(means < 0) + np.mean(means == 0) / 2
-    p = min(1.0, max(2 * min(below, 1 - below), 1 / resamples))
-    return float(differences.mean()), (float(low), float(high)), float(p)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    below = np.mean(draws < 0) + np.mean(draws == 0) / 2
+    p = min(1.0, max(2 * min(below, 1 - below), 1 / len(draws)))
+    return mean, (float(low), float(high)), float(p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): below .05 they are so together."""
+    out, least = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[i]))
+        out[i] = least
+    return out

@@ -20,6 +20,9 @@ from lukv.table import BudgetTable
 CELLS = 500
 """Resolution of the mean loss curve: contexts of all lengths are laid on a grid of ranks of 0.2% each."""
 
+GAPS = np.logspace(-6, 1, 141)
+"""Bins of the samples' certificates (loss / lower bound - 1), 20 a decade."""
+
 
 @dataclass
 class MeanSolution:
@@ -39,6 +42,7 @@ class MeanSolution:
             "curve": (self.layers, self.heads, CELLS),  # sums of utility by rank, best first
             "loss": (n,),  # sums of the per-sample solutions' losses
             "bound": (n,),  # and lower bounds
+            "gaps": (n, len(GAPS) + 1),  # how many samples have loss / bound - 1 up to each of GAPS, and beyond
             "floor": (),  # sum of the floors' shares
             "tokens": (),  # sum of the context lengths
             "weight": (),
@@ -65,8 +69,18 @@ class MeanSolution:
         }
         for name, value in parts.items():
             self.state[name] += weight * value
+        loss, bound = solution.loss, solution.lower_bound
+        none = np.where(loss > 0, np.inf, 0.0)
+        gap = np.where(bound > 0, loss / np.where(bound > 0, bound, 1) - 1, none)
+        self.state["gaps"][np.arange(len(gap)), np.searchsorted(GAPS, gap)] += 1
         self.state["samples"] += 1
         return solution
+
+    def gaps(self, quantile: float) -> np.ndarray:
+        """[99] float64: at most so far above the least possible loss (0.01: 1%) lies this share of the samples' own
+        solutions (rounded up to 20 steps a decade; inf: beyond 1000%)."""
+        reached = np.cumsum(self.state["gaps"], axis=1) >= quantile * self.state["samples"] - 1e-9
+        return np.append(GAPS, np.inf)[reached.argmax(axis=1)]
 
     def mean(self, name: str) -> np.ndarray:
         if not self.state["weight"] > 0:
@@ -76,7 +90,8 @@ class MeanSolution:
     def table(self, aggregation: Literal["budgets", "losses"], metadata: Mapping[str, Any]) -> BudgetTable:
         """The table, its expected loss over the samples, and the least that any static table with these floors has.
 
-        The metadata gains the certificate of the samples' own solutions (sample_loss, sample_lower_bound).
+        The metadata gains the certificates of the samples' own solutions: means (sample_loss, sample_lower_bound) and
+        quantiles over the samples (sample_gaps, at most 99).
         """
         curve = self.mean("curve")
         floor = float(self.mean("floor")) * CELLS
@@ -89,7 +104,11 @@ class MeanSolution:
             raise ValueError(f"aggregation={aggregation!r}: use 'budgets' or 'losses'")
         edges = hulls(curve.reshape(-1, CELLS), CELLS - math.floor(floor + 1e-9))
         discarded = (1 - kept).sum(axis=(1, 2)) * CELLS
-        own = {"sample_loss": self.mean("loss").tolist(), "sample_lower_bound": self.mean("bound").tolist()}
+        own = {
+            "sample_loss": self.mean("loss").tolist(),
+            "sample_lower_bound": self.mean("bound").tolist(),
+            "sample_gaps": {str(q): [round(float(x), 9) for x in self.gaps(q).clip(max=99)] for q in (0.5, 0.95, 1.0)},
+        }
         return BudgetTable(
             kept,
             expected_loss=loss_of(curve, kept),
@@ -101,14 +120,19 @@ class MeanSolution:
 
 def by_rank(utility: np.ndarray, tokens: int) -> np.ndarray:
     """[layers, K, CELLS] float64: the utility [layers, K, n] (best first, after tokens - n protected tokens of price
-    0) that lies in each of CELLS equal parts of the ranking of `tokens` tokens; a token across a border counts in
-    parts."""
-    tail = np.zeros(
-        (*utility.shape[:2], tokens + 1)
-    )  # summed from the worst token: small ones would drown in a head sum
-    tail[..., 1 : utility.shape[2] + 1] = np.cumsum(utility[..., ::-1], axis=2, dtype=np.float64)
-    tail[..., utility.shape[2] + 1 :] = tail[..., utility.shape[2], None]
-    return np.diff(_at(tail, np.arange(CELLS + 1) * (tokens / CELLS)), axis=2)[..., ::-1]
+    0) that lies in each of CELLS equal parts of the ranking of `tokens` tokens."""
+    protected = np.zeros((*utility.shape[:2], tokens - utility.shape[2]))
+    return parts_of(np.concatenate([protected, utility], axis=2), CELLS)
+
+
+def parts_of(ranked: np.ndarray, cells: int) -> np.ndarray:
+    """[..., cells] float64: sums of ranked [..., n] (best first) over `cells` equal parts of the ranking; a token
+    across a border counts in parts."""
+    tokens = ranked.shape[-1]
+    tail = np.zeros((*ranked.shape[:-1], tokens + 1))
+    # summed from the worst token: small ones would drown in a head's sum
+    tail[..., 1:] = np.cumsum(ranked[..., ::-1], axis=-1, dtype=np.float64)
+    return np.diff(_at(tail, np.arange(cells + 1) * (tokens / cells)), axis=-1)[..., ::-1]
 
 
 def loss_of(curve: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -12,8 +14,7 @@ from urllib.parse import urlparse
 from urllib.request import getproxies
 
 import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,18 +25,22 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
-from lukv.backend.config import config_hash, windows
+from lukv.backend.config import config_hash, weights_hash, windows
 from lukv.backend.kernels import names
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
 
 
 @dataclass
 class LoadedModel:
-    """name: what results call it. path: folder or hub id. attention: the decode kernel asked for."""
+    """name: what results call it. path: folder or hub id. attention: the decode kernel asked for. chat: whether its
+    chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known. commit: the
+    hub's commit that was read, None for a folder."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -43,6 +48,9 @@ class LoadedModel:
     path: str
     config_hash: str
     attention: str = "auto"
+    chat: bool = True
+    max_length: int | None = None
+    commit: str | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -56,6 +64,10 @@ class LoadedModel:
     @property
     def kv_heads(self) -> int:
         return self.config.num_key_value_heads
+
+    @cached_property
+    def weights_hash(self) -> str:
+        return weights_hash(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +91,7 @@ class LoadedModel:
         context directly, and its last token is what the model is asked with. The parts are tokenized apart, so that
         the compressed part does not depend on the question. (kvpress's protocol.)
         """
-        if chat and self.tokenizer.chat_template:
+        if chat and self.chat and self.tokenizer.chat_template:
             head, tail = self._template(context)
             question += tail
         else:
@@ -126,39 +138,94 @@ def load(
     device_map: str | None = None,
     attention: str = "auto",
     revision: str | None = None,
+    chat: bool = True,
+    max_length: int | None = None,
     made_by: str | None = None,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
 
     dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda
     if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
-    attention: a decode kernel of lukv.backend.kernels, or auto. made_by: the command that makes the folder, for the
-    message where it is missing.
+    attention: a decode kernel of lukv.backend.kernels, or auto. chat, max_length: see LoadedModel; by default a model
+    takes as many tokens as its config has positions. made_by: the command that makes the folder, for the message where
+    it is missing.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
     if attention not in ("auto", *names()):
         raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(names())}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}, but torch sees no CUDA device here: use device=cpu or auto")
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length} must be at least 1")
+    place = torch_device(device)
     source = Source(str(path), revision, made_by)
-    config = source.read("configuration", AutoConfig.from_pretrained)
-    windows(config)  # an unsupported architecture is refused before its weights are read
+    config = source.read("configuration", supported_config)
     tokenizer = source.read("tokenizer", tokenizer_of)
-    model = source.read(
-        "weights",
-        AutoModelForCausalLM.from_pretrained,
-        config=config,
-        dtype=DTYPES.get(dtype, "auto"),
-        device_map=device_map,
-    )
-    if device_map is None:
-        model = model.to(device)
+    with enough_memory(str(path), str(place)):
+        options = {"config": config, "dtype": DTYPES.get(dtype, "auto"), "device_map": device_map}
+        model = source.read("weights", whole_model, **options)
+        if device_map is None:
+            model = model.to(place)
     use_ragged_attention(model.eval())
+    longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     label = name or Path(path).name or str(path)
-    return LoadedModel(model, tokenizer, label, str(path), config_hash(model.config), attention)
+    kind = config_hash(model.config)
+    return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)
+
+
+@contextmanager
+def enough_memory(path: str, device: str) -> Iterator[None]:
+    """What runs out of memory inside, on a GPU or on the CPU, becomes one line that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, ValueError) as error:
+        said = str(error) or type(error).__name__
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not OUT_OF_MEMORY.search(said):
+            raise
+        raise ValueError(
+            f"model {path}: its weights do not fit into the memory of {device}: use dtype=bfloat16, "
+            f"device_map=auto (all GPUs), or a smaller model ({' '.join(said.split())[:120]})"
+        ) from error
+
+
+def torch_device(name: str) -> torch.device:
+    """cpu, cuda, cuda:N; auto: cuda if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or number == ""):
+        raise ValueError(f"device={name} is not known: choose one of auto, cpu, cuda, cuda:N")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        seen = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise ValueError(f"device={name}, but torch sees {seen} here: use device=cpu or auto")
+    return torch.device(name)
+
+
+def supported_config(path: str, **options: Any) -> PreTrainedConfig:
+    """An unsupported architecture is refused before its weights are read."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
+    windows(config)
+    return config
+
+
+def whole_model(path: str, **options: Any) -> PreTrainedModel:
+    """From safetensors only: other formats are pickles. Weights that are missing or of another shape are an error,
+    where transformers fills in random numbers."""
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of such weights is a table of many lines
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    finally:
+        logging.set_verbosity(loud)
+    model: PreTrainedModel
+    model, report = loaded
+    for fault, what in (("missing_keys", "lacks"), ("mismatched_keys", "has another shape for")):
+        if names := sorted(key if isinstance(key, str) else str(key[0]) for key in report[fault]):
+            raise ValueError(f"the checkpoint {what} {len(names)} of the network's tensors, {names[0]} for one")
+    return model
 
 
 def tokenizer_of(path: str, **options: Any) -> Tokenizer:
@@ -180,34 +247,50 @@ class Source:
     revision: str | None
     made_by: str | None = None
 
+    @property
+    def local(self) -> bool:
+        """A folder, there or not; anything else is a hub id."""
+        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        return named or self.made_by is not None or Path(self.path).exists()
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of what was read: the hub's cache has a folder for each."""
+        file = None if self.local else try_to_load_from_cache(self.path, "config.json", revision=self.revision)
+        return Path(file).parent.name if isinstance(file, str) else None
+
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
         folder = Path(self.path)
-        local = folder.exists() or self.made_by is not None or self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
-        if local and not (folder / "config.json").is_file():
+        if self.local and not (folder / "config.json").is_file():
             lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
             instead = "give a folder written by save_pretrained, or a hub id"
             if self.made_by:
                 instead = f"make it with: {self.made_by}"
             raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
-        offline = local or not hub_answers()
+        offline = self.local or not hub_answers()
         try:
             return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            if offline and not local:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what a broken file does to its many readers has no common kind
+            if offline and not self.local:
                 raise FileNotFoundError(
                     f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
                 ) from error
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
 
 @cache
 def hub_answers() -> bool:
     """One quick look, so that a machine without network is not kept waiting by retries."""
+    if constants.HF_HUB_OFFLINE:
+        return False
     if getproxies():
         return True
+    hub = urlparse(constants.ENDPOINT)
     try:
-        socket.create_connection((str(urlparse(constants.ENDPOINT).hostname), 443), timeout=5).close()
+        socket.create_connection((str(hub.hostname), hub.port or 443), timeout=5).close()
     except OSError:
         return False
     return True

@@ -23,7 +23,7 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
 from lukv.backend.selection import Protection, protect, rank
 from lukv.model import LoadedModel
-from lukv.scoring import Scorer, row_mass
+from lukv.scoring import PromptLayer, Scorer, row_mass
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
 
@@ -119,12 +119,22 @@ class MeasuredContext:
     def order(self, scorer: Scorer, protection: Protection) -> Tensor:
         """[layers, K, T] int64 on the CPU: each head's tokens best first, by the run-time scorer, protection and tie
         rule. The scorer must be among those that `context` was given."""
-        orders = []
+        scores = [scorer.score(layer) for layer in self.layers(scorer)]
+        return torch.stack([rank(protect(s, protection.over(scorer), scorer.name)).cpu() for s in scores])
+
+    def layers(self, scorer: Scorer) -> list[PromptLayer]:
+        """What the scorer sees of the context."""
+        views = []
         for index, layer in enumerate(self.cache.evictable):
             keys, values = (entries[:, : self.tokens] for entries in self.cache.entries(index, 0))
-            scores = scorer.score(layer.view(0, keys, values, scorer))
-            orders.append(rank(protect(scores, protection.over(scorer), scorer.name)).cpu())
-        return torch.stack(orders)
+            views.append(layer.view(0, keys, values, scorer))
+        return views
+
+    @property
+    def units(self) -> Tensor:
+        """[layers, 1, 1] float32 (float64 for float64) on the CPU: each layer's mean value weight. A utility in this
+        unit is an attention probability at a token of average value, whatever the model and the length."""
+        return torch.stack([weight.mean().cpu() for weight in self.weights])[:, None, None]
 
     def utility(
         self,

@@ -6,8 +6,9 @@ prefill attention. It is a pure function of tensors: no model, no cache, no stat
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -57,6 +58,19 @@ class Scorer:
     def score(self, layer: PromptLayer) -> Tensor:
         """[K, T] float32, finite; the higher, the more worth keeping."""
         raise NotImplementedError
+
+    def parameters(self) -> dict[str, Any]:
+        """What two scorers of this class may differ in, for the metadata of a budget table: plain JSON."""
+        return dict(json.loads(json.dumps(asdict(self))))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE of x [..., d] in the half-split layout; dimensions beyond the rotary ones stay as they are."""
+    half, n = cos.shape[-1] // 2, cos.shape[-1]
+    x1, x2 = x[..., :half], x[..., half:n]
+    y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
+    y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
+    return torch.cat([y1, y2, x[..., n:].expand(*y1.shape[:-1], -1)], -1)
 
 
 @torch.no_grad()

@@ -11,14 +11,14 @@ one first.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from lukv.solver import PRUNED_PERCENT, hulls
 
 KIND = "lukv budget table"
 GRID = len(PRUNED_PERCENT)
-ARRAYS = ("kept", "expected_loss", "lower_bound", "curve")
+ARRAYS = ("kept", "expected_loss", "lower_bound", "curve", "knots")
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,15 @@ class BudgetTable:
     """kept [99, layers, K] float64: kept shares at 1% .. 99% global pruning. expected_loss, lower_bound [99] float64:
     the certificate, in units of oracle utility (None for a table of the authors). curve [layers, K, M] float32: mean
     utility of the tokens that stand at each M-th of the ranking, best first, for figures (None if not measured).
-    metadata: what it was made for and how, plain JSON."""
+    metadata: what it was made for and how, plain JSON. knots [B, 3] float64: the hulls of lukv/curve.py (None in a
+    table of budgets)."""
 
     kept: np.ndarray
     expected_loss: np.ndarray | None = None
     lower_bound: np.ndarray | None = None
     curve: np.ndarray | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    knots: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.kept.ndim != 3 or len(self.kept) != GRID or 0 in self.kept.shape:
@@ -68,6 +70,12 @@ class BudgetTable:
             raise ValueError(
                 f"the budget table's curve has shape {list(self.curve.shape)}, its budgets {list(self.kept.shape)}"
             )
+        if self.knots is not None:
+            heads = self.knots[:, 0] if self.knots.ndim == 2 and self.knots.shape[1] == 3 else np.zeros(0)
+            if not np.array_equal(np.unique(heads), np.arange(self.kept[0].size)) or (np.diff(heads) < 0).any():
+                raise ValueError(f"the budget table's knots are not those of {self.kept[0].size} heads")
+            if not {"sink", "recent"} <= set(self.metadata):
+                raise ValueError("the budget table has knots, but does not say which tokens were protected")
 
     @property
     def layers(self) -> int:
@@ -128,12 +136,11 @@ class BudgetTable:
         anything that is not a whole and sound table ValueError."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no budget table at {path}: make it with `{calibrate_command(model_of(path), path.stem)}`"
-            )
+            command = calibrate_command(model_of(path), path.name.split(".")[0])
+            raise FileNotFoundError(f"no budget table at {path}: make it with `{command}`")
         try:
             return cls._load_npy(path) if path.suffix == ".npy" else cls._load_safetensors(path)
-        except (ValueError, SafetensorError, EOFError) as error:
+        except Exception as error:  # what a damaged file does to numpy's reader has no common kind
             raise ValueError(f"{path} is not a budget table: {' '.join(str(error).split())}") from error
 
     @classmethod
@@ -162,6 +169,9 @@ class Target(Protocol):
 
     @property
     def config_hash(self) -> str: ...
+
+    @property
+    def weights_hash(self) -> str: ...
 
     @property
     def layers(self) -> int: ...
@@ -199,15 +209,17 @@ class TableAllocator(Allocator):
         return largest_remainder(self.table.shares(budget.of(tokens)), total, upper=tokens, lower=int(total >= heads))
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
-        """Raise ValueError unless the table was made for this model (its config), this scorer with these parameters,
-        and this protection. A table without metadata (the authors' files) is only checked for its shape."""
+        """Raise ValueError unless the table was made for this model (its config and weights), this scorer with these
+        parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape."""
         make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
             asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
             raise ValueError(f"{self._refusal(asked)}: {make}")
-        wanted = description(model.config_hash, scorer, protection)
+        wanted = description(model, scorer, protection)
         for key, value in wanted.items() if self.table.metadata else ():
-            made = self.table.metadata.get(key)
+            made = self.table.metadata.get(
+                key, value if key == "weights_hash" else None
+            )  # tables of 2026-11-23 lack it
             if made != value:
                 raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
 
@@ -215,14 +227,15 @@ class TableAllocator(Allocator):
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"
 
 
-def description(config_hash: str, scorer: Scorer, protection: Protection) -> dict[str, Any]:
-    """What a table is good for: the part of its metadata that `TableAllocator.check` compares."""
+def description(model: Target, scorer: Scorer, protection: Protection) -> dict[str, Any]:
+    """What a table is good for: the part of its metadata that `TableAllocator.check` compares. A model that was trained
+    further, or anew, is another one: its heads may have other tasks, and nothing else would tell."""
     whole = protection.over(scorer)
-    parameters = json.loads(json.dumps(asdict(scorer)))  # as they come back from the file
     return {
-        "config_hash": config_hash,
+        "config_hash": model.config_hash,
+        "weights_hash": model.weights_hash,
         "scorer": scorer.name,
-        "scorer_parameters": parameters,
+        "scorer_parameters": scorer.parameters(),
         "sink": whole.sink,
         "recent": whole.recent,
     }

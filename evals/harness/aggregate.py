@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,7 +81,19 @@ def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def peak_bytes() -> int:
-    """Peak memory of the GPU, or without one of the process."""
+    """Peak memory of the GPU, or without one of the process, since it began or since `reset_peak`."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(next(x for x in status.read_text().splitlines() if x.startswith("VmHWM")).split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak() -> None:
+    """Let the next `peak_bytes` look at what comes from here on (on a CPU: where the system is Linux and allows it)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

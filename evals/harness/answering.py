@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from evals.harness.config import Run
-from evals.harness.prompts import Context, Prompt
+from evals.harness.memory import out_of_memory
+from evals.harness.prompts import BATCH_TOKENS, Context, Prompt
 from evals.harness.record import RunFolder
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
@@ -23,7 +24,7 @@ Line = dict[str, Any]
 """A line of samples.jsonl."""
 
 JOINED_ROWS = 64
-"""Sequences that are decoded together, at most (but always the batch of one method): beyond that nothing is gained."""
+"""Sequences that are decoded together, at most, but always the batch of one method."""
 
 
 @dataclass
@@ -69,8 +70,10 @@ def attempt(
     try:
         yield from answer_batch(batch, cells, model, join)
         return
-    except torch.OutOfMemoryError as e:
-        reason = f"out of memory: {str(e).splitlines()[0]}"
+    except (RuntimeError, MemoryError) as e:
+        reason = out_of_memory(e)
+        if reason is None:
+            raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch) > 1:
@@ -92,7 +95,7 @@ def answer_batch(
     Cells that are decoded together stay together until all of them have the batch, so that a run which goes on after a
     stop computes what an uninterrupted one would have, to the last bit.
     """
-    groups = joined(cells, len(batch)) if join else [[cell] for cell in cells]
+    groups = joined(cells, batch) if join else [[cell] for cell in cells]
     groups = [group for group in groups if any(cell.lacks(batch) for cell in group)]
     if not groups:
         return
@@ -119,9 +122,9 @@ def answer_batch(
             start = time.perf_counter()
             try:
                 selections.append(full.select(cell.eviction, worth))
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # this method's own fault: the others go on
+                if out_of_memory(error):
+                    raise
                 cell.failure = error
                 continue
             chosen.append(cell)
@@ -147,10 +150,20 @@ def utilities(batch: Sequence[Context], model: LoadedModel) -> list[list[torch.T
     return measured
 
 
-def joined(cells: Sequence[Cell], rows: int) -> list[list[Cell]]:
-    """Cells of `rows` sequences each, in groups that are decoded together."""
-    size = max(1, JOINED_ROWS // rows)
-    return [list(cells[i : i + size]) for i in range(0, len(cells), size)]
+def joined(cells: Sequence[Cell], batch: Sequence[Context]) -> list[list[Cell]]:
+    """Cells in groups that are decoded together: at most JOINED_ROWS sequences, and no more entries than a full cache
+    of BATCH_TOKENS has. Those that keep equally much are neighbours: attention of equally long heads is one call."""
+    lengths = [len(context[0].context) for context in batch]
+    kept = [sum(float(c.eviction.budget.of(n)) * n if c.eviction else n for n in lengths) for c in cells]
+    groups: list[list[Cell]] = []
+    room = 0.0
+    for i in sorted(range(len(cells)), key=kept.__getitem__):
+        if not groups or room < kept[i] or (len(groups[-1]) + 1) * len(batch) > JOINED_ROWS:
+            groups.append([])
+            room = float(BATCH_TOKENS)
+        groups[-1].append(cells[i])
+        room -= kept[i]
+    return groups
 
 
 def asked(

@@ -52,6 +52,8 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
     if not run.evicts:
         return None
     scorer, allocator, protection = (create(run[k]) for k in ("scorer", "allocator", "protection"))
+    if hasattr(scorer, "check"):  # fitted for one model
+        scorer.check(loaded)
     if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table
         allocator.check(loaded, scorer, protection)
     return Eviction(scorer, allocator, protection, Budget(run["budget"], run["budget_tokens"]))

@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,12 +26,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evals.harness import sweep
-from evals.harness.config import CONF, InputError, Run, run_of, without_hydra
+from evals.harness.config import CONF, InputError, Run, located, run_of, without_hydra
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 
@@ -43,6 +43,8 @@ class Planned:
     finished: bool
     command: str
 
+
+STOPPED = "stopped. What is done is kept: the same command goes on from there"
 
 faults: dict[str, tuple[int, str]] = {}
 """What went wrong in this process: run id -> (exit code, the line)."""
@@ -68,6 +70,23 @@ def plan(argv: Sequence[str]) -> list[Planned]:
         Planned(run.folder, (run.folder / "result.json").exists(), "python run.py " + shlex.join(job))
         for run, job in runs.values()
     ]
+
+
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH."""
+    from evals.harness.record import flat
+
+    out = []
+    for argument in argv:
+        short = re.fullmatch(r"(\w+)=([\w-]+):([^,]+)", argument)
+        if short and short[2] in GROUPS.get(short[1], []):
+            option: Any = OmegaConf.to_container(OmegaConf.load(CONF / short[1] / f"{short[2]}.yaml"))
+            lacking = [key for key, value in flat(option) if value == "???"]
+            if len(lacking) == 1:
+                out += [f"{short[1]}={short[2]}", f"{short[1]}.{lacking[0]}={short[3]}"]
+                continue
+        out.append(argument)
+    return out
 
 
 def expand(texts: list[str], multirun: bool, search: list[str], known_files: bool = True) -> list[list[str]]:
@@ -166,18 +185,15 @@ def do(cfg: DictConfig) -> None:
     before = signal.signal(signal.SIGTERM, terminated)
     try:
         run = run_of(cfg)
-        if Path(run["model"]["path"]).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+        if Path(str(run["model"]["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        get_method(run["job"]["_target_"])(run)
+        located(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
-        stop(130, "stopped. What is done is kept: the same command goes on from there")
+        stop(130, STOPPED)
     except Exception as error:
         code = 2 if isinstance(error, InputError) else 1
-        line = (
-            one_line(error)
-            if isinstance(error, (InputError, OSError))
-            else f"{type(error).__name__}: {one_line(error)}"
-        )
+        worded = isinstance(error, (InputError, OSError)) or type(error) in (ValueError, RuntimeError)
+        line = one_line(error) if worded else f"{type(error).__name__}: {one_line(error)}"
         if cfg.debug:
             traceback.print_exc()
         faults[run.id if run else "?"] = (code, line)
@@ -199,7 +215,8 @@ def note_fault(folder: Path, line: str) -> None:
     from evals.harness.record import write_json
 
     if (folder / "run.json").exists():
-        write_json(folder / "error.json", {"error": line})
+        with suppress(OSError):  # the line is on the terminal; the disk may be what is at fault
+            write_json(folder / "error.json", {"error": line})
 
 
 def tidy(folder: Path) -> None:
@@ -233,13 +250,15 @@ def state(p: Planned) -> tuple[str, str]:
 
     if p.folder.name in faults:
         return "failed", faults[p.folder.name][1]
-    result = p.folder / "result.json"
-    if result.exists():
-        score = read_json(result).get("score")
-        return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
-    error = p.folder / "error.json"
-    if error.exists():
-        return "failed", read_json(error)["error"]
+    result, error = p.folder / "result.json", p.folder / "error.json"
+    try:
+        if result.exists():
+            score = read_json(result).get("score")
+            return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
+        if error.exists():
+            return "failed", read_json(error)["error"]
+    except ValueError as e:
+        return "failed", one_line(e)
     return ("failed", "no result.json: killed, or still running") if p.folder.exists() else ("done", "")
 
 

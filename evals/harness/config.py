@@ -9,15 +9,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,15 +77,15 @@ class Run:
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
 
-    @property
+    @cached_property  # making one makes the benchmark
     def id(self) -> str:
-        return self.config["job"].get("run_id") or run_id(self)
+        return run_id(self)
 
     @property
     def experiment(self) -> str:
         """What runs of different methods and budgets have in common: those with the same may stand in one table."""
         reference = Run(self.config, self.choices, about_data(self.nested))
-        return "__".join([slug(self["model"]["name"]), *map(slug, setting_parts(reference))])
+        return folder_name([self["model"]["name"], *setting_parts(reference)])
 
     @property
     def folder(self) -> Path:
@@ -92,8 +93,7 @@ class Run:
 
     @property
     def subject(self) -> dict[str, Any]:
-        """The settings that can change the result."""
-        return {key: self.config[key] for key in RESULT_KEYS}
+        return subject(self.config)
 
     @property
     def hash(self) -> str:
@@ -104,8 +104,15 @@ class Run:
         if not self.evicts or self.config["reference"] is None:
             return None
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
-        config = {**self.config, **nothing, "method": self.config["reference"], "protection": None}
+        job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
+        config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
         return Run(config, dict.fromkeys(self.choices), about_data(self.nested))
+
+
+def subject(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change the result. Where budget tables lie is not among them: the allocator's path is."""
+    model = {key: value for key, value in (config.get("model") or {}).items() if key != "tables"}
+    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": model}
 
 
 def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
@@ -159,6 +166,34 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
 
 
+OURS = ("lukv", "baselines", "evals")
+
+
+def located(target: str) -> Any:
+    """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
+    ours: evals.x.subprocess.run is not evals'."""
+    try:
+        found = get_object(target)
+    except Exception as e:  # whatever importing it raises
+        raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
+    home = str(getattr(found, "__module__", None)).split(".")[0]
+    if home not in (target.split(".")[0], *OURS) or not callable(found):
+        raise InputError(f"_target_={target} is no class or function of {target.split('.')[0]}'s own (it is {home}'s)")
+    return found
+
+
+def targets_in(node: Any) -> Iterator[str]:
+    """Every `_target_` in nested settings."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets_in(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets_in(value)
+
+
 def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
     """Whatever a config instantiates comes from an allowed package."""
     if isinstance(node, Mapping):
@@ -177,7 +212,17 @@ def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
 
 def run_id(run: Run) -> str:
     """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
-    return "__".join([slug(run["model"]["name"]), *map(slug, method_parts(run)), *map(slug, setting_parts(run))])
+    return folder_name([run["model"]["name"], *method_parts(run), *setting_parts(run)])
+
+
+LONGEST_NAME = 200
+"""File systems take 255 bytes."""
+
+
+def folder_name(parts: Sequence[str]) -> str:
+    """One folder's name, wherever the parts come from: no slash, no leading dot, never too long."""
+    name = "__".join(map(slug, parts))
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(name)}"
 
 
 def method_parts(run: Run) -> list[str]:
@@ -223,6 +268,8 @@ def benchmark_name(run: Run) -> str:
 
 def create(settings: Mapping[str, Any]) -> Any:
     """The object that `_target_` names. Raises InputError with the reason that its class gives."""
+    for target in targets_in(settings):
+        located(target)
     try:
         return instantiate(dict(settings), _convert_="all")
     except InstantiationException as e:
@@ -238,7 +285,11 @@ def slug(text: str) -> str:
         re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
         or "x"
     )
-    return clean if len(clean) <= 60 else f"{clean[:50]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return clean if len(clean) <= 60 else f"{clean[:50]}-{digest(text)}"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def method_defaults(method: str) -> dict[str, str]:
@@ -261,8 +312,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def model_name(path: str) -> str:
-    return slug(Path(path).name.lower())
+def model_name(path: Any) -> str:
+    return slug(Path(str(path)).name.lower())
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -16,6 +16,7 @@ from evals.harness import build, sweep
 from evals.harness.aggregate import aggregate
 from evals.harness.answering import Cell, attempt, parts
 from evals.harness.config import Run
+from evals.harness.interrupt import finish_first
 from evals.harness.progress import Progress
 from evals.harness.prompts import Prompt, batches, prepared, prompt_hashes
 from evals.harness.record import RunFolder, read_samples
@@ -56,7 +57,7 @@ def computed(folder: RunFolder) -> dict[str, Any]:
     with build.input_errors():
         model = build.model(run)
         prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
-    about = {"prompts": prompt_hashes(prompts), "benchmark": facts}
+    about = {"prompts": prompt_hashes(prompts), "benchmark": facts, "model_commit": model.commit}
     with ExitStack() as opened:
         cells = [cell_of(folder, model, about), *others(run, model, about, opened)]
         with following(run["track"], run.folder, list(cells[0].done.values())) as tracker:
@@ -105,11 +106,12 @@ def work(cells: Sequence[Cell], prompts: Sequence[Prompt], model: LoadedModel, t
     for batch in batches(prompts, run["batch_size"]):
         able = [cell for cell in cells if cell.failure is None]
         answered = (lines for part, some in parts(batch, able) if some for lines in attempt(part, some, model, join))
-        for cell, lines in answered:
-            new = cell.record(lines)
-            progress.update(len(new))
-            for line in new if cell is cells[0] else ():
-                tracker.sample(line)
+        with finish_first("the batch at hand"):
+            for cell, lines in answered:
+                new = cell.record(lines)
+                progress.update(len(new))
+                for line in new if cell is cells[0] else ():
+                    tracker.sample(line)
     progress.close()
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from evals.harness import build
-from evals.harness.aggregate import peak_bytes
+from evals.harness.aggregate import peak_bytes, reset_peak
 from evals.harness.answering import synchronize
 from evals.harness.config import InputError, Run
 from evals.harness.record import RunFolder
 from evals.harness.show import size, table
+from evals.harness.track import following
 from lukv.backend.generate import answer, compress
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel
@@ -40,7 +41,7 @@ def latency(run: Run) -> None:
                 if run.evicts and run["reference"]:
                     methods[run["reference"]] = None
                 lengths = contexts(job["lengths"], job["new_tokens"], model)
-            folder.begin({})
+            folder.begin({"model_commit": model.commit})
             rows = [row for length in lengths for row in measure(methods, length, model, run)]
             kinds = sorted({row["attention"] for row in rows})
             result = {
@@ -51,13 +52,15 @@ def latency(run: Run) -> None:
                 "memory": {"peak_bytes": peak_bytes()},
             }
             folder.finish(result)
+            with following(run["track"], folder.path) as tracker:
+                tracker.finish(result)
     print(shown(result["rows"]))
     print(f"\n{run.folder}/")
 
 
 def contexts(lengths: Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
     """The context lengths: as given, or powers of two up to what the model takes."""
-    room = getattr(model.config, "max_position_embeddings", LONGEST) - QUESTION - new_tokens
+    room = (model.max_length or LONGEST) - QUESTION - new_tokens
     if lengths is None:
         return [2**k for k in range(7, 16) if 2**k <= min(room, LONGEST)][-4:] or [room]
     for length in lengths:
@@ -100,8 +103,7 @@ def once(
     new: int,
     attention: str,
 ) -> dict[str, Any]:
-    if model.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(model.device)
+    reset_peak()
     start = time.perf_counter()
     cache = compress(model, context, eviction=eviction, attention=attention)
     synchronize(model.device)
@@ -113,7 +115,7 @@ def once(
         "ttft_s": prefill + said.ttft_s,
         "tpot_s": said.tpot_s,
         "cache_bytes": stored,
-        "peak_bytes": torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "attention": cache.kernel,
     }
 

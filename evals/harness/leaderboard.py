@@ -175,7 +175,7 @@ def cost_cells(row: Row) -> Iterable[str]:
     yield number(share, "" if share is None else f"{100 * share:.1f}%<small>{size(stored)}</small>")
     for key in ("ttft_s", "tpot_s"):
         seconds = row.get("time", {}).get(key)
-        yield number(seconds, "" if seconds is None else f"{1000 * seconds:.3g} ms")
+        yield number(seconds, "" if seconds is None else f"{1000 * seconds:{'.0f' if seconds >= 1 else '.3g'}} ms")
 
 
 def number(value: float | None, html: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -38,7 +39,7 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
     prompts = []
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = model.max_length
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
@@ -50,8 +51,9 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
             prompts.append(Prompt(sample, task, tuple(ids[0]), tuple(ids[1])))
     if not prompts:
         raise InputError("the benchmark has no samples")
-    if len({p.sample.id for p in prompts}) < len(prompts):
-        raise InputError("two samples of the benchmark have the same id")
+    name, times = Counter(p.sample.id for p in prompts).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{times} samples of the benchmark have the same id: {name}")
     return prompts, dict(benchmark.facts())
 
 

@@ -17,14 +17,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
-from evals.harness.config import ROOT, InputError, Run
+from evals.harness.config import ROOT, InputError, Run, subject
 from lukv.files import write_atomically
 
 PACKAGES = (
@@ -50,26 +51,42 @@ class RunFolder:
         self.run, self.path, self.wait = run, run.folder, wait
 
     def __enter__(self) -> RunFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a+")
+        self._lock = self._locked()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise RuntimeError(f"{self.path} is being written by {owner}: wait for it, or stop it") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
-        self._check_same()
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {platform.node()}")
+            self._lock.flush()
+            for draft in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                draft.unlink()
+            self._check_same()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
+
+    def _locked(self) -> TextIO:
+        """The lock file, held. A holder that wrote nothing removes it: a lock on a removed file holds nothing."""
+        path = self.path / ".lock"
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a+")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                lock.seek(0)
+                owner = lock.read().strip() or "another process"
+                lock.close()
+                raise RuntimeError(f"{self.path} is being written by {owner}: wait for it, or stop it") from None
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                return lock
+            lock.close()
 
     def __exit__(self, *_: object) -> None:
         began = (self.path / "run.json").exists()
         if not began:  # nothing was written: leave nothing that looks like a run
             (self.path / ".lock").unlink(missing_ok=True)
-        self._lock.close()
+        with suppress(OSError):  # what a full disk did not take of the lock's text
+            self._lock.close()
         if not began and not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -77,8 +94,8 @@ class RunFolder:
         """The same folder means the same experiment: settings and input files as when it was begun."""
         if not (self.path / "run.json").exists():
             return
-        was = yaml.safe_load((self.path / "config.yaml").read_text())
-        changes = differences({k: was.get(k) for k in self.run.subject}, self.run.subject)
+        was = read_settings(self.path / "config.yaml")
+        changes = differences(subject(was), self.run.subject)
         inputs = read_json(self.path / "run.json").get("inputs", {})
         changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
         if changes:
@@ -117,11 +134,18 @@ class RunFolder:
         return {line["id"]: line for line in read_samples(self.path / "samples.jsonl", repair=True)}
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
+        """Whole lines or none of them: on a full disk what was written of them is taken back."""
+        path = self.path / "samples.jsonl"
+        content = memoryview("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+        with path.open("ab", buffering=0) as f:
+            before = f.tell()
+            try:
+                while content:
+                    content = content[f.write(content) :]
+                os.fsync(f.fileno())
+            except OSError as e:
+                os.truncate(path, before)
+                raise OSError(e.errno, e.strerror, str(path)) from e
 
     def finish(self, result: Mapping[str, Any]) -> None:
         run = read_json(self.path / "run.json")
@@ -137,11 +161,13 @@ def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
     if repair and len(whole) < len(data):
         os.truncate(path, len(whole))
     lines = []
-    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], 1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as e:
+            lines.append(json.loads(line.decode()))
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{path}, line {number} is not JSON ({e}): remove the line and run again") from None
+        if not isinstance(lines[-1], dict) or not {"id", "task"} <= lines[-1].keys():
+            raise ValueError(f"{path}, line {number} is not a sample: remove the line and run again")
     return lines
 
 
@@ -234,7 +260,20 @@ def processor() -> str:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path} is damaged ({e}): remove {path.parent} and run again") from e
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError as e:
+        raise ValueError(f"{path} is damaged ({' '.join(str(e).split())}): remove {path.parent} and run again") from e
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is damaged (it has no settings): remove {path.parent} and run again")
+    return settings
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,8 +40,8 @@ class Tracker:
     def sample(self, line: Line) -> None:
         """One more sample is done."""
 
-    def finish(self, result: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
-        """The run is done. `made`: budget tables it has written."""
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The run is done."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Wandb:
             raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
         wandb.setup(wandb.Settings(silent=True))
         online = self.mode == "online" or (self.mode == "auto" and wandb.login(prompt=False, verify=False))
-        subject = create(config["benchmark"]).name if config.get("benchmark") else "-"
+        subject = config["job"].get("subject") or create(config["benchmark"]).name
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics)
         try:
             run = wandb.init(
@@ -85,7 +86,7 @@ class Wandb:
                 resume="allow",
                 name=about["run_id"],
                 group=f"{config['model']['name']}/{subject}",
-                tags=[config["method"]],
+                tags=[config["method"] or job(config)],
                 job_type=job(config),
                 mode="online" if online else "offline",
                 dir=folder,
@@ -126,14 +127,15 @@ class WandbTracker(Tracker):
         running |= {f"running/{k}": v for k, v in line.get("times", {}).items() if k not in ("batch", "shared")}
         self._run.log(running, step=len(self._scores))
 
-    def finish(self, result: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Tables and pictures of what evaluate or latency found, and the budget tables that calibrate made."""
         import wandb
 
         media: dict[str, Any] = {}
         samples = read_samples(self._folder / "samples.jsonl")
         if samples:
-            rows = [[cell(line.get(column)) for column in PREDICTIONS] for line in samples]
-            media["predictions"] = wandb.Table(columns=list(PREDICTIONS), data=rows)
+            cells = [[cell(line.get(column)) for column in PREDICTIONS] for line in samples]
+            media["predictions"] = wandb.Table(columns=list(PREDICTIONS), data=cells)
         if result.get("tasks"):
             bars = wandb.Table(columns=["task", "score"], data=[[t, r["score"]] for t, r in result["tasks"].items()])
             media["tasks"] = wandb.plot.bar(bars, "task", "score", title="Score per task")
@@ -142,11 +144,14 @@ class WandbTracker(Tracker):
             media["heads/kept_share"] = wandb.Image(
                 head_budgets(heads), caption="kept share: layer down, KV head across"
             )
+        rows = result.get("rows")
+        if rows:
+            media["latency"] = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if media:
             self._run.log(media, step=len(self._scores))
         self._run.summary.update(summary(result))
-        for path in made:
-            self._run.log_artifact(budget_table(path, result["model"]))
+        for path in sorted(self._folder.glob("tables/*.safetensors")):
+            self._run.log_artifact(budget_table(path, self._run.config["model"]["name"]))
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, float]:
@@ -196,19 +201,13 @@ def use(run: wandb.Run, artifact: wandb.Artifact) -> None:
 
 def head_budgets(heads: Sequence[Sequence[float]]) -> Any:
     """Kept shares [layers, KV heads] as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from PIL import Image
 
-    figure = Figure(figsize=(max(3, 0.45 * len(heads[0]) + 1.5), max(2, 0.25 * len(heads) + 1)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(heads, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set(xlabel="KV head", ylabel="layer")
-    figure.colorbar(image, label="kept share")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    import numpy as np
+    from evals.harness.plots import head_shares
 
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    file = io.BytesIO()
+    head_shares({"": heads}, "", file)
+    return Image.open(file)
 
 
 def log(folder: Path, settings: Wandb) -> None:

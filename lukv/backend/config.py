@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 KINDS = {"full_attention", "sliding_attention"}
 GEOMETRY = (
@@ -28,6 +29,20 @@ def config_hash(config: PreTrainedConfig) -> str:
     text = config.get_text_config(decoder=True)
     fields = {field: getattr(text, field, None) for field in GEOMETRY}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def weights_hash(model: PreTrainedModel, each: int = 64) -> str:
+    """Twelve hex digits that tell other weights of the same geometry apart, cheaply: of every parameter `each` values,
+    spread evenly, rounded to bfloat16 so that the dtype a model is loaded in makes no difference."""
+    whole = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta:  # offloaded to disk
+            continue
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, len(flat) // each)][:each]
+        whole.update(name.encode())
+        whole.update(some.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return whole.hexdigest()[:12]
 
 
 def windows(config: PreTrainedConfig) -> list[int | None]:

@@ -1,11 +1,12 @@
 """The training log as a figure: loss, and exact answers of some tasks, against tokens trained on.
 
-    python -m models.tiny.curve                # training_log.jsonl -> docs/figures/training_curve.png
+python -m models.tiny.curve                # training_log.jsonl -> docs/figures/training_curve.png
 """
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def draw(path: Path) -> None:
     for name, tasks in SHOWN.items():
         found = [(x, sum(line[t] for t in tasks) / len(tasks)) for x, line in scores if all(t in line for t in tasks)]
         below.plot(*zip(*found, strict=True), marker="o", ms=3, lw=1, label=name)
-    for before, after in zip(scores, scores[1:], strict=False):
+    for before, after in pairwise(scores):
         if before[1]["evaluated_at"] != after[1]["evaluated_at"]:
             below.axvline(after[0], color="0.85", lw=1, zorder=0)
             below.annotate(f"{after[1]['evaluated_at']} tokens", (after[0], 1.03), fontsize=7, rotation=30)

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
     folder = str(Path(__file__).parent)
     defaults = {"model": folder, "length": 512, "samples": 200, "seed": 1_000}
     settings = OmegaConf.merge(defaults, OmegaConf.from_cli(arguments))
-    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32, use_safetensors=True)
     encoder = Encoder(AutoTokenizer.from_pretrained(folder))
     for name, score in evaluate(model, encoder, settings.length, settings.samples, settings.seed).items():
         error = (score * (1 - score) / settings.samples) ** 0.5

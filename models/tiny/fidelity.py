@@ -130,7 +130,10 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    tables = {path.stem: BudgetTable.load(path) for path in sorted(TABLES.glob("*.safetensors"))}
+    # one file a scorer; the others there have a second suffix (.curve, .probe)
+    tables = {
+        path.stem: BudgetTable.load(path) for path in sorted(TABLES.glob("*.safetensors")) if "." not in path.stem
+    }
     for argument in arguments:
         key, _, folder = argument.partition("=")
         if key != "by_layer" or not folder:

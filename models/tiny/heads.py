@@ -9,8 +9,8 @@ Shares of attention, 0 to 1, of one query head, means over query rows and texts:
     sink         on the first four tokens, of rows behind the 64th
     induction    in random tokens written twice: on the two tokens after the same token's first occurrence
     duplicate    the same: on the first occurrence itself
-    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context, and
-                 on the one after it, into which the previous-token heads of the layers before have copied it
+    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context
+                 and on the next, into which the previous-token heads of the layers before have copied it
 
 The first three are of the contexts of RULER's prompts. Seeds are none of evaluation's, calibration's or training's.
 """

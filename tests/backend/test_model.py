@@ -50,6 +50,16 @@ def test_what_is_loaded(loaded, folder):
     assert loaded.count_tokens("the grass is") == 3
 
 
+def test_other_weights_of_the_same_geometry_are_told_apart(loaded, folder):
+    assert load(folder, dtype="bfloat16").weights_hash == load(folder, name="other").weights_hash == loaded.weights_hash
+    for name, parameter in loaded.model.named_parameters():
+        other = load(folder)
+        with torch.no_grad():
+            other.model.get_parameter(name).mul_(1.1).add_(0.01)
+        assert other.weights_hash != loaded.weights_hash, (name, parameter.shape)
+        assert other.config_hash == loaded.config_hash
+
+
 def test_prompt_ids_follow_the_chat_template(loaded):
     context, rest = loaded.prompt_ids(" the grass is", " green ?", "key")
     text = loaded.tokenizer.convert_ids_to_tokens

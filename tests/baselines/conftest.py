@@ -7,6 +7,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from lukv.curve import MeanCurve
+from lukv.probe import OTHERS, Probe
 from lukv.table import BudgetTable
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -21,14 +23,20 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def build(tmp_path):
-    """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. The budget table is a made-up one."""
+    """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. What has to be measured on a model (the
+    budget table, the curve, the probe) is made up."""
 
-    def build(layers=3, kv_heads=2, **groups):
+    def build(layers=3, kv_heads=2, head_dim=16, **groups):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
         for group, name in groups.items():
             root[group] = OmegaConf.load(CONF / group / f"{name}.yaml")
         if "path" in root.get("allocator", {}):
             made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
+        if groups.get("allocator") == "lu_curve":
+            made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
+        if groups.get("scorer") == "utility_probe":
+            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 2 * head_dim + OTHERS)).astype(np.float32)
+            Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
         return [instantiate(root[group]) for group in groups]
 
     return build
@@ -45,3 +53,11 @@ def made_up_table(layers, kv_heads, seed=0):
             low, high = (middle, high) if (middle**power).mean() < budget else (low, middle)
         kept[i] = 0.3 * budget + 0.7 * low**power
     return BudgetTable(kept)
+
+
+def made_up_curve(layers, kv_heads, seed=0):
+    mean = MeanCurve(layers, kv_heads, protected=5)
+    random = np.random.default_rng(seed)
+    for tokens in (80, 300):
+        mean.add(random.pareto(1, (layers, kv_heads, tokens)) / np.arange(1, tokens + 1))
+    return mean.table({"sink": 4, "recent": 1})

@@ -29,7 +29,7 @@ def evictions(build, any_method):
         chosen[key.removeprefix("override /")] = option
     if chosen["scorer"] is None:
         pytest.skip("keeps everything")
-    parts = build(layers=LAYERS, kv_heads=KV_HEADS, **chosen)
+    parts = build(layers=LAYERS, kv_heads=KV_HEADS, head_dim=DIM, **chosen)
     return [Eviction(*parts, budget) for budget in BUDGETS]
 
 

@@ -66,6 +66,13 @@ def test_as_a_process(args: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_model_that_is_not_trained(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert command("method=full", "model=small", f"model.path={tmp_path}/small", f"runs={tmp_path}/runs") == 2
+    err = capsys.readouterr().err
+    assert err.endswith("there is no such folder (make it with: python -m models.tiny.train recipe=small)\n")
+    assert err.count("\n") == 1
+
+
 def test_a_model_that_is_not_there(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code = command("method=snapkv", "model=hf", "model.path=./no/such/model", f"runs={tmp_path}")
     err = capsys.readouterr().err
@@ -82,9 +89,27 @@ def test_help() -> None:
         assert word in done.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, run; sys.exit(sorted({'torch', 'transformers', 'matplotlib', 'wandb'} & set(sys.modules)) or 0)"
-    assert process(code, program="-c").returncode == 0
+HEAVY = {
+    "torch",
+    "transformers",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "wandb",
+    "datasets",
+    "safetensors",
+    "tokenizers",
+    "nltk",
+}
+
+
+@pytest.mark.parametrize("args", [["--help"], ["method=snapkv", "bugdet=0.2"]], ids=["help", "a wrong name"])
+def test_what_needs_no_model_imports_nothing_heavy(args: list[str]) -> None:
+    done = process("importtime", "run.py", *args, program="-X")  # python -X importtime: every module, on stderr
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"hydra", "evals.harness.commandline"} <= imported
+    assert not {name.split(".")[0] for name in imported} & HEAVY
+    assert done.returncode == (0 if args == ["--help"] else 2)
 
 
 def test_no_folder_shadows_the_budget() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,9 @@ def test_sweep_report_and_failure(
     page = (tmp_path / "report" / "report.md").read_text()
     assert page.count("\n## ") == 1
     assert "| full | all | 1.000 |" in page
-    (picture,) = (tmp_path / "report").glob("*.png")
-    assert picture.stat().st_size > 10_000
+    pictures = list((tmp_path / "report").glob("*.png"))
+    assert len(pictures) == 3
+    assert min(picture.stat().st_size for picture in pictures) > 10_000
 
 
 def test_report_without_runs(tmp_path: Path) -> None:
@@ -199,3 +201,36 @@ def test_killed_at_any_moment(settings: list[str], tmp_path: Path, command: Comm
     alone = [s for s in args if not s.startswith("runs=")] + [f"runs={tmp_path}/alone"]
     assert command(*alone) == 0
     assert same(lines(tmp_path / name), lines(tmp_path / "alone" / name))
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice(settings: list[str], tmp_path: Path, command: Command) -> None:
+    """kill -9 as soon as the first run of the sweep has samples, and again once there are more: the same command then
+    ends with what a sweep left alone has."""
+    sweep = ["method=snapkv,keydiff", "budget=0.2,0.5", "batch_size=1", "limit=6"]
+    begun = 0
+    for _ in range(2):
+        p = subprocess.Popen(
+            [sys.executable, "run.py", "-m", *settings, *sweep],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        before = begun
+        while p.poll() is None and begun <= before + 2:
+            begun = sum(len(f.read_bytes().splitlines()) for f in tmp_path.glob("*/samples.jsonl"))
+            time.sleep(0.05)
+        assert p.poll() is None, "the sweep was over before it could be killed"
+        p.kill()
+        p.wait()
+        assert not all((f / "result.json").exists() for f in tmp_path.glob("random__*"))
+    assert command("-m", *settings, *sweep) == 0
+    alone = [s for s in settings if not s.startswith("runs=")] + [f"runs={tmp_path}/alone"]
+    assert command("-m", *alone, *sweep) == 0
+    names = {p.parent.name for p in tmp_path.glob("*/result.json")}
+    assert names == {p.parent.name for p in tmp_path.glob("alone/*/result.json")}
+    assert len(names) == 5
+    for name in names:
+        ours, theirs = (sorted(lines(f / name), key=lambda x: x["id"]) for f in (tmp_path, tmp_path / "alone"))
+        assert len({x["id"] for x in ours}) == len(ours) == 12
+        assert same(ours, theirs)

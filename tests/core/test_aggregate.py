@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.aggregate import CELLS, MeanSolution, by_rank, loss_of
+from lukv.aggregate import CELLS, GAPS, MeanSolution, by_rank, loss_of
 from lukv.solver import floor_of, solve
 
 LAYERS, HEADS, PROTECTED = 2, 3, 5
@@ -40,6 +40,18 @@ def test_budgets_are_the_mean_of_the_samples_own():
     bounds = np.mean([s.lower_bound for s, _ in solutions], axis=0)
     np.testing.assert_allclose(table.metadata["sample_lower_bound"], bounds)
     assert table.metadata["note"] == 1
+
+
+def test_the_distribution_of_the_samples_certificates():
+    mean = mean_of(samples(40))
+    solutions = [solve(utility, tokens) for utility, tokens in samples(40)]
+    gaps = np.sort([s.loss / s.lower_bound - 1 for s in solutions], axis=0)
+    for quantile, exact in ((0.5, gaps[19]), (0.95, gaps[37]), (1.0, gaps[39])):
+        ours = mean.gaps(quantile)
+        assert (ours >= exact * (1 - 1e-9)).all()
+        assert (ours <= np.maximum(exact * 10**0.05, GAPS[0]) * (1 + 1e-9)).all()
+    nothing = mean_of([(np.zeros((LAYERS, HEADS, 50)), 55)])
+    np.testing.assert_array_equal(nothing.gaps(1.0), GAPS[0])
 
 
 def test_weights_count_as_repetitions():

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from small_models import small_model, text
 
-from evals.harness.calibrate import Context, Settings, State, measure
+from evals.harness.measure import Context, Means, Settings, State, fit, measure
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
+from lukv.curve import MeanCurve
 from lukv.oracle import Oracle, OracleSettings
+from lukv.probe import ProbeFit, UtilityProbe
 from lukv.scoring import PromptLayer, Scorer
 
 PROTECTION = Protection(2, 1)
@@ -43,26 +45,32 @@ def model():
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    return measure(model, [UP, DOWN], PROTECTION, CONTEXTS, SETTINGS, tmp_path_factory.mktemp("whole"))
+    return measure(model, [UP, DOWN], PROTECTION, CONTEXTS, SETTINGS, tmp_path_factory.mktemp("whole") / "state")
 
 
 def same(ours, expected):
     for mean, other in zip(ours, expected, strict=True):
-        for name, array in other.state.items():
-            np.testing.assert_array_equal(mean.state[name], array, err_msg=name)
+        for part, state in other.parts.items():
+            for name, array in state.items():
+                np.testing.assert_array_equal(mean.parts[part][name], array, err_msg=f"{part} {name}")
 
 
 def test_it_is_the_mean_over_contexts_and_questions(model, whole):
     for scorer, measured in zip((UP, DOWN), whole, strict=True):
-        mean, protected = MeanSolution(model.layers, model.kv_heads), 2 + max(1, scorer.recent)
+        protected = 2 + max(1, scorer.recent)
+        curve = MeanCurve(model.layers, model.kv_heads, protected)
+        mean = Means(MeanSolution(model.layers, model.kv_heads), curve)
         for context in CONTEXTS:
             seen = Oracle(model, SETTINGS.oracle).context(context.ids, [scorer])
-            order = seen.order(scorer, PROTECTION).numpy()[..., protected:]
+            order = seen.order(scorer, PROTECTION).numpy()
             for question, _ in context.questions:
                 utility = seen.utility(question).numpy()
-                mean.add(np.take_along_axis(utility, order, -1), len(context.ids))
+                ranked = np.take_along_axis(utility, order, -1)
+                mean.solution.add(ranked[..., protected:], len(context.ids))
+                curve.add(ranked / seen.units.numpy(), 1 / len(context.questions))
         same([measured], [mean])
-        assert measured.state["samples"] == 6
+        assert measured.solution.state["samples"] == 6
+        assert measured.curve.state["weight"] == 4
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
@@ -72,20 +80,20 @@ def test_a_stopped_measurement_goes_on_to_the_same_bits(model, whole, tmp_path, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(model, [UP, DOWN], PROTECTION, interrupted(), SETTINGS, tmp_path)
+        measure(model, [UP, DOWN], PROTECTION, interrupted(), SETTINGS, tmp_path / "state")
     seen = []
     original = Oracle.context
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Oracle, "context", lambda self, ids, scorers: seen.append(ids) or original(self, ids, scorers))
-        same(measure(model, [UP, DOWN], PROTECTION, CONTEXTS, SETTINGS, tmp_path), whole)
+        same(measure(model, [UP, DOWN], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state"), whole)
     assert seen == [context.ids for context in CONTEXTS[stop:]]
 
 
 def test_contexts_may_weigh_the_same_whatever_their_questions(model, tmp_path):
     settings = replace(SETTINGS, weigh="contexts")
-    (mean,) = measure(model, [UP], PROTECTION, CONTEXTS, settings, tmp_path)
-    assert mean.state["weight"] == 4
-    assert mean.state["tokens"] == sum(len(context.ids) for context in CONTEXTS)
+    (mean,) = measure(model, [UP], PROTECTION, CONTEXTS, settings, tmp_path / "state")
+    assert mean.solution.state["weight"] == 4
+    assert mean.solution.state["tokens"] == sum(len(context.ids) for context in CONTEXTS)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +101,9 @@ def test_contexts_may_weigh_the_same_whatever_their_questions(model, tmp_path):
 )
 def test_a_state_of_other_settings_is_refused(model, tmp_path, changes):
     arguments = {"model": model, "scorers": [UP, DOWN], "protection": PROTECTION, "settings": SETTINGS}
-    measure(**arguments, contexts=CONTEXTS[:1], folder=tmp_path)
+    measure(**arguments, contexts=CONTEXTS[:1], state_path=tmp_path / "state")
     with pytest.raises(ValueError, match="begun with other settings"):
-        measure(**(arguments | changes), contexts=CONTEXTS, folder=tmp_path)
+        measure(**(arguments | changes), contexts=CONTEXTS, state_path=tmp_path / "state")
 
 
 def test_a_damaged_state_is_refused(tmp_path):
@@ -106,7 +114,23 @@ def test_a_damaged_state_is_refused(tmp_path):
 
 def test_a_context_that_is_all_protected_is_an_error(model, tmp_path):
     with pytest.raises(ValueError, match="context 0 has 3 tokens, all of them protected under up"):
-        measure(model, [UP], PROTECTION, [Context((1, 2, 3), (((4,), ()),))], SETTINGS, tmp_path)
+        measure(model, [UP], PROTECTION, [Context((1, 2, 3), (((4,), ()),))], SETTINGS, tmp_path / "state")
+
+
+def test_a_probe_is_fitted_to_the_mean_over_questions_and_resumes_to_the_same_bits(model, tmp_path):
+    exact = ProbeFit()
+    for context in CONTEXTS:
+        seen = Oracle(model, SETTINGS.oracle).context(context.ids)
+        worth = sum(seen.utility(question) for question, _ in context.questions) / len(context.questions)
+        exact.add(seen.layers(UtilityProbe()), worth / seen.units, PROTECTION)
+    (whole,) = fit(model, [UtilityProbe()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "whole")
+    fit(model, [UtilityProbe()], PROTECTION, CONTEXTS[:2], SETTINGS, tmp_path / "stopped")
+    (resumed,) = fit(model, [UtilityProbe()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "stopped")
+    for name, array in exact.state.items():
+        np.testing.assert_allclose(whole.state[name], array, rtol=1e-12)
+        np.testing.assert_array_equal(whole.state[name], resumed.state[name])
+    with pytest.raises(ValueError, match="begun with other settings"):
+        fit(model, [UtilityProbe(eps=0.1)], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("wrong", [{"aggregation": "mean"}, {"weigh": "all"}, {"scope": "head"}])

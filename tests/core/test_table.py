@@ -33,6 +33,7 @@ class Windowed(Scorer):
 class Model:
     name: str = "tiny"
     config_hash: str = "abc"
+    weights_hash: str = "123"
     layers: int = LAYERS
     kv_heads: int = HEADS
 
@@ -44,7 +45,7 @@ PROTECTION = Protection()
 def made_table(seed=0, tokens=200):
     utility = np.random.default_rng(seed).lognormal(0, 3, size=(LAYERS, HEADS, tokens - 5))
     solution = solve(utility / np.arange(1, tokens - 4), tokens)
-    metadata = {"model": "tiny", "note": "größe", **description("abc", SCORER, PROTECTION)}
+    metadata = {"model": "tiny", "note": "größe", **description(Model(), SCORER, PROTECTION)}
     curve = np.random.default_rng(seed).random((LAYERS, HEADS, 50), dtype=np.float32)
     return BudgetTable(solution.kept / tokens, solution.loss, solution.lower_bound, curve, metadata)
 
@@ -148,6 +149,7 @@ def test_it_accepts_what_it_was_made_for_and_nothing_else(tmp_path):
     ours.check(Model(), SCORER, Protection(2, 32))  # the scorer's own protection covers it
     refused = [
         ((Model(config_hash="def"), SCORER, PROTECTION), "config_hash abc, not for def"),
+        ((Model(weights_hash="456"), SCORER, PROTECTION), "weights_hash 123, not for 456"),
         (
             (Model(kv_heads=HEADS + 1), SCORER, PROTECTION),
             "3 layers of 2 KV heads, not for tiny, 3 layers of 3 KV",

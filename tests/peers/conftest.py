@@ -59,13 +59,13 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
     terminalreporter.section(f"against kvpress 0.5.5: {LENGTHS} tokens, {len(RATIOS)} ratios")
-    terminalreporter.write_line(f"{'models, method':48}" + "".join(f"{column:>14}" for column in columns))
+    terminalreporter.write_line(f"{'models, method':62}" + "".join(f"{column:>14}" for column in columns))
     for key in [*((RANDOM, m) for m in METHODS), *((TRAINED, m) for m in TRAINED_METHODS)]:
         row = rows.get(key, {})
         cell = [
             f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns
         ]
-        terminalreporter.write_line(f"{', '.join(key):48}" + "".join(cell))
+        terminalreporter.write_line(f"{', '.join(key):62}" + "".join(cell))
     for line in (
         "heads: (cell, layer, KV head) compared. count_differs: heads that we give one entry more or less (rounding).",
         "set_differs: heads with another kept set at the same count. ties: heads left out, with fewer entries than",

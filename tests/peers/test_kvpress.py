@@ -4,6 +4,8 @@ kvpress has other rules in a few places (METHODS: one rounding rule, one tie rul
 * it keeps int(L * (1 - r)) tokens a head in binary floats: 13 of 70 at r = 0.8, where we keep 14. Methods that keep a
   number of tokens are compared at its own number, given as budget_tokens; counts must then be equal.
 * PyramidKV rounds each layer, LU-KV each layer's total; we round once over all layers: counts may differ by one a head.
+* AdaKV's heads compete: where the scores at the border are nearer to each other than the two programs' scores of the
+  same entry, one entry may go to the other head. Such heads are counted under count_differs.
 * a head that keeps fewer entries than it has protected tokens keeps any of them (top-k of equal scores); AdaKV then
   also spreads them over heads in any way. Ours has an order. Such heads are counted as ties and not compared.
 Kept sets are compared at kvpress's own counts, logits at kvpress's own counts through our backend.
@@ -124,7 +126,10 @@ def test_method(case, method, summary, peers):
         tied = counts < shielded.mask(tokens).sum()  # too few entries for the protected tokens
         tied |= tied.any() & torch.tensor(isinstance(allocator, AdaKV))  # where AdaKV's heads compete for them, all are
         off = (torch.stack(ours) - counts).abs().masked_fill(tied, 0)
-        assert off.max() <= (0 if fixed else 1)
+        assert off.max() <= (1 if not fixed or isinstance(allocator, AdaKV) else 0)
+        for i in off.any(-1).nonzero().flatten().tolist() if fixed else ():
+            moved = scores[i][best(raised[i], ours[i]) != expected["kept"][i]]
+            assert moved.max() - moved.min() <= 2 * difference[i].max(), "AdaKV's heads differ, and not by a near tie"
 
         kept = torch.stack([best(layer, count) for layer, count in zip(raised, counts, strict=True)])
         wrong = (kept != expected["kept"]).any(-1) & ~tied

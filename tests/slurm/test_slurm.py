@@ -28,10 +28,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip("no Slurm (SLURM_CONF is not set), and to start one takes root on Debian or Ubuntu")
-    folder = tmp_path_factory.mktemp("cluster")
-    subprocess.run([SCRIPT, "start", folder], check=True, timeout=600)
-    yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
-    subprocess.run([SCRIPT, "stop", folder], check=True, timeout=60)
+    folder = Path(os.environ.get("SLURM_TEST_DIR") or tmp_path_factory.mktemp("cluster"))
+    try:
+        subprocess.run([SCRIPT, "start", folder], check=True, timeout=600)
+        yield {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    finally:
+        subprocess.run([SCRIPT, "stop", folder], check=True, timeout=120)
 
 
 Sweep = Any

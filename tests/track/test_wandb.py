@@ -153,10 +153,13 @@ def test_the_table_that_calibrate_makes_is_the_one_that_evaluate_uses(folder: Pa
     (use,) = [a for a in records(runs(folder)[-1], "artifact") if a["type"] == "budget-table"]
     assert use["use_after_commit"] is True
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config |= {"job": {"_target_": "evals.harness.calibrate.calibrate"}, "allocator": None, "benchmark": None}
+    job = {"_target_": "evals.harness.calibrate.calibrate", "subject": "calibrate-ruler-512"}
+    config |= {"job": job, "allocator": None, "benchmark": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "tables").mkdir()
+    (tmp_path / "keydiff.safetensors").rename(folder / "tables" / "keydiff.safetensors")
     with settings.follow(folder) as tracker:
-        tracker.finish({"model": "tiny"}, made=[tmp_path / "keydiff.safetensors"])
+        tracker.finish({"status": "done"})
     (made,) = [a for a in records(runs(folder)[-1], "artifact") if a["type"] == "budget-table"]
     assert not made.get("use_after_commit")
     assert (made["name"], made["digest"]) == (use["name"], use["digest"])

@@ -1,0 +1,74 @@
+"""Is one method better than another? A paired bootstrap on the same samples, corrected for the number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from evals.harness.config import method_defaults
+from evals.harness.results import Result, asked, keeps_all, label, scores
+from evals.stats import RESAMPLES, holm, resampled_means, verdict
+
+Scores = Mapping[str, Mapping[str, float]]
+"""task -> sample id -> score."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A score minus that of `against` on the same samples, 0..1: mean, 95% interval, two-sided p value."""
+
+    against: str
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(mine: Scores, other: Scores, against: str) -> dict[str, Difference]:
+    """For each task and for their mean ("mean"), each task resampled within itself. Empty unless both have the same
+    samples."""
+    if {task: set(found) for task, found in mine.items()} != {task: set(found) for task, found in other.items()}:
+        return {}
+    means, draws = {}, {}
+    for seed, (task, found) in enumerate(mine.items()):
+        pairs = np.array([found[i] - other[task][i] for i in sorted(found)])
+        means[task], draws[task] = float(pairs.mean()), resampled_means(pairs, seed, RESAMPLES)
+    means["mean"], draws["mean"] = float(np.mean(list(means.values()))), np.mean(list(draws.values()), axis=0)
+    out = {}
+    for task, mean in means.items():
+        _, (low, high), p = verdict(mean, draws[task])
+        out[task] = Difference(against, mean, low, high, p)
+    return out
+
+
+def reference_of(method: str, group: Sequence[Result]) -> str | None:
+    """The label that stands for `method` in these results: a label itself, or a method's with its own scorer (or the
+    only one it has)."""
+    labels = sorted({label(r) for r in group if not keeps_all(r)})
+    usual = f"{method}-{method_defaults(method).get('scorer')}"
+    of_method = sorted({label(r) for r in group if r["method"] == method and not keeps_all(r)})
+    return next((name for name in (method, usual, *of_method) if name in labels), None)
+
+
+def comparisons(group: Sequence[Result], method: str, runs: Path) -> dict[str, dict[str, dict[str, Difference]]]:
+    """run id -> "method" (the run of `method` at the same budget) and "full" (the full cache) -> task or "mean" ->
+    difference. p values of the means are Holm's over the group, each column by itself."""
+    found = {r["run_id"]: scores(runs / r["run_id"]) for r in group}
+    name = reference_of(method, group)
+    at = {asked(r): r["run_id"] for r in group if label(r) == name and not keeps_all(r)}
+    full = next((r["run_id"] for r in group if keeps_all(r)), None)
+    out: dict[str, dict[str, dict[str, Difference]]] = {r["run_id"]: {} for r in group}
+    for r in group:
+        mine = r["run_id"]
+        for kind, other in (("method", at.get(asked(r))), ("full", full)):
+            if other not in (None, mine) and not keeps_all(r):
+                against = str(name) if kind == "method" else "the full cache"
+                out[mine][kind] = difference(found[mine], found[str(other)], against)
+    for kind in ("method", "full"):
+        column = [kinds[kind] for kinds in out.values() if kinds.get(kind)]
+        for tasks, p in zip(column, holm([tasks["mean"].p for tasks in column]), strict=True):
+            tasks["mean"] = replace(tasks["mean"], p=p)
+    return out

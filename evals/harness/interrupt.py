@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM: the work at hand is finished first, so that nothing that was computed is lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def finish_first(what: str) -> Iterator[None]:
+    """A signal that comes in the block raises KeyboardInterrupt at its end; a second one at once.
+
+    what: what is finished ("the batch at hand"), for the user who waits. In a thread other than the main one, where
+    Python takes no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def wait(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print(f"run.py: stops after {what}; once more: at once", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, wait) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt

@@ -1,0 +1,245 @@
+"""Utility probe: predict a token's utility itself, linearly, from what the cache holds of it. Ours: see docs/beyond.md.
+
+    x = [k before RoPE, v, |v|, mean k^2, cos(k, a), 1]                            of one token in one KV head
+    a = mean over the prompt's tokens of k/|k|, after RoPE                         the anchor of KeyDiff (2504.15364)
+    y = log(mean over the questions of U + eps)                                    U: lukv/oracle.py
+    w = argmin  mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2                    per layer and KV head, closed form
+
+U is taken in units of the layer's mean value weight n, that is, as an attention probability at a token of average
+value: eps = 1e-3 means one thousandth of the attention whatever the model, the layer and the prompt's length. Tokens
+that the protection ranks first in any case are left out. Every context weighs the same. `ProbeFit` adds up x'x and x'y
+in float64, so memory does not grow with the number of contexts.
+
+At run time a probe is a scorer like any other: one product per token, of keys and values as they are cached (the
+weights are turned by RoPE, not the keys). It looks at no queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from lukv.backend.selection import Protection
+from lukv.files import write_atomically
+from lukv.scoring import PromptLayer, Rope, Scorer, rotate
+from lukv.table import Target, calibrate_command, model_of
+
+KIND = "lukv utility probe"
+OTHERS = 4  # features besides key and value
+BLOCK = 512  # tokens at a time on a CPU: what its cache holds
+LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch beside a long prompt
+
+
+@dataclass(frozen=True)
+class UtilityProbe(Scorer):
+    """`path`: what job=calibrate has fitted for this model. `eps`, `ridge`: how it fits one."""
+
+    name: str = "utility_probe"
+    path: str = ""
+    eps: float = 1e-3
+    ridge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0 or not self.ridge >= 0:
+            raise ValueError(f"{self.name}: eps={self.eps} must be above 0, ridge={self.ridge} not negative")
+
+    @cached_property
+    def probe(self) -> Probe:
+        return Probe.load(self.path)
+
+    def parameters(self) -> dict[str, Any]:
+        """The fitted weights, wherever they lie: a table made for another probe is another scorer's."""
+        return {"name": self.name, "sink": self.sink, "recent": self.recent, "probe": self.probe.hash}
+
+    def check(self, model: Target) -> None:
+        """Raise FileNotFoundError or ValueError unless the probe was fitted on this model."""
+        about = self.probe.metadata
+        for key in ("config_hash", "weights_hash"):
+            if about.get(key) != getattr(model, key):
+                raise ValueError(
+                    f"{self.path} was fitted for {key} {about.get(key)}, not for {getattr(model, key)}: make it with "
+                    f"`{calibrate_command(model.name, self.name)}`"
+                )
+
+    def learner(self) -> ProbeFit:
+        return ProbeFit(self.eps, self.ridge)
+
+    def fitted(self, path: str | Path) -> UtilityProbe:
+        return replace(self, path=str(path))
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        heads, tokens, d = layer.keys.shape
+        weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: rows times columns is the fast product on a CPU
+        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], OTHERS], dim=-1)
+        direction = anchor(layer.keys).float()[:, None]
+        scores = torch.empty(heads, tokens, device=layer.keys.device)
+        for at in blocks(layer):
+            keys, values = layer.keys[:, at].float(), layer.values[:, at].float()
+            total = w_value @ values.mT + w_rest @ others(keys, values, direction).mT
+            if layer.rope is None:
+                total += w_key @ keys.mT
+            else:  # the weights turned along with each key: cos times them, and sin times a quarter turn of them
+                cos, sin = angles(layer.rope, at, keys)
+                total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
+            scores[:, at] = total[:, 0]
+        return scores
+
+
+def features(layer: PromptLayer, at: slice = slice(None)) -> Tensor:
+    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens `at`."""
+    keys, values = (part[:, at].to(precision(part)) for part in (layer.keys, layer.values))
+    plain = keys
+    if layer.rope is not None:
+        cos, sin = angles(layer.rope, at, keys)
+        plain = keys * cos - quarter_turn(keys, layer.rope) * sin
+    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[:, None])], -1)
+
+
+def others(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
+    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1. direction [K, 1, d]: a / |a|."""
+    length, norm = (torch.linalg.vector_norm(part, dim=-1) for part in (keys, values))
+    cosine = (direction @ keys.mT)[:, 0] / length.clamp(min=1e-12)
+    return torch.stack([norm, length.square() / keys.shape[-1], cosine, torch.ones_like(norm)], -1)
+
+
+def anchor(keys: Tensor) -> Tensor:
+    """[K, d] float32 (float64 for float64), of length 1: the direction that the keys [K, T, d] have in common."""
+    keys = keys.to(precision(keys))
+    length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
+    return normalize(((1 / length)[:, None] @ keys)[:, 0], dim=-1)
+
+
+def angles(rope: Rope, at: slice, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [n, d] of the positions of keys [K, n, d], 1 and 0 where they are not turned. Where the embedding
+    scales by an attention factor, they take it out again."""
+    start = at.start or 0
+    cos, sin = (part.to(keys.dtype) for part in rope(torch.arange(start, start + keys.shape[1], device=keys.device)))
+    square, rest = cos**2 + sin**2, (0, keys.shape[-1] - cos.shape[-1])
+    return pad(cos / square, rest, value=1.0), pad(sin / square, rest)
+
+
+def quarter_turn(x: Tensor, rope: Rope) -> Tensor:
+    """x [..., d] turned by 90 degrees in each plane of the rotary embedding; 0 where there is none."""
+    n = rope(torch.zeros(1, device=x.device))[0].shape[-1]
+    return rotate(x, x.new_zeros(n), x.new_ones(n)) - pad(x[..., n:], (n, 0))
+
+
+def blocks(layer: PromptLayer) -> list[slice]:
+    tokens, size = layer.keys.shape[1], LARGE_BLOCK if layer.keys.is_cuda else BLOCK
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+def precision(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@dataclass
+class ProbeFit:
+    """Normal equations, streaming. `state` (plain arrays) is all there is to save; sums that go on from it end with the
+    same bits."""
+
+    eps: float = 1e-3
+    ridge: float = 1e-2
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None:
+        """One context: its layers, and utility [layers, K, T], the mean over its questions in units of the layer's mean
+        value weight."""
+        xx, xy = [], []
+        for layer, worth in zip(layers, utility, strict=True):
+            tokens = layer.keys.shape[1]
+            free = ~protection.mask(tokens, layer.keys.device)
+            target = (worth.to(layer.keys.device, torch.float64) + self.eps).log()
+            outer = inner = torch.zeros((), dtype=torch.float64, device=layer.keys.device)
+            for at in blocks(layer):
+                x = features(layer, at)[:, free[at]].double()
+                y = target[:, at][:, free[at]]
+                outer, inner = outer + x.mT @ x, inner + (x.mT @ y[..., None]).squeeze(-1)
+            xx.append((outer / free.sum()).cpu().numpy())
+            xy.append((inner / free.sum()).cpu().numpy())
+        sums = {"xx": np.stack(xx), "xy": np.stack(xy), "contexts": np.ones(())}
+        if self.state and self.state["xx"].shape != sums["xx"].shape:
+            raise ValueError("the saved state of the probe belongs to another model or version")
+        self.state = {name: np.asarray(self.state.get(name, 0) + value) for name, value in sums.items()}
+
+    def weights(self) -> np.ndarray:
+        """[layers, K, d + dv + OTHERS] float64. The last feature is the constant, which gives the means."""
+        if not self.state:
+            raise ValueError("no context was measured: there is nothing to fit a probe to")
+        second, target = (self.state[name] / self.state["contexts"] for name in ("xx", "xy"))
+        mean, level = second[..., :-1, -1], target[..., -1]
+        covariance = second[..., :-1, :-1] - mean[..., :, None] * mean[..., None, :]
+        slope = target[..., :-1] - mean * level[..., None]
+        variance = np.diagonal(covariance, axis1=-2, axis2=-1)
+        known = variance > 1e-12 * second.diagonal(axis1=-2, axis2=-1)[..., :-1]  # the others never vary: weight 0
+        penalty = np.where(known, self.ridge * variance, 1.0)
+        both = known[..., :, None] & known[..., None, :]
+        system = np.where(both, covariance, 0) + penalty[..., None] * np.eye(penalty.shape[-1])
+        weights = np.linalg.solve(system, np.where(known, slope, 0)[..., None])[..., 0]
+        return np.concatenate([weights, (level - (weights * mean).sum(-1))[..., None]], axis=-1)
+
+    def save(self, path: str | Path, metadata: Mapping[str, Any]) -> None:
+        about = {**metadata, "eps": self.eps, "ridge": self.ridge, "contexts": int(self.state["contexts"])}
+        Probe(self.weights().astype(np.float32), about).save(path)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """weights [layers, K, d + dv + OTHERS] float32, metadata: what it was fitted on, plain JSON."""
+
+    weights: np.ndarray
+    metadata: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(np.ascontiguousarray(self.weights).tobytes()).hexdigest()[:12]
+
+    @cached_property
+    def _tensor(self) -> Tensor:
+        return torch.from_numpy(self.weights)
+
+    def of(self, layer: PromptLayer) -> Tensor:
+        """[K, d + dv + OTHERS] of this layer. Raises ValueError for another model's layer."""
+        wanted = layer.layers, len(layer.keys), layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
+        if self.weights.shape != wanted:
+            layers, heads, size = self.weights.shape
+            raise ValueError(
+                f"the utility probe is for {layers} layers of {heads} KV heads and {size} features, "
+                f"this model has {wanted[0]}, {wanted[1]} and {wanted[2]}"
+            )
+        return self._tensor[layer.index].to(layer.keys.device)
+
+    def save(self, path: str | Path) -> None:
+        header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}
+        write_atomically(path, save({"weights": np.ascontiguousarray(self.weights)}, header))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Probe:
+        """A missing file raises FileNotFoundError, anything that is not a whole and sound probe ValueError."""
+        path = Path(path)
+        if not path.is_file():
+            command = calibrate_command(model_of(path), path.name.split(".")[0])
+            raise FileNotFoundError(f"no utility probe at {path}: make it with `{command}`")
+        try:
+            with safe_open(path, framework="numpy") as file:
+                header = file.metadata() or {}
+                if header.get("kind") != KIND:
+                    raise ValueError(f"it says it is {header.get('kind')!r}")
+                weights = file.get_tensor("weights")
+                if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
+                    raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
+                return cls(weights, json.loads(header["json"]))
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(f"{path} is not a utility probe: {' '.join(str(error).split())}") from error

@@ -1,0 +1,56 @@
+"""Every yaml of conf/experiment/ composes to runs with names of their own; the small ones run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from as_typed import ROOT, Command
+
+from evals.harness import commandline
+
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_composes_to_a_sweep(name: str) -> None:
+    planned = commandline.plan([f"experiment={name}", "budget=0.2"])  # composing takes a moment for each run
+    assert len(planned) > 3
+    last = planned[-1]  # the command that repeats one run of the sweep asks for that run
+    assert commandline.plan(shlex.split(last.command)[2:]) == [last]
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "embedded"])
+def test_says_what_it_is_for(name: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for word in ("# Reproduces: ", "# Takes: ", "# Needs: "):
+        assert word in head
+    swept = text[text.index("params:") :]
+    assert "benchmark.tasks" not in text.replace(swept, ""), "a setting above the sweep is not in the runs' names"
+
+
+SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]", "benchmark.length=512", "calibration.benchmark.length=512"]
+
+
+def test_protection(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("experiment=ablation_protection", "budget=0.2", "method=keydiff", *SMALL, f"runs={tmp_path}") == 0
+    assert "2 runs: 2 done" in capsys.readouterr().out
+    own, equal = (json.loads(p.read_text())["config"] for p in sorted(tmp_path.glob("*keydiff*/result.json")))
+    assert (own["protection"], equal["protection"]) == ("equal", "own")
+
+
+def test_aggregation(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command: two tables are made, and each is used by the runs that are named after it."""
+    few = ["budget=0.2", *SMALL, "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=2"]
+    assert command("experiment=ablation_aggregation", *few, f"runs={tmp_path}") == 0
+    assert "4 runs: 4 done" in capsys.readouterr().out
+    for kind in ("budgets", "losses"):
+        table = tmp_path / "tables" / kind / "tiny" / "keydiff.safetensors"
+        (run,) = (json.loads(p.read_text()) for p in tmp_path.glob(f"tiny__lukv*job.aggregation={kind}/run.json"))
+        assert str(table) in run["inputs"]
+    made = [p.read_bytes() for p in sorted(tmp_path.glob("tables/*/*/*.safetensors"))]
+    assert len(made) == 2
+    assert made[0] != made[1]

@@ -1,0 +1,372 @@
+"""Every bad input we could think of, through the command line: one line, exit code 2, nothing that looks like a run.
+
+Names and values: tests/cli/test_names.py. Here: what files, models, tables and prompts can be.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lukv.solver import solve
+from lukv.table import BudgetTable
+from tests.cli.as_typed import Command, process
+from tests.faults.conftest import Refuses, jsonl, only, question
+
+GOOD = question(1)
+
+# --- benchmark files: name, content, what the line says
+
+
+def rows(*changed: object) -> bytes:
+    """Ten good lines, the sixth replaced."""
+    made = [json.dumps(question(i)) for i in range(10)]
+    for line in changed:
+        made[5] = line if isinstance(line, str) else json.dumps(line)
+    return ("\n".join(made) + "\n").encode()
+
+
+FILES: list[tuple[str, bytes, str]] = [
+    ("empty", b"", "is empty"),
+    ("blank", b"\n\n\n", "is empty"),
+    ("truncated", rows()[:-40], "line 10 is not JSON"),
+    ("not UTF-8", rows().replace(b"Note 5", b"N\xf6te 5"), "line 6 is not UTF-8"),
+    ("UTF-16", rows().decode().encode("utf-16"), "line 1 is not UTF-8"),
+    ("binary", bytes(range(256)), "line 1 is not"),
+    ("NUL bytes", b"\0" * 100, "line 1 is not JSON"),
+    ("bad line in the middle", rows("{broken"), "line 6 is not JSON"),
+    ("empty line in the middle", rows(""), "line 6 is not JSON"),
+    ("a list in the middle", rows([1, 2]), "line 6 is a list, a JSON object is expected"),
+    ("nested without end", rows("[" * 200_000), "line 6 is not JSON"),
+    ("number without end", rows('{"context": ' + "9" * 10_000 + "}"), "line 6 is not JSON"),
+    ("no column", rows({"context": "a", "question": "b"}), "line 6 has no 'answers'; it has: context, question"),
+    ("wrong columns", rows({"text": "a", "label": "b"}), "line 6 has no 'context'; it has: label, text"),
+    ("wrong type", rows(GOOD | {"context": 7}), "line 6: 'context' is an integer, expected a string"),
+    ("no answers", rows(GOOD | {"answers": []}), "line 6: 'answers' must be a list of strings, at least one"),
+    ("null answer", rows(GOOD | {"answers": [None]}), "line 6: 'answers' must be a list of strings"),
+    ("half a surrogate pair", rows(GOOD | {"answers": ["\ud800"]}), "line 6 is not Unicode"),
+    ("no tokens", rows(GOOD | {"max_new_tokens": 0}), "line 6: 'max_new_tokens' is 0"),
+    ("same id twice", rows(GOOD | {"id": 1}), "2 samples of the benchmark have the same id: bad-1"),
+    ("empty context", rows(GOOD | {"context": ""}), "line 6: 'context' is empty"),
+    ("longer than the model", rows(GOOD | {"context": "a" * 5000}), "random takes 4096"),
+    ("answer longer than the model", rows(GOOD | {"max_new_tokens": 10**30}), "random takes 4096"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), [f[1:] for f in FILES], ids=[f[0] for f in FILES])
+def test_a_benchmark_file(content: bytes, says: str, refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    line = refuses(2, says, *short, f"benchmark.data={path}", "method=snapkv")
+    if "line" in says:
+        assert str(path) in line
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["benchmark=jsonl"], "benchmark.data is not set: add benchmark.data=VALUE"),
+        (["benchmark=jsonl", "benchmark.data={tmp}/no.jsonl"], "no.jsonl is missing: a jsonl file is expected"),
+        (["benchmark=jsonl", "benchmark.data={tmp}"], "is a folder: a jsonl file is expected"),
+        (["benchmark=jsonl", "benchmark.data={tmp}/questions.jsonl", "benchmark.metric=qa_f2"], "did you mean qa_f1?"),
+        (["benchmark=longbench", "benchmark.data={tmp}/no"], "is not a folder of LongBench's jsonl files"),
+        (["benchmark=longbench", "benchmark.data={tmp}"], "has no file of a LongBench task"),
+        (["benchmark=longbench", "benchmark.data={tmp}", "benchmark.tasks=[qaspr]"], "did you mean qasper?"),
+        (["benchmark=longbench", "benchmark.data={tmp}", "benchmark.tasks=[qasper]"], "has no qasper.jsonl"),
+        (["benchmark=ruler", "benchmark.tasks=[niah_singel_1]"], "did you mean niah_single_1?"),
+        (["benchmark=ruler", "benchmark.tasks=[qa_1]"], "ruler task qa_1 needs squad.json"),
+        (["benchmark=ruler", "benchmark.sources={tmp}/no"], "is not a folder"),
+        (["benchmark=ruler", "benchmark.prepared={tmp}/no.parquet"], "is missing"),
+        (["benchmark=ruler", "benchmark.prepared={tmp}/text.parquet"], "text.parquet is not a parquet file"),
+        (["benchmark=ruler", "benchmark.length=100000", "benchmark.tasks=[niah_single_1]"], "random takes 4096"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_a_benchmark(args: list[str], says: str, refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("this is no parquet file")
+    given = [arg.format(tmp=tmp_path) for arg in args]
+    kept = [setting for setting in short if not setting.startswith("benchmark")]
+    refuses(2, says, *kept, *given, "method=snapkv", "limit=1")
+
+
+def test_one_bad_line_in_other_peoples_formats(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    kept = [setting for setting in short if not setting.startswith("benchmark")]
+    row = {"input": "q", "context": "c", "answers": ["a"], "length": 1, "all_classes": None}
+    jsonl(tmp_path / "qasper.jsonl", [row, row, {**row, "length": "1"}])
+    kept.append("method=snapkv")
+    refuses(2, "qasper.jsonl line 3: 'length' is a string", *kept, "benchmark=longbench", f"benchmark.data={tmp_path}")
+    row = {"context": "c", "question": "q", "answer_prefix": "", "answer": ["a"], "task": "vt", "max_new_tokens": 3}
+    path = jsonl(tmp_path / "prepared.jsonl", [row, {**row, "answer": "a"}, row])
+    refuses(2, "prepared.jsonl line 2: 'answer' is a string", *kept, "benchmark=ruler", f"benchmark.prepared={path}")
+
+
+# --- budget tables
+
+TABLE = "lukv budget table"
+
+
+def table(folder: Path, model_hash: str = "", scorer: str = "keydiff") -> Path:
+    """A sound table of the random model's shape: two layers of two KV heads."""
+    utility = np.random.default_rng(0).random((2, 2, 195))
+    solved = solve(utility, 200)
+    about = {"config_hash": model_hash, "scorer": scorer, "scorer_parameters": {}, "sink": 4, "recent": 1}
+    BudgetTable(solved.kept / 200, solved.loss, solved.lower_bound, None, about).save(folder / "table.safetensors")
+    return folder / "table.safetensors"
+
+
+def damaged(change: Callable[[np.ndarray], object]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        arrays = load_file(table(folder))
+        change(arrays["kept"])
+        save_file(arrays, folder / "table.safetensors", {"kind": TABLE, "json": "{}"})
+        return folder / "table.safetensors"
+
+    return make
+
+
+def cut(share: float) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = table(folder)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        return path
+
+    return make
+
+
+class Bomb:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def disguised(suffix: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = folder / f"table{suffix}"
+        if suffix == ".npy":
+            np.save(path, np.array([Bomb(folder / "ran")], dtype=object), allow_pickle=True)
+        else:
+            path.write_bytes(pickle.dumps(Bomb(folder / "ran")))
+        return path
+
+    return make
+
+
+def authors(shape: tuple[int, ...], value: float) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        np.save(folder / "table.npy", np.full(shape, value), allow_pickle=False)
+        return folder / "table.npy"
+
+    return make
+
+
+TABLES: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("missing", lambda folder: folder / "no.safetensors", "no budget table at "),
+    ("a folder", lambda folder: folder, "no budget table at "),
+    ("empty", cut(0), "is not a budget table"),
+    ("cut in its header", cut(0.01), "is not a budget table"),
+    ("cut in its numbers", cut(0.7), "is not a budget table"),
+    ("one byte short", cut(0.9999), "is not a budget table"),
+    ("NaN inside", damaged(lambda kept: kept.__setitem__((7, 1, 1), np.nan)), "kept has a NaN or an infinity"),
+    ("infinity inside", damaged(lambda kept: kept.__setitem__((7, 1, 1), np.inf)), "kept has a NaN or an infinity"),
+    ("share above 1", damaged(lambda kept: kept.__setitem__((7, 1, 1), 1.5)), "a share outside 0 .. 1"),
+    ("all zero", damaged(lambda kept: kept.fill(0)), "do not add up to its global budgets"),
+    ("upside down", damaged(lambda kept: kept.__setitem__(slice(None), kept[::-1].copy())), "do not add up"),
+    (
+        "of another model",
+        lambda folder: table(folder, "0123456789ab"),
+        "was made for config_hash 0123456789ab, not ",
+    ),
+    ("of another shape", authors((99, 3, 2), 0.5), "do not add up"),
+    ("a pickle in a safetensors file", disguised(".safetensors"), "is not a budget table"),
+    ("a pickle in an npy file", disguised(".npy"), "is not a budget table"),
+    ("a text", lambda folder: Path(__file__), "is not a budget table"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), [t[1:] for t in TABLES], ids=[t[0] for t in TABLES])
+def test_a_budget_table(
+    make: Callable[[Path], Path], says: str, refuses: Refuses, short: list[str], tmp_path: Path
+) -> None:
+    line = refuses(2, says, *short, "method=lukv", f"allocator.path={make(tmp_path)}")
+    assert not (tmp_path / "ran").exists(), "a pickle was loaded"
+    if "made for" in says or "no budget" in says:
+        assert "job=calibrate" in line
+
+
+def test_a_table_of_another_scorer_or_shape(refuses: Refuses, short: list[str], tmp_path: Path, model: Path) -> None:
+    from lukv.model import load
+
+    path = table(tmp_path, load(model).config_hash, scorer="snapkv")
+    line = refuses(2, "was made for scorer snapkv, not for keydiff", *short, "method=lukv", f"allocator.path={path}")
+    assert "job=calibrate model=random scorer=keydiff" in line
+    kept = np.linspace(0.99, 0.01, 99)[:, None, None] * np.ones((1, 3, 2))
+    np.save(tmp_path / "large.npy", 1 - kept)
+    says = "is for 3 layers of 2 KV heads, not for random, 2 layers of 2 KV heads"
+    refuses(2, says, *short, "method=lukv", f"allocator.path={tmp_path}/large.npy")
+
+
+# --- model folders
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def config(**changed: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+
+    return change
+
+
+def content(name: str, text: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(text) and None
+
+
+def half_a_shard(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def a_shard_too_few(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def pickled_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(folder / "ran")))
+
+
+MODELS: list[tuple[str, Callable[[Path], None], str]] = [
+    ("no config", without("config.json"), "it has no config.json"),
+    ("empty config", content("config.json", b""), "cannot read its configuration"),
+    ("config that is no JSON", content("config.json", b"{nothing"), "cannot read its configuration"),
+    ("config that is a list", content("config.json", b"[]"), "cannot read its configuration"),
+    ("no tokenizer", without("tokenizer.json", "tokenizer_config.json"), "cannot read its tokenizer"),
+    ("tokenizer that is no JSON", content("tokenizer.json", b"{nothing"), "cannot read its tokenizer"),
+    ("empty tokenizer", content("tokenizer.json", b""), "cannot read its tokenizer"),
+    ("no weights", without("model.safetensors"), "cannot read its weights"),
+    ("empty weights", content("model.safetensors", b""), "cannot read its weights"),
+    ("half a shard", half_a_shard, "cannot read its weights"),
+    ("a shard too few", a_shard_too_few, "cannot read its weights"),
+    ("weights in a pickle", pickled_weights, "no file named model.safetensors"),
+    ("weights of another shape", config(hidden_size=64), "the checkpoint has another shape for "),
+    ("weights of fewer layers", config(num_hidden_layers=3, layer_types=None), "the checkpoint lacks "),
+    ("unknown architecture", config(model_type="qwen99"), "cannot read its configuration"),
+    ("recurrent architecture", config(model_type="mamba", layer_types=None), "cannot read its configuration"),
+    ("encoder", config(model_type="bert"), "the checkpoint lacks "),
+    ("encoder and decoder", config(model_type="t5"), "t5"),
+    (
+        "all layers slide",
+        config(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=128, layer_types=None),
+        "has a sliding window of 128: nothing to evict",
+    ),
+    (
+        "its own code",
+        config(auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, model_type="evil"),
+        "cannot read its configuration",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
+def test_a_model_folder(
+    change: Callable[[Path], None], says: str, refuses: Refuses, short: list[str], model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spoiled"
+    shutil.copytree(model, folder)
+    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    change(folder)
+    line = refuses(2, says, *short, f"model.path={folder}", "method=snapkv")
+    assert str(folder) in line
+    assert not (folder / "ran").exists(), "the model folder's own code was run"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["model.path=/no/such/folder"], "model /no/such/folder: there is no such folder"),
+        (["model.dtype=float8"], "dtype=float8 is not known: choose one of auto, "),
+        (["model.device=cuda:99"], "device=cuda:99, but torch sees "),
+        (["model.device=tpu"], "device=tpu is not known: choose one of auto, cpu, cuda, cuda:N"),
+        (["attention=fast"], "attention=fast is not a kernel: choose one of auto, "),
+        (["model.path=3"], "model 3"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_model_setting(args: list[str], says: str, refuses: Refuses, short: list[str]) -> None:
+    refuses(2, says, *short, *args, "method=snapkv")
+
+
+# --- prompts that are unusual but right
+
+
+def test_prompts_of_every_length(command: Command, short: list[str], tmp_path: Path) -> None:
+    """One token, fewer than the scorer's window, as many as the model takes: each keeps exactly its share."""
+    made = [{"context": "x" * n, "question": "?", "answers": ["y"], "max_new_tokens": 2} for n in (1, 2, 31, 33, 4080)]
+    path = jsonl(tmp_path / "lengths.jsonl", made)
+    run = [*short, f"benchmark.data={path}", "method=snapkv", "benchmark.chat=false"]
+    assert command(*run) == 0
+    samples = [json.loads(line) for line in (only(tmp_path / "runs") / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 5
+    for s in samples:
+        assert [sum(layer) for layer in s["kept"]] == [int(0.2 * s["context_tokens"] * 2 + 0.5)] * 2
+
+
+def test_more_tokens_than_a_context_has_keep_all_of_it(command: Command, short: list[str], tmp_path: Path) -> None:
+    assert command(*short, "method=snapkv", "budget_tokens=100000") == 0
+    result = json.loads((only(tmp_path / "runs") / "result.json").read_text())
+    assert result["budget"]["kept_share"] == 1.0
+    assert result["budget"]["asked"] == 100000
+
+
+def test_settings_that_make_a_long_name(command: Command, short: list[str], tmp_path: Path) -> None:
+    """A folder's name has a limit; runs that differ only beyond it have folders of their own."""
+    many = [
+        *("benchmark.question_aware=true", "benchmark.max_new_tokens=4", "benchmark.chat=false", "model.dtype=float32"),
+        *("benchmark.metric=google_rouge_l", "scorer.kernel=5", "method=snapkv", "limit=1"),
+    ]
+    for window in (8, 9):
+        assert command(*short, *many, f"scorer.window={window}") == 0
+    names = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert len(names) == 2
+    assert max(map(len, names)) <= 200
+
+
+def test_as_a_process(short: list[str], tmp_path: Path) -> None:
+    """The same through real processes: a bad line, a pickle, a broken model, and with debug=true the traceback."""
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(rows("{broken"))
+    for args in (
+        [f"benchmark.data={path}", "method=snapkv"],
+        ["method=lukv", f"allocator.path={disguised('.npy')(tmp_path)}"],
+        ["model.path=/no/such/folder", "method=snapkv"],
+    ):
+        done = process(*short, *args)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("run.py: ")
+        assert done.stderr.count("\n") == 1
+    done = process(*short, f"benchmark.data={path}", "method=snapkv", "debug=true")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,157 @@
+"""report.py: what it writes of finished runs, and whether its comparisons are right."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy import stats
+
+from evals.harness.compare import comparisons, difference
+from evals.harness.results import experiments, finished, label, latencies
+from evals.stats import holm
+from tests.cli.as_typed import process
+from tests.report.finished_runs import DATA, evaluation, latency
+
+RNG = np.random.default_rng(0)
+HARD = RNG.random(40)
+"""How hard each sample is: scores on the same samples go together, which is what pairing is for."""
+
+
+def scores(level: float, noise: float = 0.02) -> dict[str, list[float]]:
+    return {task: (level - 0.4 * HARD + noise * RNG.standard_normal(40)).tolist() for task in ("one", "two")}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """lukv is a little better than keydiff and much better than snapkv; both lukv are as good as the full cache."""
+    evaluation(tmp_path, "full", None, None, scores(0.9))
+    for budget in (0.1, 0.2):
+        evaluation(tmp_path, "lukv", "keydiff", budget, scores(0.9))
+        evaluation(tmp_path, "lukv", "snapkv", budget, scores(0.8))
+        evaluation(tmp_path, "keydiff", "keydiff", budget, scores(0.88))
+        evaluation(tmp_path, "snapkv", "snapkv", budget, scores(0.5))
+    evaluation(tmp_path, "snapkv", "snapkv", 0.2, scores(0.6), nested="scorer.window=16")
+    latency(tmp_path, "snapkv", [128, 256, 512])
+    (tmp_path / "unfinished").mkdir()
+    return tmp_path
+
+
+def test_what_departs_from_the_default_has_a_label_of_its_own(runs: Path) -> None:
+    labels = {label(r) for r in finished(runs)}
+    methods = {"full", "lukv-keydiff", "lukv-snapkv", "keydiff-keydiff", "snapkv-snapkv"}
+    assert labels == methods | {"snapkv-snapkv scorer.window=16"}
+
+
+def test_differences_are_those_of_a_paired_t_test() -> None:
+    """Two tasks of equally many samples: the mean of tasks is the mean of samples, and 40 of them are nearly normal."""
+    mine, other = ({t: dict(enumerate(v)) for t, v in scores(level, 0.05).items()} for level in (0.9, 0.88))
+    found = difference(mine, other, "x")
+    assert set(found) == {"one", "two", "mean"}
+    for task in ("one", "two"):
+        pairs = np.array(list(mine[task].values())), np.array(list(other[task].values()))
+        test = stats.ttest_rel(*pairs)
+        low, high = test.confidence_interval(0.95)
+        assert found[task].mean == pytest.approx((pairs[0] - pairs[1]).mean())
+        assert (found[task].low, found[task].high) == pytest.approx((low, high), abs=0.1 * (high - low))
+        assert found[task].p == pytest.approx(test.pvalue, rel=0.35, abs=0.002)
+    assert found["mean"].mean == pytest.approx((found["one"].mean + found["two"].mean) / 2)
+    assert found["mean"].high - found["mean"].low < found["one"].high - found["one"].low
+    swapped = difference(other, mine, "x")["mean"]
+    assert (swapped.mean, swapped.p) == pytest.approx((-found["mean"].mean, found["mean"].p), rel=0.2)
+
+
+def test_other_samples_are_not_compared(runs: Path) -> None:
+    evaluation(runs, "streaming", "streaming", 0.1, {"one": [0.1] * 39, "two": [0.1] * 40})
+    (group,) = experiments(finished(runs)).values()
+    compared = comparisons(group, "lukv", runs)
+    assert compared[f"tiny__streaming-streaming__b0.1__{DATA}"] == {"method": {}, "full": {}}
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_pairing_sees_what_intervals_do_not(runs: Path) -> None:
+    (group,) = experiments(finished(runs)).values()
+    compared = comparisons(group, "lukv", runs)
+    near, far = (compared[f"tiny__{m}__b0.2__{DATA}"]["method"]["mean"] for m in ("keydiff-keydiff", "snapkv-snapkv"))
+    assert near.against == far.against == "lukv-keydiff"
+    assert near.high < 0
+    assert near.p < 0.05
+    assert far.mean == pytest.approx(-0.4, abs=0.02)
+    same = compared[f"tiny__lukv-keydiff__b0.2__{DATA}"]
+    assert set(same) == {"full"}
+    assert same["full"]["mean"].p > 0.05
+    assert compared[f"tiny__full__{DATA}"] == {}
+
+
+def test_the_files(runs: Path) -> None:
+    done = process("--runs", str(runs), program="report.py")
+    assert done.returncode == 0, done.stderr
+    assert "minus lukv-keydiff" in done.stdout
+    out = runs / "report"
+    table = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")]
+    head, rows = table[0].split(" | "), [line.split(" | ") for line in table[2:]]
+    assert head[5:7] == ["minus lukv-keydiff", "minus the full cache"]
+    assert len(rows) == 10
+    assert rows[0][0] == "| full"
+    bold = {(r[0], r[1]) for r in rows if "**" in r[4]}
+    assert len(bold) == 2
+    assert {b[1] for b in bold} == {"0.1", "0.2"}
+    for r in rows:
+        if r[0].startswith("| snapkv-snapkv"):
+            assert r[5].startswith("-")
+            assert "*" in r[5]
+    lines = list(csv.DictReader((out / "scores.csv").open()))
+    assert len(lines) == 10 * 3
+    snapkv = next(x for x in lines if x["label"] == "snapkv-snapkv" and x["task"] == "mean" and x["budget"] == "0.1")
+    assert snapkv["against"] == "lukv-keydiff"
+    assert float(snapkv["difference_low"]) < float(snapkv["difference"]) < float(snapkv["difference_high"]) < 0
+    assert float(snapkv["p"]) < 0.05
+    assert {x["against"] for x in lines if x["method"] == "full"} == {""}
+    pictures = {p.name for p in out.glob("*.png")}
+    assert pictures == {f"tiny__{DATA}{kind}.png" for kind in ("", "__bytes", "__heads")} | {"latency-1.png"}
+    for picture in pictures:
+        assert f"]({picture})" in (out / "report.md").read_text()
+        assert len(np.unique(imread(out / picture).reshape(-1, 4), axis=0)) > 20
+    assert (out / "leaderboard.html").read_text().count("<figure>") == 4
+
+
+def test_another_reference(runs: Path) -> None:
+    done = process("--runs", str(runs), "--against", "keydiff", "--out", str(runs / "other"), program="report.py")
+    assert done.returncode == 0, done.stderr
+    assert "minus keydiff-keydiff" in done.stdout
+    done = process("--runs", str(runs), "--against", "adakv", program="report.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("report.py: --against adakv: no such run. There are keydiff-keydiff, lukv-keydiff")
+    assert done.stderr.count("\n") == 1
+
+
+def test_latency_alone(tmp_path: Path) -> None:
+    latency(tmp_path, "snapkv", [128, 256])
+    ((name, rows),) = latencies(tmp_path).items()
+    assert name == "tiny, batch 1, a processor"
+    assert {(r["label"], r["context_tokens"]) for r in rows} == {
+        (label, n) for label in ("snapkv-snapkv b0.2", "full") for n in (128, 256)
+    }
+    done = process("--runs", str(tmp_path), program="report.py")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report" / "latency-1.png").stat().st_size > 10_000
+
+
+def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
+    from evals.harness.figures import head_panels
+
+    (group,) = experiments(finished(runs)).values()
+    chosen, panels = head_panels(group)
+    assert chosen == "0.2"
+    assert len(panels) == 5
+    stored = json.loads((runs / f"tiny__lukv-keydiff__b0.2__{DATA}" / "result.json").read_text())
+    assert panels["lukv-keydiff"] == stored["budget"]["heads"]
