@@ -69,6 +69,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for line in (
         "heads: (cell, layer, KV head) compared. count_differs: heads that we give one entry more or less (rounding).",
         "set_differs: heads with another kept set at the same count. ties: heads left out, with fewer entries than",
-        "protected tokens (theirs: any of them). score, logit: largest difference, relative to the largest value.",
+        "protected tokens, or with equal scores at the border (theirs: any of them). score, logit: largest difference,",
+        "relative to the largest value.",
     ):
         terminalreporter.write_line(line)
