@@ -24,7 +24,9 @@ def make_press(name: str, ratio: float, table: str) -> kvpress.BasePress:
 
 def pipeline(model: str, samples: str, table: str, share: str, *names: str) -> dict[str, Any]:
     """Of each press {"seconds": processor time of all samples, "answers": {id: text}}, or {"error": why not}."""
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa").eval()
+    network = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+    ).eval()
     ask = kvpress.KVPressTextGenerationPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model))
     rows = [json.loads(line) for line in Path(samples).read_text().splitlines()]
     result: dict[str, Any] = {}

@@ -143,7 +143,9 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     loaded = load(FOLDER, dtype="float32")
-    eager = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32, attn_implementation="eager").eval()
+    eager = AutoModelForCausalLM.from_pretrained(
+        FOLDER, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
+    ).eval()
     measured = measure(eager, loaded)
     write_atomically(FOLDER / "heads.json", json.dumps(measured).encode())
     draw(measured, FIGURE)

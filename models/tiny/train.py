@@ -54,7 +54,7 @@ class Trainer:
         self.plan = Plan(settings.cycles)
         self.rows = Rows(self.encoder, self.plan, settings.seed)
         if settings.start is not None:
-            start = AutoModelForCausalLM.from_pretrained(settings.start, dtype=torch.float32)
+            start = AutoModelForCausalLM.from_pretrained(settings.start, dtype=torch.float32, use_safetensors=True)
             self.model.load_state_dict(start.state_dict())
             self.step = self.plan.starts[settings.cycle]
         self.new_optimisers()
