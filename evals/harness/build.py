@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
 
 from evals.harness.config import InputError, Run, create
 from lukv.allocation import Budget
@@ -37,7 +40,10 @@ def model_settings(run: Run) -> str:
 @lru_cache(maxsize=1)
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
-    return load(**json.loads(settings))
+    options = json.loads(settings)
+    if Path(str(options["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+        disable_progress_bar()
+    return load(**options)
 
 
 def deployable(scorer: Scorer) -> Scorer:

@@ -7,7 +7,6 @@ A traceback only with debug=true.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shlex
 import signal
@@ -185,8 +184,6 @@ def do(cfg: DictConfig) -> None:
     before = signal.signal(signal.SIGTERM, terminated)
     try:
         run = run_of(cfg)
-        if Path(str(run["model"]["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         located(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
         stop(130, STOPPED)

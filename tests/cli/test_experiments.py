@@ -51,6 +51,6 @@ def test_aggregation(command: Command, tmp_path: Path, capsys: pytest.CaptureFix
         table = tmp_path / "tables" / kind / "tiny" / "keydiff.safetensors"
         (run,) = (json.loads(p.read_text()) for p in tmp_path.glob(f"tiny__lukv*job.aggregation={kind}/run.json"))
         assert str(table) in run["inputs"]
-    made = [p.read_bytes() for p in sorted(tmp_path.glob("tables/*/*/*.safetensors"))]
+    made = [p.read_bytes() for p in sorted(tmp_path.glob("tables/*/*/keydiff.safetensors"))]
     assert len(made) == 2
     assert made[0] != made[1]
