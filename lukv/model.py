@@ -218,6 +218,8 @@ def whole_model(path: str, **options: Any) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
         )
+    except OSError as error:  # what it says of other formats misleads: they are not looked for
+        raise OSError(f"no .safetensors files that can be read (others, pickles, are not): {error}") from error
     finally:
         logging.set_verbosity(loud)
     model: PreTrainedModel

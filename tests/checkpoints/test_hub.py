@@ -70,7 +70,7 @@ def test_the_hub(folder: Path, tmp_path: Path) -> None:
     assert "model some/gated: cannot read its configuration: You are trying to access a gated repo" in gated[1]
     assert "model some/typo: cannot read its configuration: some/typo is not a local folder and is not a" in missing[1]
     assert "ffff is not a valid git identifier" in revision[1]
-    assert "model some/weightless: cannot read its weights: Can't load the model for 'some/weightless'" in weights[1]
+    assert "model some/weightless: cannot read its weights: no .safetensors files that can be read" in weights[1]
     for _, line in (gated, missing, revision, weights):
         assert "\n" not in line
         assert len(line) <= 400
