@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,7 +28,8 @@ def finish_first(what: str) -> Iterator[None]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print(f"run.py: stops after {what}; once more: at once", file=sys.stderr, flush=True)
+        with suppress(RuntimeError):  # the stream is in the middle of a line of the main program
+            print(f"run.py: stops after {what}; once more: at once", file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, wait) for number in SIGNALS}
     try:
