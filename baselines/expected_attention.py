@@ -68,9 +68,8 @@ class ExpectedAttention(Scorer):
         if tokens > self.sink:
             keys, values = layer.keys[:, self.sink :].float(), layer.values[:, self.sink :]
             expected = self._logits(layer, keys).softmax(-1).mean(1)
-            scores[:, self.sink :] = (expected + self.eps) * torch.linalg.vector_norm(
-                values, dim=-1, dtype=torch.float32
-            )
+            length = values.float().norm(dim=-1)
+            scores[:, self.sink :] = (expected + self.eps) * length
         return scores
 
     def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
