@@ -29,7 +29,7 @@ def work(run: Run) -> None:
                 strike(run["job"].get("fault"))
             time.sleep(run["job"]["pace"])
             digest = hashlib.sha256(f"{run['method']} {run['budget']} {i}".encode()).digest()
-            folder.append([{"id": str(i), "score": digest[0] / 255, "pid": os.getpid()}])
+            folder.append([{"id": str(i), "task": "stand-in", "score": digest[0] / 255, "pid": os.getpid()}])
         scores = [line["score"] for line in folder.samples().values()]
         folder.finish({"score": sum(scores) / len(scores), "n": len(scores), "end": time.time()})
 
