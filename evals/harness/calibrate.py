@@ -36,9 +36,8 @@ def calibrate(run: Run) -> None:
     if not run.evicts:
         raise InputError("job=calibrate makes a table for a scorer: name one, as in scorer=keydiff")
     job = dict(run["job"])
-    keep = job.pop("save")  # what is done with the tables does not make another run, nor do those in use now
-    scorer = {key: value for key, value in run["scorer"].items() if key != "path"}
-    named = Run({**run.config, "job": job, "allocator": None, "scorer": scorer}, run.choices, run.nested)
+    keep = job.pop("save")  # what is done with the tables does not make another run
+    named = Run({**run.config, "job": job}, run.choices, run.nested)
     with RunFolder(named) as folder:
         if folder.result() is None:
             with build.input_errors():

@@ -116,8 +116,8 @@ def subject(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
-    """The nested settings that are not the method's."""
-    return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark"))
+    """The nested settings that are not the method's. Tables are its."""
+    return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark") and not n.startswith("model.tables="))
 
 
 def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
@@ -141,7 +141,11 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
     for key in config["job"].pop("ignores", ()):  # settings that make no difference to this job
-        config[key] = None
+        group, _, rest = key.partition(".")
+        if rest:
+            config[group] = {k: v for k, v in (config[group] or {}).items() if k != rest} or None
+        else:
+            config[key] = None
     choices = {
         g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
     }
@@ -246,13 +250,20 @@ def setting_parts(run: Run) -> list[str]:
     parts.append(f"s{run['seed']}")
     if run["attention"] != "auto":
         parts.append(run["attention"])
-    return parts + [n for n in run.nested if n.split("=")[0] not in NAMED]
+    unsaid = NAMED if reads_tables(run) else (*NAMED, "model.tables")
+    return parts + [n for n in run.nested if n.split("=")[0] not in unsaid]
+
+
+def reads_tables(run: Run) -> bool:
+    """Whether the scorer or the allocator reads a file from model.tables."""
+    folder = Path(str(run["model"].get("tables")))
+    files = [run[group].get("path") for group in ("scorer", "allocator") if run[group]]
+    return any(folder in Path(file).parents for file in files if file)
 
 
 NAMED = (
     "model.path",
     "model.name",
-    "model.tables",
     "model.device",
     "model.device_map",
     "benchmark.length",

@@ -46,5 +46,6 @@ def group(run: Run) -> list[Run]:
 
 
 def common(run: Run) -> str:
-    """What all runs of a group agree in."""
-    return json.dumps({k: v for k, v in run.config.items() if k not in OWN}, sort_keys=True)
+    """What all runs of a group agree in. Where tables lie is the method's, as in a run's subject."""
+    model = {k: v for k, v in run["model"].items() if k != "tables"}
+    return json.dumps({k: v for k, v in {**run.config, "model": model}.items() if k not in OWN}, sort_keys=True)

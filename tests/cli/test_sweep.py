@@ -231,3 +231,27 @@ def test_killed_at_any_moment(command: Command, elsewhere: Callable[[str], list[
     assert command("-m", *elsewhere("alone"), *sweep) == 0
     assert written(tmp_path / "killed") == written(tmp_path / "alone")
     assert len(results(tmp_path / "killed")) == CELLS
+
+
+def test_tables_of_two_calibrations_are_two_methods_of_one_sweep(
+    command: Command, settings: list[str], tmp_path: Path, prefills: list[int]
+) -> None:
+    """One prefill, a run each; a method that reads no table is one run whatever model.tables says."""
+    small = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "job.save=true"]
+    where = [s for s in settings if not s.startswith(("benchmark", "limit"))]
+    folders = [str(tmp_path / "tables" / name) for name in ("one", "two")]
+    for contexts, folder in enumerate(folders, 1):
+        made = ["job=calibrate", "scorer=utility_probe", f"model.tables={folder}", f"calibration.contexts={contexts}"]
+        assert command(*made, *where, *small, "job.oracle.horizon=3") == 0
+    sweep = ["-m", *settings, f"model.tables={','.join(folders)}", "budget=0.2"]
+    assert command(*sweep, "method=lukv_plus") == 0
+    assert prefills == [2, 2]
+    found = [path.parent.name for path in sorted(tmp_path.glob("*lukv_plus*/result.json"))]
+    assert len(found) == 2
+    inputs = [json.loads((tmp_path / name / "run.json").read_text())["inputs"] for name in found]
+    assert inputs[0] != inputs[1]
+    for name, folder in zip(found, folders, strict=True):
+        assert command(*settings, f"model.tables={folder}", "budget=0.2", "method=lukv_plus") == 0, name
+    assert [path.parent.name for path in sorted(tmp_path.glob("*lukv_plus*/result.json"))] == found
+    assert command(*sweep, "method=keydiff") == 0
+    assert len(list(tmp_path.glob("*keydiff*/result.json"))) == 1
