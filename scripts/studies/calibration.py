@@ -1,0 +1,178 @@
+"""How should a table be calibrated, and how far does it carry? Many calibrations, each evaluated by the same samples.
+
+    python -m scripts.studies.calibration settings seeds contexts tasks lengths [--runs runs] [--limit 100]
+
+Each variant is one `python run.py job=calibrate` into RUNS/tables/NAME, then all of a study's variants are evaluated by
+one sweep (one prefill for all of them). The commands are printed; what is finished is not done again. For each method
+and budget: the score, and its difference from the shipped way of calibrating on the same samples (paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evals.harness.compare import Difference, difference
+from evals.harness.results import Result, finished, keeps_all, scores
+from evals.harness.sheets import cell, minus, row
+
+FAMILIES = {
+    "single": ("niah_single_1", "niah_single_3_noise", "niah_single_2_prose"),
+    "multikey": ("niah_multikey_2", "niah_multikey_1_noise", "niah_multikey_1_prose"),
+    "multivalue": ("niah_multivalue_noise", "niah_multivalue_prose"),
+    "multiquery": ("niah_multiquery_noise", "niah_multiquery_prose"),
+    "vt": ("vt",),
+    "fwe": ("fwe",),
+}
+TASKS = [task for family in FAMILIES.values() for task in family]
+METHODS = ("lukv", "lukv_plus")
+SHIPPED = "shipped"
+"""The variant with no override: job=calibrate as it is, 8 contexts of each task."""
+
+
+def on(tasks: Sequence[str], contexts: int) -> tuple[str, ...]:
+    return f"calibration.benchmark.tasks=[{','.join(tasks)}]", f"calibration.contexts={contexts}"
+
+
+MIXED = ("niah_multikey_1_prose", "niah_single_3_noise", "niah_multivalue_noise", "niah_multiquery_prose", "vt")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Overrides of job=calibrate by the variant's name, and the budgets and lengths it is evaluated at."""
+
+    variants: Mapping[str, tuple[str, ...]]
+    budgets: tuple[float, ...] = (0.05, 0.1, 0.2)
+    lengths: tuple[int, ...] = (1024,)
+
+
+STUDIES = {
+    "settings": Study(
+        {
+            "horizon 1": ("job.oracle.horizon=1",),
+            "horizon 8": ("job.oracle.horizon=8",),
+            "horizon 24": ("job.oracle.horizon=24",),
+            "question rows too": ("job.oracle.question_rows=true",),
+            "reference answers": ("job.oracle.continuation=reference",),
+            "sampled answers": ("job.oracle.continuation=sampled",),
+            "layers not normalised": ("job.oracle.normalise=false",),
+            "aggregation losses": ("job.aggregation=losses",),
+            "polish": ("job.polish=true",),
+            "scope layer": ("job.scope=layer",),
+            "curve power 1": ("job.power=1",),
+            "curve power 2": ("job.power=2",),
+            "no questions": ("calibration=reconstruct",),
+        }
+    ),
+    "seeds": Study({f"seed {seed}": (f"calibration.benchmark.seed={seed}",) for seed in (1, 2, 3, 4, 5)}),
+    "contexts": Study(
+        {
+            "1 context": on(MIXED[:1], 1),
+            "5 contexts": on(MIXED, 1),
+            "20 contexts": on(MIXED, 4),
+            "100 contexts": on(MIXED, 20),
+        }
+    ),
+    "tasks": Study({name: on(tasks, 24 // len(tasks)) for name, tasks in FAMILIES.items()}),
+    "lengths": Study(
+        {f"{n} tokens": (f"calibration.benchmark.length={n}",) for n in (512, 2048)}, lengths=(1024, 2048)
+    ),
+}
+
+
+def run(*overrides: str) -> None:
+    """run.py with these overrides, as typed; SystemExit if it fails."""
+    print("python run.py " + " ".join(f"'{o}'" if set("[]{}() ") & set(o) else o for o in overrides), flush=True)
+    if code := subprocess.run(
+        [sys.executable, "run.py", *overrides], stdout=subprocess.DEVNULL, check=False
+    ).returncode:
+        raise SystemExit(code)
+
+
+def tables_of(runs: Path, variant: str) -> Path:
+    return runs / "tables" / variant.replace(" ", "-")
+
+
+def calibrate(study: Study, runs: Path) -> None:
+    for name, overrides in {SHIPPED: (), **study.variants}.items():
+        where = (f"runs={runs}", f"model.tables={tables_of(runs, name)}", "job.save=true")
+        run("job=calibrate", "job.scorers=[keydiff,utility_probe]", *where, *overrides)
+
+
+def evaluate(study: Study, runs: Path, limit: int) -> None:
+    folders = ",".join(str(tables_of(runs, name)) for name in (SHIPPED, *study.variants))
+    for length in study.lengths:
+        samples = (f"benchmark.length={length}", f"benchmark.tasks=[{','.join(TASKS)}]", f"limit={limit}")
+        cells = (f"method={','.join(METHODS)}", f"budget={','.join(map(str, study.budgets))}")
+        run("-m", f"runs={runs}", f"model.tables={folders}", *cells, *samples)
+
+
+def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float], Result]:
+    """(method, variant, budget) -> result; the full cache's is ("full", "", 1)."""
+    found = {}
+    for result in finished(runs):
+        config = result["config"]
+        if (config["benchmark"]["length"], config["limit"], set(result["tasks"])) != (length, limit, set(TASKS)):
+            continue
+        if keeps_all(result):
+            found["full", "", 1.0] = result
+        elif (folder := Path(config["allocator"].get("path", "")).parent).parent == runs / "tables":
+            found[result["method"], folder.name, config["budget"]] = result
+    return found
+
+
+def report(name: str, study: Study, runs: Path, limit: int) -> None:
+    names = [SHIPPED, *study.variants]
+    for length in study.lengths:
+        cells = cells_of(runs, length, limit)
+        full = cells["full", "", 1.0]
+        print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {cell(full)}\n")
+        for method in METHODS:
+            print(row([method, *(f"kept {100 * b:g}%, minus shipped" for b in study.budgets)]))
+            print(row(["---"] * (1 + len(study.budgets))))
+            for variant in names:
+                columns = [variant]
+                for budget in study.budgets:
+                    mine, usual = (cells[method, v.replace(" ", "-"), budget] for v in (variant, SHIPPED))
+                    changed = compared(mine, usual, runs)
+                    columns.append(cell(mine) + (f" {minus(changed['mean'])}" if variant != SHIPPED else ""))
+                print(row(columns))
+            print()
+        if name == "tasks":
+            by_family(cells, study, runs)
+
+
+def compared(mine: Result, other: Result, runs: Path) -> dict[str, Difference]:
+    return difference(*(scores(runs / r["run_id"]) for r in (mine, other)), str(other["run_id"]))
+
+
+def by_family(cells: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1) -> None:
+    """Calibrated on one family, tested on each."""
+    for method in METHODS:
+        print(row([f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]))
+        print(row(["---"] * (1 + len(FAMILIES))))
+        for variant in (SHIPPED, *study.variants):
+            found = scores(runs / cells[method, variant, budget]["run_id"])
+            means = [[sum(found[t].values()) / len(found[t]) for t in tasks] for tasks in FAMILIES.values()]
+            print(row([variant, *(f"{100 * sum(m) / len(m):.1f}" for m in means)]))
+        print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--limit", type=int, default=100, help="samples of each task (default 100)")
+    arguments = parser.parse_args()
+    for name in arguments.studies:
+        calibrate(STUDIES[name], arguments.runs)
+        evaluate(STUDIES[name], arguments.runs, arguments.limit)
+        report(name, STUDIES[name], arguments.runs, arguments.limit)
+
+
+if __name__ == "__main__":
+    main()
