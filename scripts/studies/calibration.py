@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from evals.harness.compare import Difference, difference
 from evals.harness.results import Result, finished, keeps_all, scores
 from evals.harness.sheets import cell, minus, row
@@ -115,7 +117,7 @@ def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float]
     """(method, variant, budget) -> result; the full cache's is ("full", "", 1)."""
     found = {}
     for result in finished(runs):
-        config = result["config"]
+        config = yaml.safe_load((runs / result["run_id"] / "config.yaml").read_text())
         if (config["benchmark"]["length"], config["limit"], set(result["tasks"])) != (length, limit, set(TASKS)):
             continue
         if keeps_all(result):
