@@ -14,7 +14,7 @@ rows counted too, the paper's formula without the division by the layer's sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -116,10 +116,14 @@ class MeasuredContext:
             for layer, gram in enumerate(oracle.grams)
         ]
 
-    def order(self, scorer: Scorer, protection: Protection) -> Tensor:
+    def order(self, scorer: Scorer, protection: Protection, utility: Tensor | None = None) -> Tensor:
         """[layers, K, T] int64 on the CPU: each head's tokens best first, by the run-time scorer, protection and tie
-        rule. The scorer must be among those that `context` was given."""
-        scores = [scorer.score(layer) for layer in self.layers(scorer)]
+        rule. The scorer must be among those that `context` was given. `utility` [layers, K, T]: of the question at
+        hand, for a scorer that must know it (Scorer.needs_utility)."""
+        layers = self.layers(scorer)
+        if utility is not None:
+            layers = [replace(layer, observed=worth) for layer, worth in zip(layers, utility, strict=True)]
+        scores = [scorer.score(layer) for layer in layers]
         return torch.stack([rank(protect(s, protection.over(scorer), scorer.name)).cpu() for s in scores])
 
     def layers(self, scorer: Scorer) -> list[PromptLayer]:

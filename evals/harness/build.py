@@ -14,7 +14,6 @@ from evals.harness.config import InputError, Run, create
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
-from lukv.scoring import Scorer
 
 
 @contextmanager
@@ -44,13 +43,6 @@ def load_model(settings: str) -> LoadedModel:
     if Path(str(options["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
         disable_progress_bar()
     return load(**options)
-
-
-def deployable(scorer: Scorer) -> Scorer:
-    """The scorer. Raises InputError for one that has to know the answer first."""
-    if scorer.needs_utility:
-        raise InputError(f"scorer={scorer.name} ranks by what an answer turned out to need: only job=evaluate can know")
-    return scorer
 
 
 def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:

@@ -108,7 +108,7 @@ def chosen_scorers(run: Run) -> list[Scorer]:
     """Those of job.scorers by name, with their configs' own parameters; else the run's one."""
     names = run["job"]["scorers"]
     if names is None:
-        return [build.deployable(create(run["scorer"]))]
+        return [create(run["scorer"])]
     scorers = []
     for name in names:
         path = CONF / "scorer" / f"{name}.yaml"
@@ -121,7 +121,7 @@ def chosen_scorers(run: Run) -> list[Scorer]:
             "model": run["model"],
         }  # what a scorer may refer to
         plain: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
-        scorers.append(build.deployable(create(plain["scorer"])))
+        scorers.append(create(plain["scorer"]))
     return scorers
 
 

@@ -35,8 +35,8 @@ def latency(run: Run) -> None:
             with build.input_errors():
                 model = build.model(run)
                 eviction = build.eviction(run, model)
-                if eviction is not None:
-                    build.deployable(eviction.scorer)
+                if eviction is not None and eviction.scorer.needs_utility:
+                    raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
                 methods = {run["method"]: eviction}
                 if run.evicts and run["reference"]:
                     methods[run["reference"]] = None

@@ -141,11 +141,12 @@ def measure(
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
                 raise ValueError(f"context {number} has {tokens} tokens, all of them protected under {scorer.name}")
-        ranked = [measured.order(scorer, protection) for scorer in scorers]
+        ranked = [None if scorer.needs_utility else measured.order(scorer, protection) for scorer in scorers]
         weight = 1.0 if settings.weigh == "pairs" else 1 / len(questions)
         for index, question in enumerate(questions):
             utility = measured.utility(*question, 1000 * number + index)
-            for mean, order, first in zip(means, ranked, protected, strict=True):
+            for scorer, mean, usual, first in zip(scorers, means, ranked, protected, strict=True):
+                order = measured.order(scorer, protection, utility) if usual is None else usual
                 worth = utility.gather(-1, order)
                 mean.solution.add(worth[..., first:].numpy(), tokens, weight)
                 mean.curve.add((worth / measured.units).numpy(), 1 / len(questions))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_models import small_model, text
 
+from baselines.oracle import Oracle as OracleScorer
 from evals.harness.measure import Context, Means, Settings, State, fit, measure
 from lukv.aggregate import MeanSolution
 from lukv.backend.selection import Protection
@@ -71,6 +72,21 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
         same([measured], [mean])
         assert measured.solution.state["samples"] == 6
         assert measured.curve.state["weight"] == 4
+
+
+def test_a_scorer_that_knows_the_answer_is_measured_on_each_question_s_own_order(model, tmp_path):
+    """Behind the protected tokens, prices fall from rank to rank: the perfect ranking; no other scorer's table is as
+    good."""
+    key_norm, oracle = measure(model, [UP, OracleScorer()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state")
+    mean = MeanSolution(model.layers, model.kv_heads)
+    for context in CONTEXTS:
+        seen = Oracle(model, SETTINGS.oracle).context(context.ids)
+        for question, _ in context.questions:
+            free = seen.utility(question).numpy()[..., 2:-1]
+            mean.add(-np.sort(-free, axis=-1), len(context.ids))
+    for name, array in mean.state.items():
+        np.testing.assert_allclose(oracle.solution.state[name], array, rtol=1e-6, atol=1e-12, err_msg=name)
+    assert (oracle.solution.mean("loss") < key_norm.solution.mean("loss")).all()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
