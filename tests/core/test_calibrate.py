@@ -75,8 +75,7 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
 
 
 def test_a_scorer_that_knows_the_answer_is_measured_on_each_question_s_own_order(model, tmp_path):
-    """Behind the protected tokens, prices fall from rank to rank: the perfect ranking; no other scorer's table is as
-    good."""
+    """Behind the protected tokens that is the perfect ranking, and no other scorer's table loses less."""
     key_norm, oracle = measure(model, [UP, OracleScorer()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state")
     mean = MeanSolution(model.layers, model.kv_heads)
     for context in CONTEXTS:
@@ -86,7 +85,9 @@ def test_a_scorer_that_knows_the_answer_is_measured_on_each_question_s_own_order
             mean.add(-np.sort(-free, axis=-1), len(context.ids))
     for name, array in mean.state.items():
         np.testing.assert_allclose(oracle.solution.state[name], array, rtol=1e-6, atol=1e-12, err_msg=name)
-    assert (oracle.solution.mean("loss") < key_norm.solution.mean("loss")).all()
+    best, other = (m.solution.mean("loss") for m in (oracle, key_norm))
+    assert (best[:80] < other[:80]).all()  # below 20% kept these short contexts hold little but protected tokens
+    assert (best <= other * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
