@@ -24,8 +24,9 @@ NOTE = (
 def markdown(name: str, group: Sequence[Result], compared: Compared) -> str:
     tasks = tasks_of(group)
     shown = {kind: other for kind in ("method", "full") if (other := against(compared, kind))}
+    lines = [f"## {name}", "", *by_budget(group), ""]
     head = ["method", "budget", "kept", "cache", "mean", *(f"minus {other}" for other in shown.values()), *tasks]
-    lines = [f"## {name}", "", row(head), row(["---"] * len(head))]
+    lines += [row(head), row(["---"] * len(head))]
     for r in sorted(group, key=order):
         share = r["budget"]["cache_bytes"] / r["budget"]["full_cache_bytes"]
         differences = [minus(paired(r, compared, "mean", kind)) for kind in shown]
@@ -35,6 +36,30 @@ def markdown(name: str, group: Sequence[Result], compared: Compared) -> str:
     counts = {task: sorted({r["tasks"][task]["n"] for r in group if task in r["tasks"]}) for task in tasks}
     samples = ", ".join(f"{task} {'/'.join(map(str, n))}" for task, n in counts.items())
     return "\n".join([*lines, "", f"{NOTE} Samples: {samples}.", ""])
+
+
+def by_budget(group: Sequence[Result]) -> list[str]:
+    """The mean of tasks at a glance: a line for each method, the best first, a column for each budget."""
+    budgets: dict[str, Result] = {asked(r): r for r in sorted(group, key=order) if not keeps_all(r)}
+    cells = {(label(r), asked(r)): cell(r, best(r, group, None)) for r in group}
+    methods = sorted({label(r) for r in group if not keeps_all(r)}, key=lambda m: -top(m, group))
+    head = [
+        "method",
+        *(f"kept {100 * r['config']['budget']:g}%" if r["config"]["budget"] else b for b, r in budgets.items()),
+    ]
+    full = [row([label(r), *[cell(r)] * len(budgets)]) for r in group if keeps_all(r)]
+    return [
+        row(head),
+        row(["---"] * len(head)),
+        *full,
+        *(row([m, *(cells.get((m, b), "") for b in budgets)]) for m in methods),
+    ]
+
+
+def top(method: str, group: Sequence[Result]) -> float:
+    """The mean of a method's scores over the budgets it was run at."""
+    found = [r["score"] for r in group if label(r) == method]
+    return sum(found) / len(found)
 
 
 def overview(group: Sequence[Result], compared: Compared) -> str:

@@ -97,8 +97,16 @@ def test_the_files(runs: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "minus lukv-keydiff" in done.stdout
     out = runs / "report"
-    table = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("| ")]
-    head, rows = table[0].split(" | "), [line.split(" | ") for line in table[2:]]
+    glance, table = (
+        [line.split(" | ") for line in block.splitlines() if line.startswith("| ")]
+        for block in (out / "report.md").read_text().split("\n\n")[2:4]
+    )
+    assert glance[0] == ["| method", "kept 10%", "kept 20% |"]
+    assert [line[0] for line in glance[2:]][:3] == ["| full", "| lukv-keydiff", "| keydiff-keydiff"]
+    assert glance[-1][0] == "| snapkv-snapkv"
+    assert [sum("**" in line[column] for line in glance) for column in (1, 2)] == [1, 1]
+    assert next(line for line in glance if "window" in line[0])[1] == ""
+    head, rows = table[0], table[2:]
     assert head[5:7] == ["minus lukv-keydiff", "minus the full cache"]
     assert len(rows) == 10
     assert rows[0][0] == "| full"
