@@ -25,8 +25,12 @@ def run() -> int:
     sys.argv[1:] = commandline.spelled_out(sys.argv[1:])
     try:
         planned = commandline.plan(sys.argv[1:])
-        with slurm.waiting(planned):
-            main()
+        if planned and all(p.here for p in planned):
+            for p in planned:
+                commandline.do(p.run)
+        else:
+            with slurm.waiting(planned):
+                main()
         return commandline.summary(planned)
     except KeyboardInterrupt:
         commandline.stop(130, commandline.STOPPED)

@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,11 +37,17 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that the command line asks for; `command` does it alone."""
+    """A run that the command line asks for; `command` does it alone. `here`: in this process, as it was planned; else
+    Hydra launches it."""
 
-    folder: Path
+    run: Run
     finished: bool
     command: str
+    here: bool
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder
 
 
 STOPPED = "stopped. What is done is kept: the same command goes on from there"
@@ -54,21 +61,43 @@ def plan(argv: Sequence[str]) -> list[Planned]:
     args = get_args_parser().parse_args(list(argv))
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return []
-    folder = str(Path(args.config_dir).resolve()) if args.config_dir else None
+    folder = None if args.config_dir is None else Path(args.config_dir).resolve()
     try:
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"--config-dir {args.config_dir} is no folder")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
-            jobs = expand(args.overrides, args.multirun, search, known_files=folder is None)
-            runs = {run.id: (run, job) for job in jobs for run in [composed(job, search)]}
+            overrides = parsed(args.overrides, known_files=folder is None)
+            fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
+            common = compose_checked(fixed, search)
+            if args.multirun or common.hydra.mode is RunMode.MULTIRUN:
+                jobs = expand(args.overrides, common.hydra, known_files=folder is None)
+                runs = [(composed(job, search), job) for job in jobs]
+            else:
+                for o in overrides:
+                    if o.is_sweep_override():
+                        raise InputError(f"{o.input_line} names several values: add -m to run them all")
+                runs = [(resolved(common), fixed)]
+            own = any(o.is_hydra_override() for o in overrides) or args.config_name or args.config_path
+            here = not own and launches_plainly(common.hydra)
+            planned: list[Planned] = []
+            for run, job in runs:
+                if all(run != p.run for p in planned):  # as without eviction, at any budget
+                    command = "python run.py " + shlex.join(job)
+                    planned.append(Planned(run, (run.folder / "result.json").exists(), command, here))
     except (InputError, HydraException, OmegaConfBaseException) as e:
         if "debug=true" in [a.lower() for a in argv]:
             raise
         stop(2, one_line(e))
-    sweep.begin([run for run, _ in runs.values()])
-    return [
-        Planned(run.folder, (run.folder / "result.json").exists(), "python run.py " + shlex.join(job))
-        for run, job in runs.values()
-    ]
+    sweep.begin([p.run for p in planned])
+    return planned
+
+
+def launches_plainly(hydra: DictConfig) -> bool:
+    """Whether Hydra would do no more than to compose the runs again, and do one after the other in this process."""
+    choices = hydra.runtime.choices
+    plain = choices["hydra/launcher"] == choices["hydra/sweeper"] == "basic"
+    return plain and not hydra.callbacks and not hydra.job.env_set
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
@@ -88,27 +117,20 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
     return out
 
 
-def expand(texts: list[str], multirun: bool, search: list[str], known_files: bool = True) -> list[list[str]]:
-    """The overrides of each run of a sweep; a single run is a sweep of one."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    loader = GlobalHydra.instance().config_loader()
-    parser = OverridesParser.create(config_loader=loader)
-    overrides = parser.parse_overrides(texts)
+def parsed(texts: list[str], known_files: bool) -> list[Override]:
+    """The overrides; known_files: every option of a group has to be a file in conf/."""
+    overrides = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader()).parse_overrides(texts)
     if known_files:
         check_options(overrides)
-    fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
-    hydra = compose_checked(fixed, search).hydra
-    if not multirun and (hydra.mode is None or hydra.mode.name != "MULTIRUN"):
-        for o in overrides:
-            if o.is_sweep_override():
-                raise InputError(f"{o.input_line} names several values: add -m to run them all")
-        return [fixed]
+    return overrides
+
+
+def expand(texts: list[str], hydra: DictConfig, known_files: bool) -> list[list[str]]:
+    """The overrides of each run of a sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
     params = [f"{k}={v}" for k, v in (hydra.sweeper.get("params") or {}).items()]
-    swept = parser.parse_overrides([*params, *texts])
-    if known_files:
-        check_options(swept)
-    return BasicSweeper.split_arguments(swept, None)[0]
+    return BasicSweeper.split_arguments(parsed([*params, *texts], known_files), None)[0]
 
 
 def check_options(overrides: Iterable[Override]) -> None:
@@ -131,8 +153,11 @@ def check_options(overrides: Iterable[Override]) -> None:
 
 
 def composed(job: list[str], search: list[str]) -> Run:
-    cfg = compose_checked(job, search)
-    HydraConfig.instance().set_config(cfg)
+    return resolved(compose_checked(job, search))
+
+
+def resolved(cfg: DictConfig) -> Run:
+    HydraConfig.instance().set_config(cfg)  # what ${hydra:...} refers to
     return run_of(without_hydra(cfg), cfg.hydra)
 
 
@@ -178,12 +203,13 @@ def one_line(error: BaseException) -> str:
     return re.sub(r"^.*Missing mandatory value: (\S+).*$", r"\1 is not set: add \1=VALUE", text)
 
 
-def do(cfg: DictConfig) -> None:
-    """The job of one config. Never raises, so that a sweep goes on with the next run; faults are remembered."""
+def do(asked: Run | DictConfig) -> None:
+    """The job of one run, planned here or composed by Hydra. Never raises, so that a sweep goes on with the next run;
+    faults are remembered."""
     run: Run | None = None
     before = signal.signal(signal.SIGTERM, terminated)
     try:
-        run = run_of(cfg)
+        run = asked if isinstance(asked, Run) else run_of(asked)
         located(run["job"]["_target_"])(run)
     except KeyboardInterrupt:
         stop(130, STOPPED)
@@ -191,7 +217,7 @@ def do(cfg: DictConfig) -> None:
         code = 2 if isinstance(error, InputError) else 1
         worded = isinstance(error, (InputError, OSError)) or type(error) in (ValueError, RuntimeError)
         line = one_line(error) if worded else f"{type(error).__name__}: {one_line(error)}"
-        if cfg.debug:
+        if asked["debug"]:
             traceback.print_exc()
         faults[run.id if run else "?"] = (code, line)
         print(f"run.py: {line}", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -274,7 +274,13 @@ NAMED = (
 
 def benchmark_name(run: Run) -> str:
     """What the benchmark calls itself; making it also checks its settings."""
-    return str(create(run["benchmark"]).name)
+    return name_of(json.dumps(run["benchmark"]))
+
+
+@lru_cache
+def name_of(settings: str) -> str:
+    """Made once for the many runs of a sweep that are about one benchmark."""
+    return str(create(json.loads(settings)).name)
 
 
 def create(settings: Mapping[str, Any]) -> Any:
@@ -303,7 +309,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def method_defaults(method: str) -> dict[str, str]:
+@lru_cache
+def method_defaults(method: str) -> Mapping[str, str]:
     """The option that conf/method/<method>.yaml chooses in each group, on top of those of conf/config.yaml."""
     chosen: dict[str, str] = {}
     for path in (CONF / "config.yaml", CONF / "method" / f"{method}.yaml"):
