@@ -24,9 +24,9 @@ from torch import Tensor
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
-from evals.harness.calibrate import by_context, tokenized
 from evals.harness.measure import Context, Means
 from evals.harness.plots import score_against
+from evals.harness.tables import by_context, tokenized
 from evals.reconstruct import Reconstruct
 from evals.ruler import Ruler
 from evals.stats import bootstrap_ci, paired_bootstrap
