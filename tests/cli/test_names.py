@@ -23,6 +23,7 @@ BAD = [
     ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
     ("hydra.nothing=1", "no setting named 'hydra.nothing'"),
     ("+extra=1", "no setting named 'extra'"),
+    ("--config-dir=no/such/folder", "--config-dir no/such/folder is no folder"),
     ("~budget", "'budget' cannot be taken away"),
     ("budget", "missing EQUAL"),
     ("budget=0.1,0.2", "add -m"),

@@ -1,0 +1,128 @@
+"""What a command costs before its work: each run composed once, and no torch for what is finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from as_typed import Command, process
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+from evals.harness import commandline
+
+MODEL_LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tokenizers", "scipy", "matplotlib"}
+
+JOBS = {
+    "evaluate": ["method=snapkv"],
+    "a sweep": ["-m", "method=snapkv,full", "budget=0.2,0.4"],
+    "latency": ["method=keydiff", "job=latency", "job.lengths=[64]", "job.repeats=1", "job.new_tokens=2"],
+    "calibrate": [
+        *("job=calibrate", "scorer=keydiff", "job.save=true", "job.oracle.horizon=2", "calibration.contexts=1"),
+        *("calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]"),
+    ],
+}
+
+
+@pytest.fixture
+def small(settings: list[str], tmp_path: Path) -> list[str]:
+    return [*settings, f"model.tables={tmp_path}/tables"]
+
+
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The overrides of every config that Hydra composes, for whomever."""
+    seen: list[list[str]] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self, config_name, overrides, *args, **options):
+        seen.append(overrides)
+        return load(self, config_name, overrides, *args, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    return seen
+
+
+def imported(*args: str) -> tuple[str, set[str]]:
+    """What the command prints, and the packages that it imports."""
+    done = process("importtime", "run.py", *args, program="-X")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done.stdout, {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in lines}
+
+
+def unsaid(text: str) -> list[str]:
+    """The lines but for those that say that a run was done before."""
+    return [line for line in text.splitlines() if not line.endswith(": already done")]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_what_is_finished_needs_no_torch(
+    job: str, command: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints what it printed when it was done, but for the word that it is."""
+    args = [*JOBS[job], *small]
+    assert command(*args) == 0
+    first = capsys.readouterr().out
+    for table in tmp_path.glob("tables/*"):
+        table.unlink()
+    said, packages = imported(*args)
+    assert {"hydra", "evals"} <= packages
+    assert not packages & MODEL_LIBRARIES
+    assert "already done" in said
+    expected = first.replace("  done  ", "  skipped  ").replace("3 done, 0 skipped", "0 done, 3 skipped")
+    assert unsaid(said) == unsaid(expected)
+    assert len(list(tmp_path.glob("tables/*"))) == (2 if job == "calibrate" else 0)
+
+
+def test_what_is_not_finished_does(small: list[str]) -> None:
+    """So that the test above can fail."""
+    said, packages = imported(*small, "method=full", "limit=1", "benchmark.tasks=[niah_single_1]")
+    assert "already done" not in said
+    assert {"torch", "transformers"} <= packages
+
+
+def test_each_run_is_composed_once(command: Command, small: list[str], composed: list[list[str]]) -> None:
+    assert command(*small, "method=snapkv") == 0
+    assert len(composed) == 1
+    composed.clear()
+    assert command("-m", *small, "method=snapkv,keydiff", "budget=0.2,0.4") == 0
+    swept = [tuple(o for o in overrides if o.startswith(("method", "budget"))) for overrides in composed]
+    assert sorted(swept) == sorted(
+        [(), *((f"method={m}", f"budget={b}") for m in ("snapkv", "keydiff") for b in ("0.2", "0.4"))]
+    )
+
+
+def test_a_sweep_that_asks_for_the_same_run_twice_does_it_once(
+    command: Command, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", *small, "method=full", "budget=0.2,0.4") == 0
+    out = capsys.readouterr().out
+    assert out.count("mean of tasks") == 1
+    assert "already done" not in out
+
+
+LAUNCHED_BY_HYDRA = [
+    ["cluster=slurm"],
+    ["hydra/launcher=submitit_local"],
+    ["+hydra.job.env_set.LUKV=1"],
+    ["+hydra.callbacks.mine._target_=hydra.experimental.callbacks.LogJobReturnCallback"],
+    ["--config-name=config"],
+]
+
+
+@pytest.mark.parametrize("args", LAUNCHED_BY_HYDRA, ids=" ".join)
+def test_what_hydra_is_asked_to_do_it_does(args: list[str]) -> None:
+    (run,) = commandline.plan([*args, "method=snapkv"])
+    assert not run.here
+    (plain,) = commandline.plan(["method=snapkv"])
+    assert plain.here
+    assert plain.run == run.run
+
+
+def test_through_hydra(command: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same run, launched by Hydra for a setting of its own."""
+    assert command(*small, "method=snapkv") == 0
+    (name,) = (p.name for p in tmp_path.glob("*snapkv*"))
+    capsys.readouterr()
+    assert command(*small, "method=snapkv", "hydra.verbose=false") == 0
+    assert f"{name}: already done" in capsys.readouterr().out
