@@ -22,7 +22,7 @@ IMPORTS = {
     "torch": "import torch",
     "transformers.AutoModelForCausalLM": "from transformers import AutoModelForCausalLM",
     "lukv.model (torch and transformers in it)": "import lukv.model",
-    "evals.harness.evaluate (what a run imports)": "import evals.harness.evaluate",
+    "evals.harness.group (what a run imports)": "import evals.harness.group",
 }
 
 
