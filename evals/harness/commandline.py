@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,8 +79,7 @@ def plan(argv: Sequence[str]) -> list[Planned]:
                     if o.is_sweep_override():
                         raise InputError(f"{o.input_line} names several values: add -m to run them all")
                 runs = [(resolved(common), fixed)]
-            own = any(o.is_hydra_override() for o in overrides) or args.config_name or args.config_path
-            here = not own and launches_plainly(common.hydra)
+            here = launches_plainly(args, overrides, common.hydra)
             planned: list[Planned] = []
             for run, job in runs:
                 if all(run != p.run for p in planned):  # as without eviction, at any budget
@@ -93,8 +93,11 @@ def plan(argv: Sequence[str]) -> list[Planned]:
     return planned
 
 
-def launches_plainly(hydra: DictConfig) -> bool:
-    """Whether Hydra would do no more than to compose the runs again, and do one after the other in this process."""
+def launches_plainly(args: Namespace, overrides: Iterable[Override], hydra: DictConfig) -> bool:
+    """Whether Hydra would do no more than to compose the runs again, twice, and do one after the other in this
+    process: it is asked for nothing of its own, on the command line or in conf/."""
+    if args.config_name or args.config_path or args.experimental_rerun or any(o.is_hydra_override() for o in overrides):
+        return False
     choices = hydra.runtime.choices
     plain = choices["hydra/launcher"] == choices["hydra/sweeper"] == "basic"
     return plain and not hydra.callbacks and not hydra.job.env_set
