@@ -1,6 +1,6 @@
 """Which runs of a command may share their prompts: those that agree in everything but the method and its budget.
 
-The first run of such a group does the work of all of it (evals/harness/evaluate.py); when the others' turn comes, their
+The first run of such a group does the work of all of it (evals/harness/group.py); when the others' turn comes, their
 results are there. Imported by `run.py --help`: nothing heavy here.
 """
 

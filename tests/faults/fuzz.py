@@ -122,7 +122,7 @@ assigned = st.tuples(st.sampled_from([*GROUPS, "budget", "seed", "model.path", "
 
 
 def check_overrides(texts: list[str]) -> None:
-    """As commandline.expand reads them, before anything is composed."""
+    """As commandline.parsed reads them, before anything is composed."""
     said = "fine"
     try:
         check_options(OverridesParser.create().parse_overrides(texts))
