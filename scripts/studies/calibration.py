@@ -68,8 +68,7 @@ STUDIES = {
             "curve power 1": ("job.power=1",),
             "curve power 2": ("job.power=2",),
             "no questions": ("calibration=reconstruct",),
-        },
-        budgets=(0.1, 0.2),
+        }
     ),
     "seeds": Study({f"seed {seed}": (f"calibration.benchmark.seed={seed}",) for seed in (1, 2, 3, 4, 5)}),
     "contexts": Study(
