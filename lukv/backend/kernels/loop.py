@@ -1,13 +1,20 @@
-"""Torch's own attention: one call for all sequences that are equally long and lie equally far apart (the arena sees to
-that), one each for the others. Any device, dtype and shape."""
+"""Torch's own attention: one call for all sequences that lie equally far apart, one each for the others. Any device,
+dtype and shape.
+
+Equally long ones share a call as they are. For a single new token unequal ones do too, up to the longest of them and
+with what is behind the others masked: exact, as the arena keeps zeros there. The arena rounds capacities, so that short
+sequences, where a call costs more than its reading, share most.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from lukv.backend.dense import causal_attention
+from lukv.backend.dense import causal_attention, masked_attention
 
 AUTO = 90
 
@@ -26,37 +33,62 @@ def decode(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    order, runs = equal_runs(start.tolist(), length.tolist())
-    n, permuted = query.shape[2], order != list(range(len(order)))
-    pieces = (query[order] if permuted else query).split([size for _, size, _, _ in runs])
-    outs = []
-    for q, (first, size, stride, count) in zip(pieces, runs, strict=True):
-        k, v = (sequences(x, first, size, stride, count) for x in (keys, values))
-        if n > 1 or softcap is not None:
+    n = query.shape[2]
+    order, runs = strided_runs(start.tolist(), length.tolist(), len(keys), mixed=n == 1)
+    there, back = permutation(tuple(order), query.device)
+    if there is not None:
+        query, length = query.index_select(0, there), length.index_select(0, there)
+    outs, done = [], 0
+    for first, size, stride, shortest, most in runs:
+        q, done = query[done : done + size], done + size
+        k, v = (sequences(x, first, size, stride, most) for x in (keys, values))
+        if n > 1:
             outs.append(causal_attention(q.flatten(0, 1), k, v, scale, softcap).unflatten(0, q.shape[:2]))
-        else:  # the path of every generated token: no mask, the group's query heads as query rows
-            outs.append(sdpa(q.transpose(1, 2), k[:, None], v[:, None], scale=scale).transpose(1, 2))
-    out = torch.cat(outs)
-    return torch.empty_like(out).index_copy_(0, torch.tensor(order, device=out.device), out) if permuted else out
+            continue
+        # the path of every generated token: the group's query heads are query rows, as if they were tokens
+        q, k, v = q.transpose(1, 2), k[:, None], v[:, None]
+        if shortest == most and softcap is None:
+            out = sdpa(q, k, v, scale=scale)
+        else:
+            column = torch.arange(most, device=k.device)
+            visible = (column < length[done - size : done, None])[:, None, None]
+            out = masked_attention(q, k, v, visible, scale, softcap)
+        outs.append(out.transpose(1, 2))
+    out = torch.cat(outs) if len(outs) > 1 else outs[0]
+    return out if back is None else out.index_select(0, back)
 
 
-Run = tuple[int, int, int, int]
-"""(start of the first sequence, number of sequences, rows from one start to the next, their length)."""
+Run = tuple[int, int, int, int, int]
+"""(start of the first sequence, number of sequences, rows from one start to the next, shortest, longest of them)."""
 
 
-def equal_runs(start: list[int], length: list[int]) -> tuple[list[int], list[Run]]:
-    """The sequences in the order of memory, and the runs among them that are one strided view: equally long, equally
-    far apart."""
+def strided_runs(start: list[int], length: list[int], rows: int, mixed: bool) -> tuple[list[int], list[Run]]:
+    """The sequences in the order of memory, and the runs among them that are one strided view of a memory of so many
+    rows: equally far apart, and equally long unless `mixed`. No sequence is read past the next one's start."""
     order = sorted(range(len(start)), key=start.__getitem__)
     runs: list[Run] = []
+    first = size = stride = shortest = longest = 0
     for i in order:
         a, count = start[i], length[i]
-        first, size, stride, same = runs[-1] if runs else (0, 0, 0, -1)
-        if count == same and (size == 1 or a == first + size * stride):
-            runs[-1] = (first, size + 1, stride if size > 1 else a - first, count)
+        step = stride if size > 1 else a - first
+        most = max(longest, count)
+        fits = most <= step and a + most <= rows if mixed else shortest == count
+        if size and fits and a == first + size * step:
+            size, stride, shortest, longest = size + 1, step, min(shortest, count), most
         else:
-            runs.append((a, 1, count, count))
-    return order, runs
+            if size:
+                runs.append((first, size, stride, shortest, longest))
+            first, size, stride, shortest, longest = a, 1, count, count, count
+    return order, [*runs, (first, size, stride, shortest, longest)]
+
+
+@lru_cache(maxsize=256)  # an arena keeps its order from token to token
+def permutation(order: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Indices that put sequences into this order, and back; nothing to do where they are in order."""
+    if order == tuple(range(len(order))):
+        return None, None
+    there = torch.tensor(order, device=device)
+    return there, there.argsort()
 
 
 def sequences(x: Tensor, first: int, size: int, stride: int, count: int) -> Tensor:
