@@ -122,7 +122,7 @@ class Arena:
         """New memory with at least `room` free rows behind every sequence."""
         old = self._rows(self._starts, self.lengths).to(self.keys.device)
         self._capacity = -(-(self.lengths + room) // STEP) * STEP
-        order = np.argsort(self._capacity, kind="stable")
+        order = np.argsort(self.lengths, kind="stable")
         self._starts = np.empty_like(self._capacity)
         self._starts[order] = np.cumsum(self._capacity[order]) - self._capacity[order]
         new = self._rows(self._starts, self.lengths).to(self.keys.device)

@@ -1,9 +1,8 @@
-"""Torch's own attention: one call for all sequences that lie equally far apart, one each for the others. Any device,
-dtype and shape.
+"""Torch's own attention: one call for all sequences that are equally long and lie equally far apart, one each for the
+others. Any device, dtype and shape.
 
-Equally long ones share a call as they are. For a single new token unequal ones do too, up to the longest of them and
-with what is behind the others masked: exact, as the arena keeps zeros there. The arena rounds capacities, so that short
-sequences, where a call costs more than its reading, share most.
+Of a single new token, short ones share a call even if they are not equally long: up to the longest of them, with what
+is behind the others masked. That is exact, as the arena keeps zeros there.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from lukv.backend.dense import causal_attention, masked_attention
 
 AUTO = 90
+SHORT = 1024  # entries below which a call of its own costs more than a mask (docs/benchmarks.md, "What was tried")
 
 
 def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
@@ -34,7 +34,9 @@ def decode(
     softcap: float | None,
 ) -> Tensor:
     n = query.shape[2]
-    order, runs = strided_runs(start.tolist(), length.tolist(), len(keys), mixed=n == 1)
+    order, runs = equal_runs(start.tolist(), length.tolist())
+    if n == 1:
+        runs = joined(runs, len(keys))
     there, back = permutation(tuple(order), query.device)
     if there is not None:
         query, length = query.index_select(0, there), length.index_select(0, there)
@@ -62,24 +64,37 @@ Run = tuple[int, int, int, int, int]
 """(start of the first sequence, number of sequences, rows from one start to the next, shortest, longest of them)."""
 
 
-def strided_runs(start: list[int], length: list[int], rows: int, mixed: bool) -> tuple[list[int], list[Run]]:
-    """The sequences in the order of memory, and the runs among them that are one strided view of a memory of so many
-    rows: equally far apart, and equally long unless `mixed`. No sequence is read past the next one's start."""
+def equal_runs(start: list[int], length: list[int]) -> tuple[list[int], list[Run]]:
+    """The sequences in the order of memory, and the runs among them that are one strided view: equally long, equally
+    far apart."""
     order = sorted(range(len(start)), key=start.__getitem__)
     runs: list[Run] = []
-    first = size = stride = shortest = longest = 0
     for i in order:
         a, count = start[i], length[i]
-        step = stride if size > 1 else a - first
-        most = max(longest, count)
-        fits = most <= step and a + most <= rows if mixed else shortest == count
-        if size and fits and a == first + size * step:
-            size, stride, shortest, longest = size + 1, step, min(shortest, count), most
+        first, size, stride, same, _ = runs[-1] if runs else (0, 0, 0, -1, -1)
+        if count == same and (size == 1 or a == first + size * stride):
+            runs[-1] = (first, size + 1, stride if size > 1 else a - first, count, count)
         else:
-            if size:
-                runs.append((first, size, stride, shortest, longest))
-            first, size, stride, shortest, longest = a, 1, count, count, count
-    return order, [*runs, (first, size, stride, shortest, longest)]
+            runs.append((a, 1, count, count, count))
+    return order, runs
+
+
+def joined(runs: list[Run], rows: int) -> list[Run]:
+    """Short runs put together where all their sequences lie equally far apart and none, read as far as the longest,
+    reaches into the next one or past the memory's `rows`."""
+    result: list[Run] = []
+    for run in runs:
+        first, size, stride, _, longest = run
+        if result and size * longest < SHORT:
+            a, n, step, low, high = result[-1]
+            step = step if n > 1 else first - a
+            most = max(high, longest)
+            even = first == a + n * step and (size == 1 or stride == step)
+            if even and (low < high or n * high < SHORT) and most <= step and first + (size - 1) * step + most <= rows:
+                result[-1] = (a, n + size, step, min(low, longest), most)
+                continue
+        result.append(run)
+    return result
 
 
 @lru_cache(maxsize=256)  # an arena keeps its order from token to token
