@@ -55,14 +55,16 @@ class Arena:
         some batch rows."""
         n = keys.shape[2]
         self.reserve(n)
-        chosen = slice(None) if rows is None else self.sequences_of(rows)
-        end = self._end[chosen]
+        chosen = None if rows is None else self.sequences_of(rows)
+        end = self._end if chosen is None else self._end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
-        self._end[chosen] += n
-        self.length[chosen] += n
-        self.lengths[chosen] += n
+        for counter in (self._end, self.length, self.lengths):
+            if chosen is None:
+                counter += n
+            else:
+                counter[chosen] += n
         self._room -= n
 
     def sequences_of(self, rows: Sequence[int]) -> np.ndarray:

@@ -40,24 +40,22 @@ def decode(
     there, back = permutation(tuple(order), query.device)
     if there is not None:
         query, length = query.index_select(0, there), length.index_select(0, there)
-    outs, done = [], 0
+    # a single token's query heads of a group are rows, as if they were tokens: [N, 1, G, d]
+    rows, outs, done = query.transpose(1, 2) if n == 1 else query, [], 0
     for first, size, stride, shortest, most in runs:
-        q, done = query[done : done + size], done + size
+        q, done = rows[done : done + size], done + size
         k, v = (sequences(x, first, size, stride, most) for x in (keys, values))
         if n > 1:
-            outs.append(causal_attention(q.flatten(0, 1), k, v, scale, softcap).unflatten(0, q.shape[:2]))
-            continue
-        # the path of every generated token: the group's query heads are query rows, as if they were tokens
-        q, k, v = q.transpose(1, 2), k[:, None], v[:, None]
-        if shortest == most and softcap is None:
-            out = sdpa(q, k, v, scale=scale)
+            outs.append(causal_attention(q.flatten(0, 1), k[:, 0], v[:, 0], scale, softcap).unflatten(0, q.shape[:2]))
+        elif shortest == most and softcap is None:  # the path of every generated token
+            outs.append(sdpa(q, k, v, scale=scale))
         else:
             column = torch.arange(most, device=k.device)
             visible = (column < length[done - size : done, None])[:, None, None]
-            out = masked_attention(q, k, v, visible, scale, softcap)
-        outs.append(out.transpose(1, 2))
+            outs.append(masked_attention(q, k, v, visible, scale, softcap))
     out = torch.cat(outs) if len(outs) > 1 else outs[0]
-    return out if back is None else out.index_select(0, back)
+    out = out if back is None else out.index_select(0, back)
+    return out.transpose(1, 2) if n == 1 else out
 
 
 Run = tuple[int, int, int, int, int]
@@ -107,6 +105,7 @@ def permutation(order: tuple[int, ...], device: torch.device) -> tuple[Tensor, T
 
 
 def sequences(x: Tensor, first: int, size: int, stride: int, count: int) -> Tensor:
-    """x [rows, d] -> a view [size, count, d] of a run."""
-    rows, columns = x.stride()
-    return x.as_strided((size, count, x.shape[1]), (stride * rows, rows, columns), x.storage_offset() + first * rows)
+    """x [rows, d] -> a view [size, 1, count, d] of a run."""
+    row, column = x.stride()
+    shape, strides = (size, 1, count, x.shape[1]), (stride * row, row, row, column)
+    return x.as_strided(shape, strides, x.storage_offset() + first * row)
