@@ -26,6 +26,7 @@ from torch import Tensor
 from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
 BLOCK, HEADS = 512, 4  # tokens and heads at a time: scratch that stays in a processor's cache (a GPU: few launches)
+STRIP = 32  # rows of a symmetric matrix at a time
 
 
 class Moments(NamedTuple):
@@ -72,8 +73,9 @@ class ExpectedAttention(Scorer):
                 if rope is not None:
                     q = rotate(q, cos / square, -sin / square)
                 total[part] += q.sum(1)
-                outer[part].baddbmm_(q.mT, q)
-        return Moments(observed.n + tokens - first, total, outer)
+                for i in range(0, width, STRIP):  # q q^T is symmetric: only its upper half
+                    outer[part, i : i + STRIP, i:].baddbmm_(q[..., i : i + STRIP].mT, q[..., i:])
+        return Moments(observed.n + tokens - first, total, outer.triu() + outer.triu(1).mT)
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
