@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
-BLOCK = 256  # tokens at a time: scratch that stays in a processor's cache, small beside a long prompt's queries
+BLOCK, HEADS = 512, 4  # tokens and heads at a time: scratch that stays in a processor's cache (a GPU: few launches)
+STRIP = 32  # rows of a symmetric matrix at a time
 
 
 class Moments(NamedTuple):
@@ -52,15 +53,29 @@ class ExpectedAttention(Scorer):
             )
 
     def observe(self, observed: Moments | None, queries: Tensor, start: int, rope: Rope | None) -> Moments | None:
-        for first in range(max(self.sink - start, 0), queries.shape[1], BLOCK):
-            q = queries[:, first : first + BLOCK].double()
+        heads, tokens, width = queries.shape
+        first = max(self.sink - start, 0)
+        if first >= tokens:
+            return observed
+        if observed is None:
+            outer = queries.new_zeros(heads, width, width, dtype=torch.float64)
+            observed = Moments(0, outer[..., 0], outer)
+        total, outer = observed.total.clone(), observed.outer.clone()
+        block, together = (4096, heads) if queries.is_cuda else (BLOCK, HEADS)
+        for a in range(first, tokens, block):
+            piece = queries[:, a : a + block]
             if rope is not None:
-                cos, sin = rope(start + first + torch.arange(q.shape[1], device=q.device))
-                square = cos.double() ** 2 + sin.double() ** 2  # 1, but for rotary embeddings with an attention factor
-                q = rotate(q, cos.double() / square, -sin.double() / square)
-            n, total, outer = observed or (0, 0, 0)
-            observed = Moments(n + q.shape[1], total + q.sum(1), outer + q.mT @ q)
-        return observed
+                cos, sin = (x.double() for x in rope(start + a + torch.arange(piece.shape[1], device=piece.device)))
+                square = cos**2 + sin**2  # 1, but for rotary embeddings with an attention factor
+            for some in range(0, heads, together):
+                part = slice(some, some + together)
+                q = piece[part].double()
+                if rope is not None:
+                    q = rotate(q, cos / square, -sin / square)
+                total[part] += q.sum(1)
+                for i in range(0, width, STRIP):  # q q^T is symmetric: only its upper half
+                    outer[part, i : i + STRIP, i:].baddbmm_(q[..., i : i + STRIP].mT, q[..., i:])
+        return Moments(observed.n + tokens - first, total, outer.triu() + outer.triu(1).mT)
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]

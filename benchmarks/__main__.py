@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -31,13 +32,19 @@ def peak(pid: int) -> int:
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
+def processor() -> float:
+    """Seconds of processor time of all programs that have ended, those that they started included."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def attempt(name: str, full: bool) -> str | None:
     """None, or why there is no new section."""
     print(f"\n== {name}", flush=True)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--record", *(["--full"] if full else [])]
     # one thread: its processor time then is the time, whatever else the machine does
     environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | os.environ
-    start, largest = time.monotonic(), 0
+    start, largest, before = time.monotonic(), 0, processor()
     process = subprocess.Popen(command, cwd=HERE.parent, env=environment)
     while process.poll() is None:
         largest = max(largest, peak(process.pid))
@@ -46,7 +53,8 @@ def attempt(name: str, full: bool) -> str | None:
             process.wait()
             return f"cut off after {MINUTES[full]} minutes"
         time.sleep(0.2)
-    print(f"== {name}: {time.monotonic() - start:.0f} s, at most {largest / 2**30:.1f} GiB", flush=True)
+    took = f"{time.monotonic() - start:.0f} s, {processor() - before:.0f} of a processor"
+    print(f"== {name}: {took}, at most {largest / 2**30:.1f} GiB", flush=True)
     return f"exit code {process.returncode}" if process.returncode else None
 
 

@@ -1,4 +1,4 @@
-"""The methods of conf/method, as their yaml files name them, with a made-up budget table."""
+"""The methods of conf/method, as their yaml files name them, with made-up files of what is measured on a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from benchmarks._section import ROOT
 from lukv.allocation import Allocator
 from lukv.backend.selection import Protection
+from lukv.curve import CELLS, Knots
+from lukv.probe import OTHERS, Probe
 from lukv.scoring import Scorer
 from lukv.solver import PRUNED_PERCENT
 from lukv.table import BudgetTable
@@ -19,11 +21,17 @@ from lukv.table import BudgetTable
 CONF = ROOT / "conf"
 
 
-def methods(folder: Path, layers: int, kv_heads: int) -> dict[str, tuple[Scorer, Allocator, Protection]]:
-    """Every method that evicts. The budget table, for any scorer, is written into `folder`."""
+def methods(
+    folder: Path, layers: int, kv_heads: int, head_dim: int = 128
+) -> dict[str, tuple[Scorer, Allocator, Protection]]:
+    """Every method that evicts. Budget table, loss curve and probe, for any scorer, are written into `folder`."""
     budget = 1 - PRUNED_PERCENT[:, None, None] / 100
     spread = np.linspace(-0.75, 0.75, layers * kv_heads).reshape(layers, kv_heads)
-    table = BudgetTable(budget + np.minimum(budget, 1 - budget) * spread)
+    kept = budget + np.minimum(budget, 1 - budget) * spread
+    price = np.linspace(1, 2, layers * kv_heads)[:, None] / np.arange(1, 5 + CELLS + 1)
+    knots = Knots.of(price, np.ones(5 + CELLS), 5).array()
+    table, curve = BudgetTable(kept), BudgetTable(kept, metadata={"sink": 4, "recent": 1}, knots=knots)
+    probe = Probe(np.ones((layers, kv_heads, 2 * head_dim + OTHERS), dtype=np.float32), {})
     found: dict[str, tuple[Scorer, Allocator, Protection]] = {}
     for path in sorted((CONF / "method").glob("*.yaml")):
         names = [entry for entry in OmegaConf.load(path).get("defaults", []) if not isinstance(entry, str)]
@@ -34,5 +42,7 @@ def methods(folder: Path, layers: int, kv_heads: int) -> dict[str, tuple[Scorer,
         for group in ("scorer", "allocator", "protection"):
             root[group] = OmegaConf.load(CONF / group / f"{chosen[group]}.yaml")
         table.save(folder / f"{root.scorer.name}.safetensors")
+        curve.save(folder / f"{root.scorer.name}.curve.safetensors")
+        probe.save(folder / f"{root.scorer.name}.probe.safetensors")
         found[path.stem] = tuple(instantiate(root[group]) for group in ("scorer", "allocator", "protection"))  # type: ignore[assignment]
     return found

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from benchmarks._kvpress import no_peers, peers
 from benchmarks._measure import DEVICE, DTYPE, LARGE, TINY, WORKING_SET, Geometry, bandwidth, in_turn, uneven
 from benchmarks._section import Section, run
+from lukv.backend.arena import SLACK, STEP
 from lukv.backend.kernels import pick
 
 
@@ -26,8 +27,8 @@ def copies(entries: int, geometry: Geometry) -> int:
 
 
 def ragged_arenas(geometry: Geometry, lengths: np.ndarray, many: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Arenas with free rows behind each head, and where the heads begin."""
-    capacity = lengths + 64
+    """Arenas with free rows behind each head, as lukv.backend.arena lays them out, and where the heads begin."""
+    capacity = -(-(lengths + SLACK) // STEP) * STEP
     start = torch.tensor(np.cumsum(capacity) - capacity, dtype=torch.int32, device=DEVICE)
     rows = int(capacity.sum())
     return [(random(rows, geometry.head_dim), random(rows, geometry.head_dim)) for _ in range(many)], start
@@ -51,7 +52,7 @@ def rows(section: Section, geometry: Geometry, tokens: int, shares: list[float],
         length = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
         calls = {
             "full": lambda i: sdpa(flat, *fulls[i % many], scale=scale, enable_gqa=True),
-            "grouped": lambda i: sdpa(grouped, *fulls[i % many], scale=scale),
+            "grouped": lambda i: sdpa(grouped, *fulls[(i + many // 2) % many], scale=scale),  # not what was just read
             "padded": lambda i, cut=cut, bias=bias: sdpa(grouped, *cut[i % many], attn_mask=bias, scale=scale),
             "ours": lambda i, arenas=arenas, start=start, length=length, longest=longest: decode(
                 query, *arenas[i % len(arenas)], start, length, longest, scale, None

@@ -80,7 +80,8 @@ def peaks(section: Section, tokens: int) -> None:
     # glibc would keep freed blocks of up to 32 MiB for itself; with this it gives them back
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
     stock: dict[str, int] = {}
-    for kind in ("stock", "everything", "snapkv", "expected_attention", "lukv"):
+    more = ("snapkv", "expected_attention") if section.full else ()
+    for kind in ("stock", "everything", "lukv", *more):
         command = [sys.executable, "-m", "benchmarks._peak", str(tokens), kind]
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""What the utility probe's score costs beside a layer's prefill attention: python -m benchmarks.probe [--full]
+"""What the utility probe's score costs beside a layer's prefill attention.
 
 Geometry of an 8B model (32 query heads, 8 KV heads of 128), float32 on one core; CPU time, the least of several runs,
 all in one process on the same tensors. KeyDiff beside it, the cheapest of the other scorers.
@@ -6,20 +6,19 @@ all in one process on the same tensors. KeyDiff beside it, the cheapest of the o
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from baselines.keydiff import KeyDiff
+from benchmarks._section import Section, run
 from benchmarks.oracle import HEADS, KV_HEADS, WIDTH, seconds
 from lukv.check import rope
 from lukv.probe import OTHERS, Probe, UtilityProbe
 from lukv.scoring import PromptLayer
 
 
-def row(tokens: int, scorer: UtilityProbe, repeats: int) -> str:
+def row(tokens: int, scorer: UtilityProbe, repeats: int) -> tuple[str, ...]:
     torch.manual_seed(0)
     queries = torch.randn(HEADS, tokens, WIDTH)
     keys, values = torch.randn(2, KV_HEADS, tokens, WIDTH)
@@ -33,24 +32,23 @@ def row(tokens: int, scorer: UtilityProbe, repeats: int) -> str:
 
     layer = PromptLayer(0, 1, keys, values, HEADS, WIDTH**-0.5, rope=lambda at: rope(at, WIDTH))
     attention = seconds(prefill, max(1, repeats // 2))
-    cells = [f"{1e3 * t:.0f} ms, {100 * t / attention:.2f}%" for t in (
-        seconds(lambda: scorer.score(layer), repeats), seconds(lambda: KeyDiff().score(layer), repeats)
-    )]  # fmt: skip
-    return f"| {tokens} | {attention:.2f} s | " + " | ".join(cells) + " |"
+    costs = (seconds(lambda: scorer.score(layer), repeats), seconds(lambda: KeyDiff().score(layer), repeats))
+    return str(tokens), f"{attention:.2f} s", *(f"{1e3 * t:.0f} ms, {100 * t / attention:.2f}%" for t in costs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="16384 tokens too (minutes)")
-    full = parser.parse_args().full
+def measure(section: Section) -> None:
     torch.set_num_threads(1)
+    section.text(f"""
+        One layer of {HEADS} query and {KV_HEADS} KV heads of {WIDTH}, float32, one thread; the per cents are of that
+        layer's prefill attention. KeyDiff beside it, the cheapest of the other scorers.
+    """)
     weights = np.random.default_rng(0).normal(size=(1, KV_HEADS, 2 * WIDTH + OTHERS)).astype(np.float32)
     scorer = UtilityProbe()
     scorer.__dict__["probe"] = Probe(weights, {})  # what it would have read from its file
-    print("| tokens | prefill attention of the layer | utility probe | KeyDiff |\n|---|---|---|---|")
-    for tokens in (1024, 4096, 16384) if full else (1024, 4096):
-        print(row(tokens, scorer, repeats=7 if tokens <= 4096 else 3), flush=True)
+    section.head("tokens", "prefill attention", "utility probe", "KeyDiff")
+    for tokens in (1024, 4096, 16384) if section.full else (1024, 4096):
+        section.row(*row(tokens, scorer, repeats=7 if tokens <= 4096 else 3))
 
 
 if __name__ == "__main__":
-    main()
+    run("The utility probe's score beside prefill attention", measure)

@@ -35,7 +35,7 @@ def seconds(arguments: list[str]) -> float:
 
 
 def measure(section: Section) -> None:
-    limit = 40 if section.full else 10
+    limit = 40 if section.full else 5
     section.text(f"""
         `python run.py` on the embedded model, three RULER tasks of {limit} samples at 1024 tokens: six methods at five
         budgets and the full cache with every context prefilled once, every run by itself, and one run with its

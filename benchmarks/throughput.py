@@ -94,12 +94,13 @@ def rows(section: Section, length: int, limit: int, folder: Path) -> None:
     samples, table = folder / "samples.jsonl", folder / "keydiff.npy"
     n = write_samples(samples, length, limit)
     BudgetTable.load(TABLE).save_npy(table)
-    theirs = pipeline(CONF.parent / "models" / "tiny", samples, table, SHARE, *METHODS)
+    asked = METHODS if section.full else {name: METHODS[name] for name in ("KeyDiffPress", "LUKVPress")}
+    theirs = pipeline(CONF.parent / "models" / "tiny", samples, table, SHARE, *asked)
 
     def made(method: str, name: str, *more: str, budget: float = SHARE) -> Run:
         return composed(*method.split(), f"budget={budget}", f"runs={folder}/{name}", *shared, *more)
 
-    for press, method in METHODS.items():
+    for press, method in asked.items():
         other = theirs.get(press, {})
         rate = 60 * n / other["seconds"] if "seconds" in other else None
         if other:

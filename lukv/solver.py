@@ -149,16 +149,16 @@ def _solve_group(utility: np.ndarray, limit: int, discard: np.ndarray, polish: b
     edges = hulls(utility, limit)
     price = edges.price
     order = cheapest_first(price)
-    head, size, loss = edges.head[order], edges.size[order], edges.loss[order]
-    gone, paid = np.cumsum(size), np.concatenate([[0.0], np.cumsum(loss)])
+    heads, size = len(utility), edges.size[order]
+    gone, paid = (np.concatenate([[0], np.cumsum(part)]) for part in (size, edges.loss[order]))
+    whole = np.searchsorted(gone[1:], discard, side="right")  # edges spent whole at each target
     # an edge is spent at every target that reaches its end: count it at the first, sum over targets
-    reached = np.searchsorted(discard, gone)
-    heads = len(utility)
-    spent = np.bincount(reached * heads + head, weights=size, minlength=(len(discard) + 1) * heads)
-    counts = np.cumsum(spent.reshape(-1, heads), axis=0)[: len(discard)].astype(np.int64)
-    whole = np.searchsorted(gone, discard, side="right")
-    rest = discard - np.concatenate([[0], gone])[whole]
-    upper, lower = paid[whole].copy(), paid[whole].copy()
+    first = np.repeat(np.arange(len(discard)), np.diff(whole, prepend=0)) * heads
+    first += edges.head[order[: len(first)]]
+    spent = np.bincount(first, weights=size[: len(first)], minlength=len(discard) * heads)
+    counts = np.cumsum(spent.reshape(-1, heads), axis=0).astype(np.int64)
+    rest = discard - gone[whole]
+    upper, lower = paid[whole], paid[whole]
     prefix = _prefix_sums(utility, limit) if polish else None
     for target in np.flatnonzero(rest):
         edge = order[whole[target]]

@@ -1,8 +1,9 @@
 """The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
 
 K [rows, d] and V [rows, dv]; sequence i = row * kv_heads + head occupies rows start[i] .. start[i]+length[i]-1, then
-come free rows for the tokens to come. In memory the shortest comes first. A full KV cache is the special case of equal
-lengths.
+come free rows for the tokens to come, which hold zeros. In memory the shortest comes first, and sequences take up a
+multiple of STEP rows: many of them lie equally far apart, and attention reads those in one call (kernels/loop.py). A
+full KV cache is the special case of equal lengths.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SLACK = 64  # free rows behind each sequence after (re)allocation, at least
+SLACK = 32  # free rows behind each sequence after (re)allocation, at least
+STEP = 64
 
 
 class Arena:
@@ -53,14 +55,16 @@ class Arena:
         some batch rows."""
         n = keys.shape[2]
         self.reserve(n)
-        chosen = slice(None) if rows is None else self.sequences_of(rows)
-        end = self._end[chosen]
+        chosen = None if rows is None else self.sequences_of(rows)
+        end = self._end if chosen is None else self._end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
         self.values.index_copy_(0, target, values.reshape(-1, values.shape[-1]))
-        self._end[chosen] += n
-        self.length[chosen] += n
-        self.lengths[chosen] += n
+        for counter in (self._end, self.length, self.lengths):
+            if chosen is None:
+                counter += n
+            else:
+                counter[chosen] += n
         self._room -= n
 
     def sequences_of(self, rows: Sequence[int]) -> np.ndarray:
@@ -75,7 +79,10 @@ class Arena:
                 self._move(max(SLACK, n, self.longest // 8))
 
     def truncate(self, lengths: np.ndarray) -> None:
-        """Forget the entries behind the first lengths[i] of each sequence i: free, nothing is moved."""
+        """Forget the entries behind the first lengths[i] of each sequence i; nothing is moved."""
+        freed = self._rows(self._starts + lengths, self.lengths - lengths).to(self.keys.device)
+        self.keys.index_fill_(0, freed, 0)  # zeros: not even a NaN of a rolled back token may stay
+        self.values.index_fill_(0, freed, 0)
         self.lengths = lengths.copy()
         self._to_device()
         self._room = int((self._capacity - self.lengths).min())
@@ -105,26 +112,26 @@ class Arena:
 
     def packed(self) -> tuple[Tensor, Tensor]:
         """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""
-        index = self._rows(self._starts).to(self.keys.device)
+        index = self._rows(self._starts, self.lengths).to(self.keys.device)
         return self.keys[index], self.values[index]
 
-    def _rows(self, starts: np.ndarray) -> Tensor:
-        """The rows in use when the sequences begin at `starts`, in order."""
-        offset = np.repeat(starts - (np.cumsum(self.lengths) - self.lengths), self.lengths)
-        return torch.from_numpy(np.arange(int(self.lengths.sum())) + offset)
+    def _rows(self, starts: np.ndarray, counts: np.ndarray) -> Tensor:
+        """counts[0] rows from starts[0] on, counts[1] from starts[1] on, ..."""
+        offset = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        return torch.from_numpy(np.arange(int(counts.sum())) + offset)
 
     def _move(self, room: int) -> None:
-        """New memory with `room` free rows behind every sequence."""
-        old = self._rows(self._starts).to(self.keys.device)
-        self._capacity = self.lengths + room
-        order = np.argsort(self._capacity, kind="stable")  # those of equal length lie at equal distances: see loop.py
+        """New memory with at least `room` free rows behind every sequence."""
+        old = self._rows(self._starts, self.lengths).to(self.keys.device)
+        self._capacity = -(-(self.lengths + room) // STEP) * STEP
+        order = np.argsort(self.lengths, kind="stable")
         self._starts = np.empty_like(self._capacity)
         self._starts[order] = np.cumsum(self._capacity[order]) - self._capacity[order]
-        new = self._rows(self._starts).to(self.keys.device)
+        new = self._rows(self._starts, self.lengths).to(self.keys.device)
         total = int(self._capacity.sum())
         self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])
         self.values = self.values.new_zeros(total, self.values.shape[1]).index_copy_(0, new, self.values[old])
-        self._room = room
+        self._room = int((self._capacity - self.lengths).min(initial=room))
         self._to_device()
 
     def _to_device(self) -> None:

@@ -224,7 +224,7 @@ class RaggedCache(Cache):
             layer.commit()
 
     def rollback(self) -> None:
-        """Back to the state right after the prompt (or the last commit). Free: only lengths are reset."""
+        """Back to the state right after the prompt (or the last commit). Cheap: nothing is moved."""
         for layer in self.layers:
             layer.rollback()
 

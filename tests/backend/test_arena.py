@@ -44,12 +44,16 @@ def test_any_history_of_appends_and_truncations(data):
         else:
             arena.truncate(first)
             model = [sequence[:count] for sequence, count in zip(model, first, strict=True)]
+        used = torch.zeros(len(arena.keys), dtype=torch.bool)
         assert arena.lengths.tolist() == [len(sequence) for sequence in model] == arena.length.tolist()
         for i, sequence in enumerate(model):
             k, v = arena.sequence(i)
             assert all(torch.equal(a, b) and torch.equal(c, e) for a, c, (b, e) in zip(k, v, sequence, strict=True))
             a = int(arena.start[i])
             assert torch.equal(arena.keys[a : a + len(sequence)], k)
+            used[a : a + len(sequence)] = True
+        assert not arena.keys[~used].any()  # attention reads free rows, under a mask
+        assert not arena.values[~used].any()
     packed_keys, _ = arena.packed()
     assert len(packed_keys) == sum(map(len, model))
 
