@@ -6,7 +6,8 @@ A kernel is one module of this package with
     decode(query, keys, values, start, length, longest, scale, softcap) -> out
 where query [N, G, n, d]; keys [rows, d], values [rows, dv] (the arena); start, length [N] int32 on the arena's device;
 longest: int >= max(length); out [N, G, n, dv] in the query's dtype. The queries are the last n entries of each
-sequence: query i sees all but the last n-1-i. Every length is >= n. Rows that no sequence uses hold zeros.
+sequence: query i sees all but the last n-1-i. Every length is >= n. Rows that no sequence uses hold zeros, those
+of sequences that are not asked for finite numbers.
 """
 
 from __future__ import annotations
