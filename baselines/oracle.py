@@ -30,7 +30,7 @@ class Oracle(Scorer):
         utility = layer.observed
         if utility is None:
             raise ValueError(
-                f"scorer {self.name}: no utility of layer {layer.index} is given; job=evaluate and job=calibrate measure it"
+                f"scorer {self.name}: no utility of layer {layer.index} is given; job=evaluate measures it"
             )
         if utility.shape != layer.keys.shape[:2]:
             raise ValueError(
