@@ -54,7 +54,8 @@ def outcome(runs: Path) -> dict[str, Any]:
         found[folder.name] = {k: v for k, v in result.items() if k not in ("time", "memory")}
         if (folder / "samples.jsonl").exists():
             found[f"{folder.name} samples"] = lines(folder)
-        for path in sorted(folder.glob("tables/*")):
+        found[f"{folder.name} files"] = sorted(path.name for path in folder.glob("tables/*"))  # figures too
+        for path in sorted(folder.glob("tables/*.safetensors")):
             table = BudgetTable.load(path)
             arrays = (table.kept, table.expected_loss, table.lower_bound, table.curve)
             found[f"{folder.name} {path.name}"] = [None if a is None else a.tobytes() for a in arrays]
