@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
-from evals.harness.config import InputError, Run, create
+from evals.harness.config import InputError, Run, create, without_tables
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
@@ -33,7 +33,7 @@ def model(run: Run) -> LoadedModel:
 
 def model_settings(run: Run) -> str:
     """What decides which model is loaded, as JSON."""
-    return json.dumps({**{k: v for k, v in run["model"].items() if k != "tables"}, "attention": run["attention"]})
+    return json.dumps({**without_tables(run["model"]), "attention": run["attention"]})
 
 
 @lru_cache(maxsize=1)

@@ -111,8 +111,12 @@ class Run:
 
 def subject(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that can change the result. Where budget tables lie is not among them: the allocator's path is."""
-    model = {key: value for key, value in (config.get("model") or {}).items() if key != "tables"}
-    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": model}
+    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": without_tables(config.get("model") or {})}
+
+
+def without_tables(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own settings: where its tables lie is the method's affair."""
+    return {key: value for key, value in model.items() if key != "tables"}
 
 
 def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from evals.harness.config import Run
+from evals.harness.config import Run, without_tables
 
 OWN = ("method", "scorer", "allocator", "protection", "budget", "budget_tokens")
 """The settings in which the runs of a group differ."""
@@ -47,5 +47,5 @@ def group(run: Run) -> list[Run]:
 
 def common(run: Run) -> str:
     """What all runs of a group agree in. Where tables lie is the method's, as in a run's subject."""
-    model = {k: v for k, v in run["model"].items() if k != "tables"}
-    return json.dumps({k: v for k, v in {**run.config, "model": model}.items() if k not in OWN}, sort_keys=True)
+    config = {**run.config, "model": without_tables(run["model"])}
+    return json.dumps({k: v for k, v in config.items() if k not in OWN}, sort_keys=True)
