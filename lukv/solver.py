@@ -54,6 +54,7 @@ def kept_total(entries: int) -> np.ndarray:
     return (2 * (100 - PRUNED_PERCENT) * entries + 100) // 200
 
 
+@np.errstate(over="ignore")  # a sum that overflows is refused by name
 def solve(
     utility: np.ndarray,
     tokens: int,
@@ -82,15 +83,17 @@ def solve(
     )
     parts = [_solve_group(group, tokens - floor, discard, polish) for group in groups]
     loss, bound = (np.sum([part[i] for part in parts], axis=0) for i in (1, 2))
+    _require_finite(loss)
     kept = tokens - np.concatenate([part[0] for part in parts], axis=1)
     return Solution(kept.reshape(-1, layers, heads), loss, bound)
 
 
+@np.errstate(over="ignore")
 def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
     """Hulls of the loss curves of utility [N, n] (best-ranked first) over the first `limit` discards (default n).
 
     Only discards that are allowed are on the curve: a hull that reached past a head's floor would price tokens that
-    can never go. Raises ValueError for utilities that are negative or not finite.
+    can never go. Raises ValueError for utilities that are negative, not finite, or whose sum is not.
     """
     limit = utility.shape[1] if limit is None else limit
     if limit == 0 or not len(utility):
@@ -110,8 +113,7 @@ def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
         starts.append(begin + number * limit)
         losses.append(np.add.reduceat(row, begin))  # anew from the block's ends: PAVA's running means drift
     start, loss = np.concatenate(starts), np.concatenate(losses)
-    if not np.isfinite(loss).all():
-        raise ValueError("utilities must be finite, and so must their sums")
+    _require_finite(loss.sum())
     while True:  # rounding may leave neighbours of (nearly) one price: one edge, so that prices rise strictly
         size = np.diff(start, append=cost.size)
         price = loss / size
@@ -121,6 +123,11 @@ def hulls(utility: np.ndarray, limit: int | None = None) -> Hulls:
             return Hulls(head, start - head * limit, size, loss, price)
         first = np.concatenate([[0], first])
         start, loss = start[first], np.add.reduceat(loss, first)
+
+
+def _require_finite(loss: np.ndarray) -> None:
+    if not np.isfinite(loss).all():
+        raise ValueError("utilities must be finite, and so must their sum over all heads")
 
 
 def cheapest_first(price: np.ndarray) -> np.ndarray:

@@ -183,6 +183,8 @@ def test_grid_totals_round_half_up():
     [
         (np.array([[[1.0, np.nan]]]), {}, "NaN"),
         (np.array([[[1.0, np.inf]]]), {}, "finite"),
+        (np.full((1, 2, 2), 0.3 * np.finfo(np.float64).max), {}, "sum over all heads"),
+        (np.full((4, 1, 2), 0.3 * np.finfo(np.float64).max), {"scope": "layer"}, "sum over all heads"),
         (np.array([[[1.0, -1.0]]]), {}, "negative"),
         (np.ones((1, 1, 2)), {"floor": 3}, "floor of 3"),
         (np.ones((1, 1, 1)), {"floor": 0}, "1 of 2 are protected"),
