@@ -40,6 +40,7 @@ class Ruler:
     prepared        take samples from here (simonjegou/ruler or files in its layout) instead of generating them
     question_aware  the question is part of what is compressed
     scoring         which score comes first, "official" or "kvpress"; the other is recorded beside it
+    name            what this choice of tasks is called in the names of runs
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Ruler:
         prepared: str | None = None,
         question_aware: bool = False,
         scoring: str = "official",
+        name: str = "ruler",
     ) -> None:
         if vintage not in (2024, 2025):
             raise ValueError(f"benchmark.vintage={vintage}: RULER's code changed in 2025; choose 2024 or 2025")
@@ -60,7 +62,7 @@ class Ruler:
             raise ValueError(f"benchmark.scoring={scoring}: choose {' or '.join(CLEAN)}")
         if length < 1 or samples < 1:
             raise ValueError(f"benchmark.length={length} and benchmark.samples={samples} must be at least 1")
-        self.name = f"ruler-{length}"
+        self.name = f"{name}-{length}"
         self.length, self.samples, self.vintage, self.seed = length, samples, vintage, seed
         self.question_aware, self.scoring = question_aware, scoring
         self.sources = Sources(sources)

@@ -1,6 +1,6 @@
 """How should a table be calibrated, and how far does it carry? Many calibrations, each evaluated by the same samples.
 
-    python -m scripts.studies.calibration settings seeds contexts tasks lengths [--runs runs] [--limit 100]
+    python -m scripts.studies.calibration settings seeds contexts tasks lengths [--runs runs] [--limit 200]
 
 Each variant is one `python run.py job=calibrate` into RUNS/tables/NAME, then all of a study's variants are evaluated by
 one sweep (one prefill for all of them). The commands are printed; what is finished is not done again. For each method
@@ -30,7 +30,7 @@ FAMILIES = {
     "vt": ("vt",),
     "fwe": ("fwe",),
 }
-TASKS = [task for family in FAMILIES.values() for task in family]
+BENCHMARK = "ruler_learnt"
 METHODS = ("lukv", "lukv_plus")
 SHIPPED = "shipped"
 """The variant with no override: job=calibrate as it is, 8 contexts of each task."""
@@ -108,7 +108,7 @@ def calibrate(study: Study, runs: Path) -> None:
 def evaluate(study: Study, runs: Path, limit: int) -> None:
     folders = ",".join(str(tables_of(runs, name)) for name in (SHIPPED, *study.variants))
     for length in study.lengths:
-        samples = (f"benchmark.length={length}", f"benchmark.tasks=[{','.join(TASKS)}]", f"limit={limit}")
+        samples = (f"benchmark={BENCHMARK}", f"benchmark.length={length}", f"limit={limit}")
         cells = (f"method={','.join(METHODS)}", f"budget={','.join(map(str, study.budgets))}")
         run("-m", f"runs={runs}", f"model.tables={folders}", *cells, *samples)
 
@@ -118,7 +118,8 @@ def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float]
     found = {}
     for result in finished(runs):
         config = yaml.safe_load((runs / result["run_id"] / "config.yaml").read_text())
-        if (config["benchmark"]["length"], config["limit"], set(result["tasks"])) != (length, limit, set(TASKS)):
+        tested = config["benchmark"]
+        if (tested.get("name"), tested["length"], config["limit"]) != (BENCHMARK, length, limit):
             continue
         if keeps_all(result):
             found["full", "", 1.0] = result
@@ -168,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="+", choices=STUDIES, metavar="STUDY", help=", ".join(STUDIES))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--limit", type=int, default=100, help="samples of each task (default 100)")
+    parser.add_argument("--limit", type=int, default=200, help="samples of each task (default 200)")
     arguments = parser.parse_args()
     for name in arguments.studies:
         calibrate(STUDIES[name], arguments.runs)

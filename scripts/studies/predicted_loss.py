@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument(
-        "--experiment", default="tiny__ruler-1024__n200__s0", help="the runs' `experiment` in result.json"
+        "--experiment", default="tiny__ruler_learnt-1024__n200__s0", help="the runs' `experiment` in result.json"
     )
     parser.add_argument("--samples", type=int, default=20, help="of each task")
     parser.add_argument("--figure", type=Path, default=Path("runs/report/predicted_loss.png"))
