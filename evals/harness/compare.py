@@ -30,17 +30,42 @@ class Difference:
 def difference(mine: Scores, other: Scores, against: str) -> dict[str, Difference]:
     """For each task and for their mean ("mean"), each task resampled within itself. Empty unless both have the same
     samples."""
-    if {task: set(found) for task, found in mine.items()} != {task: set(found) for task, found in other.items()}:
-        return {}
+    return differences([(mine, other, against)])[0]
+
+
+def differences(pairs: Sequence[tuple[Scores, Scores, str]]) -> list[dict[str, Difference]]:
+    """`difference` of each pair; those of the same samples share the draws, and so most of the time."""
+    alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
+    for i, (mine, other, _) in enumerate(pairs):
+        samples, others = (tuple((task, tuple(sorted(found[task]))) for task in found) for found in (mine, other))
+        if sorted(samples) == sorted(others):
+            alike.setdefault(samples, []).append(i)
+    out: list[dict[str, Difference]] = [{} for _ in pairs]
+    for samples, members in alike.items():
+        for first in range(0, len(members), TOGETHER):
+            some = members[first : first + TOGETHER]
+            for i, found in zip(some, _differences(samples, [pairs[i] for i in some]), strict=True):
+                out[i] = found
+    return out
+
+
+TOGETHER = 50
+"""Pairs whose draws are in memory at once."""
+
+
+def _differences(
+    samples: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[tuple[Scores, Scores, str]]
+) -> list[dict[str, Difference]]:
     means, draws = {}, {}
-    for seed, (task, found) in enumerate(mine.items()):
-        pairs = np.array([found[i] - other[task][i] for i in sorted(found)])
-        means[task], draws[task] = float(pairs.mean()), resampled_means(pairs, seed, RESAMPLES)
-    means["mean"], draws["mean"] = float(np.mean(list(means.values()))), np.mean(list(draws.values()), axis=0)
-    out = {}
+    for seed, (task, ids) in enumerate(samples):
+        columns = np.array([[mine[task][i] - other[task][i] for mine, other, _ in pairs] for i in ids])
+        means[task], draws[task] = columns.mean(axis=0), resampled_means(columns, seed, RESAMPLES)
+    means["mean"], draws["mean"] = (np.mean(list(found.values()), axis=0) for found in (means, draws))
+    out: list[dict[str, Difference]] = [{} for _ in pairs]
     for task, mean in means.items():
-        _, (low, high), p = verdict(mean, draws[task])
-        out[task] = Difference(against, mean, low, high, p)
+        for column, (_, _, against) in enumerate(pairs):
+            value, (low, high), p = verdict(float(mean[column]), draws[task][:, column])
+            out[column][task] = Difference(against, value, low, high, p)
     return out
 
 
@@ -60,13 +85,16 @@ def comparisons(group: Sequence[Result], method: str, runs: Path) -> dict[str, d
     name = reference_of(method, group)
     at = {asked(r): r["run_id"] for r in group if label(r) == name and not keeps_all(r)}
     full = next((r["run_id"] for r in group if keeps_all(r)), None)
-    out: dict[str, dict[str, dict[str, Difference]]] = {r["run_id"]: {} for r in group}
+    cells, pairs = [], []
     for r in group:
         mine = r["run_id"]
         for kind, other in (("method", at.get(asked(r))), ("full", full)):
             if other not in (None, mine) and not keeps_all(r):
-                against = str(name) if kind == "method" else "the full cache"
-                out[mine][kind] = difference(found[mine], found[str(other)], against)
+                cells.append((mine, kind))
+                pairs.append((found[mine], found[str(other)], str(name) if kind == "method" else "the full cache"))
+    out: dict[str, dict[str, dict[str, Difference]]] = {r["run_id"]: {} for r in group}
+    for (mine, kind), changed in zip(cells, differences(pairs), strict=True):
+        out[mine][kind] = changed
     for kind in ("method", "full"):
         column = [kinds[kind] for kinds in out.values() if kinds.get(kind)]
         for tasks, p in zip(column, holm([tasks["mean"].p for tasks in column]), strict=True):

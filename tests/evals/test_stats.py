@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.stats import bootstrap_ci, paired_bootstrap
+from evals.stats import bootstrap_ci, paired_bootstrap, resampled_means
 
 scores = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
@@ -37,6 +37,13 @@ def test_interval_contains_the_mean_and_is_repeatable(values: list[float]) -> No
     assert (low, high) == bootstrap_ci(values, resamples=500)
     if len(set(values)) == 1:
         assert high == pytest.approx(low)
+
+
+def test_a_resampled_mean_is_that_of_the_values_drawn() -> None:
+    values = np.random.default_rng(5).random((13, 3))
+    drawn = np.random.default_rng(6).integers(13, size=(50, 13))
+    np.testing.assert_allclose(resampled_means(values, 6, 50), values[drawn].mean(axis=1), rtol=1e-13)
+    np.testing.assert_allclose(resampled_means(values[:, 1], 6, 50), values[drawn, 1].mean(axis=1), rtol=1e-13)
 
 
 def test_seed_matters_a_little() -> None:

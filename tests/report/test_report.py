@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from evals.harness.compare import comparisons, difference
+from evals.harness.compare import TOGETHER, comparisons, difference, differences
 from evals.harness.results import experiments, finished, label, latencies
 from evals.stats import holm
 from tests.cli.as_typed import process
@@ -63,6 +63,26 @@ def test_differences_are_those_of_a_paired_t_test() -> None:
     assert found["mean"].high - found["mean"].low < found["one"].high - found["one"].low
     swapped = difference(other, mine, "x")["mean"]
     assert (swapped.mean, swapped.p) == pytest.approx((-found["mean"].mean, found["mean"].p), rel=0.2)
+
+
+def test_many_differences_are_each_what_it_is_alone() -> None:
+    """More than are drawn together, with one of other samples among them."""
+    levels = RNG.random(TOGETHER + 3)
+    pairs = [({t: dict(enumerate(v)) for t, v in scores(level).items()} for level in (0.9, x)) for x in levels]
+    named = [(mine, other, f"x{i}") for i, (mine, other) in enumerate(pairs)]
+    del named[3][0]["one"][7], named[3][1]["one"][7], named[9][0]["two"][7]
+    found = differences(named)
+    assert found[9] == {}
+    assert found[3] != {}
+    for i in (0, 3, 4, TOGETHER - 1, TOGETHER + 2):
+        alone = difference(*named[i])
+        assert set(found[i]) == set(alone) == {"one", "two", "mean"}
+        for task, usual in alone.items():
+            mine = found[i][task]
+            assert mine.against == f"x{i}"
+            assert (mine.mean, mine.low, mine.high, mine.p) == pytest.approx(
+                (usual.mean, usual.low, usual.high, usual.p), abs=1e-12
+            )
 
 
 def test_other_samples_are_not_compared(runs: Path) -> None:
