@@ -16,6 +16,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evals.harness.config import slug
+from evals.harness.results import label
+
 PAGE = Path(__file__).parent / "page"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -75,9 +78,12 @@ def comparable(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def drawn(row: Row) -> str:
-    """Which of the benchmark's samples were used."""
-    limit = row["config"]["limit"]
-    return (f"{limit} samples a task, " if limit else "") + f"seed {row['config']['seed']}"
+    """Which of the benchmark's samples were used, and what else the table's runs have in common."""
+    limit, seed = row["config"]["limit"], row["config"]["seed"]
+    named = {slug(row["benchmark"]), f"n{limit}", f"s{seed}"}
+    _, *settings = row["experiment"].split("__")
+    more = [setting for setting in settings if setting not in named]
+    return ", ".join([*([f"{limit} samples a task"] if limit else []), f"seed {seed}", *more])
 
 
 def budget(row: Row) -> float:
@@ -117,7 +123,7 @@ def table(rows: Sequence[Row]) -> str:
     columns = [[scored(row, task) for row in rows] for task in (None, *tasks)]
     names = ["Method", "Budget", "Mean", *tasks, "Cache", "First token", "Per token"]
     heads = "".join(
-        f'<th scope="col" data-kind="{"number" if i else "text"}"><button type="button">{escape(name)}</button></th>'
+        f'<th scope="col" data-kind="{"number" if i else "text"}"><button type="button">{breakable(name)}</button></th>'
         for i, name in enumerate(names)
     )
     bodies = []
@@ -131,11 +137,16 @@ def table(rows: Sequence[Row]) -> str:
         values = "".join(f' data-{key}="{escape(filter_value(key, row))}"' for key in FILTERS)
         kind = ' class="full"' if math.isinf(budget(row)) else ""
         bodies.append(f"<tbody{kind}{values}><tr>{''.join(cells)}</tr>\n{details(row, len(names))}</tbody>\n")
-    title = f"{escape(rows[0]['benchmark'])} <small>{escape(rows[0]['model'])}, {drawn(rows[0])}</small>"
+    title = f"{escape(rows[0]['benchmark'])} <small>{escape(rows[0]['model'])}, {escape(drawn(rows[0]))}</small>"
     return (
         f'<section><h2>{title}</h2><div class="scroll"><table>\n'
         f"<thead><tr>{heads}</tr></thead>\n{''.join(bodies)}</table></div></section>\n"
     )
+
+
+def breakable(name: str) -> str:
+    """A name that may be broken behind its underscores."""
+    return escape(name).replace("_", "_<wbr>")
 
 
 def scored(row: Row, task: str | None) -> Mapping[str, Any]:
@@ -147,7 +158,8 @@ def method_cell(row: Row) -> str:
     method = escape(row["method"])
     groups = () if math.isinf(budget(row)) else ("scorer", "allocator", "protection")  # full uses none
     rest = [row["config"].get(group) for group in groups]
-    how = escape(", ".join(name for name in rest if name and name not in (row["method"], "own")))
+    _, *settings = label(row).split()
+    how = escape(", ".join(str(x) for x in [*rest, *settings] if x and x not in (row["method"], "own")))
     button = f'<button type="button" class="open" aria-expanded="false">{method}</button>'
     return f'<th scope="row" data-value="{method}">{button} <small>{how}</small></th>'
 

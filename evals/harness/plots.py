@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import IO, Any
 
 import matplotlib
@@ -32,7 +32,9 @@ def score_against(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, 
     lines: label -> rows with kept_share, cache_bytes, score, ci95 (0..1).
     """
     factor, name = AXES[x]
-    figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    # room for a legend of one line a method
+    size = 4.9 + 0.055 * max(map(len, lines), default=0), max(4.5, 0.8 + 0.17 * len(lines))
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
     ordered = sorted(lines.items(), key=lambda item: -max(row["score"] for row in item[1]))
     for i, (label, unsorted) in enumerate(ordered):
         rows = sorted(unsorted, key=lambda row: row[x])
@@ -46,7 +48,7 @@ def score_against(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, 
     axes.set(xlabel=name, ylabel="mean score (%)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
     finish(figure, title, path)
 
 
@@ -90,12 +92,13 @@ def head_shares(panels: Mapping[str, Sequence[Sequence[float]]], title: str, pat
         axes.set_axis_off()
     for axes, (label, heads) in zip(grid.flat, panels.items(), strict=False):
         image = axes.imshow(heads, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axes.set_title("\n".join(wrap(label, 28)), fontsize=8)
+        axes.set_title(broken(label, 28), fontsize=8)
         axes.set_xlabel("KV head", fontsize=8)
         axes.set_ylabel("layer", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(image, ax=grid.ravel().tolist(), label="kept share")
+    scale = min(1, 3 / lines)  # of many lines: beside the first three
+    figure.colorbar(image, ax=grid.ravel().tolist(), label="kept share", shrink=scale, aspect=20, anchor=(0, 1))
     finish(figure, title, path)
 
 
@@ -156,11 +159,21 @@ def loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, int]]
 
 
 def finish(figure: Figure, title: str, path: Path | IO[bytes]) -> None:
-    figure.suptitle("\n".join(wrap(title, 80)), fontsize=9)
+    figure.suptitle(broken(title, 80), fontsize=9)
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def broken(text: str, width: int) -> str:
+    """Lines of at most `width`, broken behind a space, comma, hyphen or underscore."""
+    lines = [""]
+    for part in re.findall(r"[^ ,_-]*[ ,_-]*", text):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _of(table: BudgetTable) -> str:

@@ -184,6 +184,20 @@ def test_screenshot(page: Path) -> None:
     assert len(colours) > 20, "the page is blank"
 
 
+def test_settings_tell_tables_and_rows_apart(tmp_path: Path) -> None:
+    """Question-aware scores stand in a table of their own that says so; a row says what departs from its method."""
+    usual, aware, other = (row("snapkv", "snapkv", 0.2, 0.5) for _ in range(3))
+    aware["experiment"] += "__benchmark.question_aware=True"
+    other["run_id"] += "__scorer.window=16"
+    write_page([usual, aware, other], {}, tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", html) == [
+        "ruler-1024 <small>tiny, seed 0</small>",
+        "ruler-1024 <small>tiny, seed 0, benchmark.question_aware=True</small>",
+    ]
+    assert html.count("<small>scorer.window=16</small>") == 1
+
+
 class Links(HTMLParser):
     """Every address that the page would load, and the text of its cells."""
 
