@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from evals.harness.compare import Difference, difference
+from evals.harness.compare import difference
 from evals.harness.results import Result, finished, keeps_all, scores
-from evals.harness.sheets import cell, minus, row
+from evals.harness.sheets import cell, row
 
 FAMILIES = {
     "single": ("niah_single_1", "niah_single_3_noise", "niah_single_2_prose"),
@@ -129,28 +129,28 @@ def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float]
 
 
 def report(name: str, study: Study, runs: Path, limit: int) -> None:
-    names = [SHIPPED, *study.variants]
+    """The tables of docs/results.md and docs/beyond.md."""
     for length in study.lengths:
         cells = cells_of(runs, length, limit)
         full = cells["full", "", 1.0]
         print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {cell(full)}\n")
-        for method in METHODS:
-            print(row([method, *(f"kept {100 * b:g}%, minus shipped" for b in study.budgets)]))
-            print(row(["---"] * (1 + len(study.budgets))))
-            for variant in names:
-                columns = [variant]
-                for budget in study.budgets:
-                    mine, usual = (cells[method, v.replace(" ", "-"), budget] for v in (variant, SHIPPED))
-                    changed = compared(mine, usual, runs)
-                    columns.append(cell(mine) + (f" {minus(changed['mean'])}" if variant != SHIPPED else ""))
-                print(row(columns))
-            print()
+        columns = [(method, budget) for method in METHODS for budget in study.budgets]
+        print(row(["calibrated on", *(f"{method}, kept {100 * budget:g}%" for method, budget in columns)]))
+        print(row(["---"] * (1 + len(columns))))
+        for variant in (SHIPPED, *study.variants):
+            found = [(cells[m, variant.replace(" ", "-"), b], cells[m, SHIPPED, b]) for m, b in columns]
+            print(row([variant, *(cell(mine) if variant == SHIPPED else changed(mine, x, runs) for mine, x in found)]))
+        print()
         if name == "tasks":
             by_family(cells, study, runs)
 
 
-def compared(mine: Result, other: Result, runs: Path) -> dict[str, Difference]:
-    return difference(*(scores(runs / r["run_id"]) for r in (mine, other)), str(other["run_id"]))
+def changed(mine: Result, usual: Result, runs: Path) -> str:
+    """A score and its paired difference from the shipped calibration's; nothing where the variant changes nothing."""
+    d = difference(*(scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
+    if d.low == d.mean == d.high == 0:
+        return ""
+    return f"{100 * mine['score']:.1f}, {100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
 
 
 def by_family(cells: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1) -> None:
