@@ -55,21 +55,25 @@ def paired_bootstrap(
     """Is `first` better than `second` on the same samples? (mean difference, its interval, two-sided p value).
 
     p is twice the smaller share of resampled differences on one side of 0 (half of those equal to 0 on each side), at
-    least 1 / resamples.
+    least 1 / resamples and 2^(1 - n).
     """
     one, other = check(first), check(second)
     if len(one) != len(other):
         raise ValueError(f"paired scores must be of the same samples: {len(one)} and {len(other)} were given")
     differences = one - other
-    return verdict(float(differences.mean()), resampled_means(differences, seed, resamples), level)
+    return verdict(float(differences.mean()), resampled_means(differences, seed, resamples), len(one), level)
 
 
-def verdict(mean: float, draws: np.ndarray, level: float = LEVEL) -> tuple[float, tuple[float, float], float]:
-    """(mean, interval, two-sided p value) of a difference whose bootstrap draws are given."""
+def verdict(mean: float, draws: np.ndarray, n: int, level: float = LEVEL) -> tuple[float, tuple[float, float], float]:
+    """(mean, interval, two-sided p value) of a difference over `n` samples whose bootstrap draws are given.
+
+    Few samples that all point one way leave no draw on the other side of 0, which says nothing: p is at least that of
+    a sign test in which all n agree, 2^(1 - n). So one sample has p = 1, and below 6 nothing is significant at .05.
+    """
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(draws, [tail, 100 - tail])
     below = np.mean(draws < 0) + np.mean(draws == 0) / 2
-    p = min(1.0, max(2 * min(below, 1 - below), 1 / len(draws)))
+    p = min(1.0, max(2 * min(below, 1 - below), 1 / len(draws), 2.0 ** (1 - n)))
     return mean, (float(low), float(high)), float(p)
 
 

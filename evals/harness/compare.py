@@ -57,6 +57,8 @@ def _differences(
     samples: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[tuple[Scores, Scores, str]]
 ) -> list[dict[str, Difference]]:
     means, draws = {}, {}
+    sizes = {task: len(ids) for task, ids in samples}
+    sizes["mean"] = sum(sizes.values()) if min(sizes.values()) > 1 else 1  # one sample a task shows no spread
     for seed, (task, ids) in enumerate(samples):
         columns = np.array([[mine[task][i] - other[task][i] for mine, other, _ in pairs] for i in ids])
         means[task], draws[task] = columns.mean(axis=0), resampled_means(columns, seed, RESAMPLES)
@@ -64,7 +66,7 @@ def _differences(
     out: list[dict[str, Difference]] = [{} for _ in pairs]
     for task, mean in means.items():
         for column, (_, _, against) in enumerate(pairs):
-            value, (low, high), p = verdict(float(mean[column]), draws[task][:, column])
+            value, (low, high), p = verdict(float(mean[column]), draws[task][:, column], sizes[task])
             out[column][task] = Difference(against, value, low, high, p)
     return out
 

@@ -92,3 +92,12 @@ def test_bad_scores(values: list) -> None:
 def test_pairs_must_match() -> None:
     with pytest.raises(ValueError, match="3 and 2 were given"):
         paired_bootstrap([0, 0, 1], [1, 1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_samples_that_agree_are_not_significant(n: int) -> None:
+    """An exact sign test of n samples that all point one way: 2 of the 2^n assignments of signs are as extreme."""
+    p = paired_bootstrap([1.0] * n, [0.0] * n)[2]
+    assert p == 2 / 2**n
+    assert p > 0.05
+    assert paired_bootstrap([1.0] * 6, [0.0] * 6)[2] < 0.05

@@ -162,6 +162,15 @@ def test_another_reference(runs: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_one_sample_a_task_shows_no_spread() -> None:
+    """Resampled within its task a single sample never varies, so that any difference would look certain."""
+    alone = {f"task {t}": {"0": 1.0} for t in range(15)}
+    none = {task: {"0": 0.0} for task in alone}
+    assert difference(alone, none, "x")["mean"].p == 1
+    two = {task: {"0": 1.0, "1": 1.0} for task in alone}
+    assert difference(two, {task: dict.fromkeys(found, 0.0) for task, found in two.items()}, "x")["mean"].p < 0.05
+
+
 def test_latency_alone(tmp_path: Path) -> None:
     latency(tmp_path, "snapkv", [128, 256])
     ((name, rows),) = latencies(tmp_path).items()
