@@ -58,8 +58,10 @@ class Data:
 def download(name: str) -> str:
     from huggingface_hub import hf_hub_download  # needed only here
 
+    from lukv.model import hub_answers
+
     try:
-        return hf_hub_download(name, "data.zip", repo_type="dataset")
+        return hf_hub_download(name, "data.zip", repo_type="dataset", local_files_only=not hub_answers())
     except Exception as error:  # a dozen of its own kinds: no network, no such set, no such file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileNotFoundError(
