@@ -7,6 +7,7 @@ A traceback only with debug=true.
 from __future__ import annotations
 
 import difflib
+import io
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evals.harness import sweep
 from evals.harness.config import CONF, InputError, Run, located, run_of, without_hydra
+from evals.harness.values import check_kinds
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
 
@@ -59,7 +61,7 @@ faults: dict[str, tuple[int, str]] = {}
 
 def plan(argv: Sequence[str]) -> list[Planned]:
     """Compose and check every run of the command line; exit with code 2 and one line if any of them cannot be."""
-    args = get_args_parser().parse_args(list(argv))
+    args = arguments(argv)
     if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
         return []
     folder = None if args.config_dir is None else Path(args.config_dir).resolve()
@@ -71,6 +73,8 @@ def plan(argv: Sequence[str]) -> list[Planned]:
             overrides = parsed(args.overrides, known_files=folder is None)
             fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
             common = compose_checked(fixed, search)
+            if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in overrides):
+                raise InputError("experiment= takes one name: each is a sweep of its own, run one after the other")
             if args.multirun or common.hydra.mode is RunMode.MULTIRUN:
                 jobs = expand(args.overrides, common.hydra, known_files=folder is None)
                 runs = [(composed(job, search), job) for job in jobs]
@@ -93,6 +97,19 @@ def plan(argv: Sequence[str]) -> list[Planned]:
     return planned
 
 
+def arguments(argv: Sequence[str]) -> Namespace:
+    """Hydra's options and the settings; what its parser says in many lines is one."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return get_args_parser().parse_args(list(argv))
+    except SystemExit as e:
+        if not e.code:  # --version
+            raise
+        line = said.getvalue().strip().rpartition("error: ")[2]
+        stop(2, f"{line}. Settings are NAME=VALUE, as in method=lukv; all of them: python run.py --help")
+
+
 def launches_plainly(args: Namespace, overrides: Iterable[Override], hydra: DictConfig) -> bool:
     """Whether Hydra would do no more than to compose the runs again, twice, and do one after the other in this
     process: it is asked for nothing of its own, on the command line or in conf/."""
@@ -104,9 +121,11 @@ def launches_plainly(args: Namespace, overrides: Iterable[Override], hydra: Dict
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
-    """GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH."""
+    """GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH.
+    Options such as -m may stand between settings: they go first, where Hydra's parser looks for them."""
     from evals.harness.record import flat
 
+    argv = sorted(argv, key=lambda a: bool(re.match(r"[+~]*\w[^=]*=|~", a)))  # stable
     out = []
     for argument in argv:
         short = re.fullmatch(r"(\w+)=([\w-]+):([^,]+)", argument)
@@ -150,8 +169,9 @@ def check_options(overrides: Iterable[Override]) -> None:
             raise InputError(f"{o.input_line} matches no {o.key_or_group}. Known: {', '.join(options)}")
         for name in chosen:
             if str(name).removesuffix(".yaml") not in options:
+                said = "null" if name is None else str(name)
                 raise InputError(
-                    f"no {o.key_or_group} named '{name}'.{nearest(str(name), options)} Known: {', '.join(options)}"
+                    f"no {o.key_or_group} named '{said}'.{nearest(said, options)} Known: {', '.join(options)}"
                 )
 
 
@@ -161,6 +181,7 @@ def composed(job: list[str], search: list[str]) -> Run:
 
 def resolved(cfg: DictConfig) -> Run:
     HydraConfig.instance().set_config(cfg)  # what ${hydra:...} refers to
+    check_kinds(cfg)
     return run_of(without_hydra(cfg), cfg.hydra)
 
 
@@ -175,9 +196,18 @@ def compose_checked(overrides: list[str], search: list[str]) -> DictConfig:
         plain = [o for o in overrides if o.split("=")[0].lstrip("+~") in GROUPS]
         cfg = compose("config", overrides=[*search, *plain])
         key = missing.group(1)
-        raise InputError(
-            f"no setting named '{key}'.{nearest(key, sorted({*keys(cfg), *GROUPS}))} All settings: python run.py --help"
-        ) from e
+        raise InputError(f"no setting named '{key}'.{neighbours(key, cfg)} All settings: python run.py --help") from e
+
+
+def neighbours(key: str, cfg: DictConfig) -> str:
+    """The nearest setting; for one inside a group the nearest of those there are in it, or all of them."""
+    known = sorted({*keys(cfg), *GROUPS})
+    inside, _, last = key.rpartition(".")
+    beside = [k.rpartition(".")[2] for k in known if inside and k.rpartition(".")[0] == inside]
+    if not beside:
+        return nearest(key, known)
+    near = difflib.get_close_matches(last, beside, 1, 0.5)
+    return f" Did you mean '{inside}.{near[0]}'?" if near else f" {inside} has {', '.join(beside)}."
 
 
 def keys(node: Any, prefix: str = "") -> Iterable[str]:
@@ -203,6 +233,10 @@ def one_line(error: BaseException) -> str:
     ]
     text = " ".join(kept) or type(error).__name__
     text = re.sub(r"^Error merging override (\S+)", r"\1:", text)
+    text = re.sub(r"^Error parsing override '(.*)' missing EQUAL at '<EOF>'$", r"'\1' is no NAME=VALUE", text)
+    for kind, words in (("Float", "a number"), ("Integer", "a whole number")):
+        text = re.sub(rf"Value '.*' of type '\w+' could not be converted to {kind}$", f"{words} is expected", text)
+    text = re.sub(r"Value '.*' is not a valid bool \(type \w+\)$", "true or false is expected", text)
     return re.sub(r"^.*Missing mandatory value: (\S+).*$", r"\1 is not set: add \1=VALUE", text)
 
 

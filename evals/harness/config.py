@@ -138,18 +138,23 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
     config: dict[str, Any] = dict(plain)
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
     check_budget(config, overrides)
+    check_reference(config["reference"])
     check_targets(config, config["targets"])
     for key in ("limit", "batch_size"):
         if config[key] is not None and config[key] < 1:
             raise InputError(f"{key}={config[key]} must be at least 1")
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
-    for key in config["job"].pop("ignores", ()):  # settings that make no difference to this job
+    ignored = config["job"].pop("ignores", ())
+    for key in ignored:  # settings that make no difference to this job
         group, _, rest = key.partition(".")
         if rest:
             config[group] = {k: v for k, v in (config[group] or {}).items() if k != rest} or None
         else:
             config[key] = None
+    for group in ("allocator", "protection") if config["scorer"] is not None else ():
+        if config[group] is None and group not in ignored:
+            raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
     choices = {
         g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
     }
@@ -172,6 +177,16 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
         )
     elif not (math.isfinite(share) and 0 < share <= 1):
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
+
+
+def check_reference(name: str | None) -> None:
+    """What stands beside a run keeps everything: a name that does not would get the full cache's scores."""
+    methods = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+    keep_all = [method for method in methods if method_defaults(method).get("scorer") is None]
+    if name is not None and name not in keep_all:
+        raise InputError(
+            f"reference={name} is no method that keeps the whole cache: choose {' or '.join(keep_all)}, or null (none)"
+        )
 
 
 OURS = ("lukv", "baselines", "evals")

@@ -11,7 +11,7 @@ BAD = [
     ("method=lukw", "no method named 'lukw'. Did you mean 'lukv'? Known: "),
     ("-m method=lukv,lukw", "no method named 'lukw'"),
     ("-m method=glob(zz*)", "matches no method"),
-    ("method=null", "no method named 'None'"),
+    ("method=null", "no method named 'null'"),
     ("scorer=snapk", "Did you mean 'snapkv'?"),
     ("allocator=unifrom", "Did you mean 'uniform'?"),
     ("model=tinny", "Did you mean 'tiny'?"),
@@ -21,13 +21,29 @@ BAD = [
     ("metod=lukv", "Did you mean 'method'?"),
     ("model.nam=x", "Did you mean 'model.name'?"),
     ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
+    ("model.max_length=9", "no setting named 'model.max_length'. model has device, device_map, dtype, "),
+    ("share=maybe", "share=maybe: true or false is expected"),
+    ("-x", "unrecognized arguments: -x. Settings are NAME=VALUE"),
+    ("--cfg", "argument --cfg/-c: invalid choice"),
+    ("benchmark.question_aware=no", "true or false is expected, as in conf/benchmark/ruler.yaml (false)"),
+    ("benchmark.seed=x", "benchmark.seed=x: a whole number is expected, as in conf/benchmark/ruler.yaml (42)"),
+    ("scorer=snapkv scorer.window=1.5", "a whole number is expected, as in conf/scorer/snapkv.yaml (32)"),
+    ("scorer=snapkv scorer.window=true", "a whole number is expected"),
+    ("scorer=expected_attention scorer.eps=x", "a number is expected"),
+    ("model=qwen3-8b model.chat=no", "true or false is expected, as in conf/model/qwen3-8b.yaml (true)"),
+    ("job=calibrate job.save=yes", "true or false is expected"),
+    ("-m scorer=snapkv scorer.kernel=7,x", "scorer.kernel=x: a whole number is expected"),
+    ("reference=snapkv", "reference=snapkv is no method that keeps the whole cache: choose full, or null (none)"),
+    ("method=full scorer=snapkv", "method=full has no allocator to go with its scorer: add allocator=NAME"),
+    ("-m experiment=embedded,embedded_lukv", "experiment= takes one name"),
+    ("method=lukv -m budget=0.1,7", "budget=7 is not a share"),
     ("hydra.nothing=1", "no setting named 'hydra.nothing'"),
     ("+extra=1", "no setting named 'extra'"),
     ("--config-dir=no/such/folder", "--config-dir no/such/folder is no folder"),
     ("~budget", "'budget' cannot be taken away"),
-    ("budget", "missing EQUAL"),
+    ("budget", "'budget' is no NAME=VALUE"),
     ("budget=0.1,0.2", "add -m"),
-    ("budget=abc", "budget=abc: Value 'abc'"),
+    ("budget=abc", "budget=abc: a number is expected"),
     ("budget=0", "budget=0 is not a share: it must be > 0 and <= 1"),
     ("budget=-0.1", "is not a share"),
     ("budget=1.5", "is not a share"),
@@ -37,9 +53,9 @@ BAD = [
     ("-m budget=0.1,7", "budget=7 is not a share"),
     ("budget_tokens=0", "must be at least 1"),
     ("budget=0.2 budget_tokens=64", "both budget=0.2 and budget_tokens=64 are given"),
-    ("seed=1.5", "seed=1.5: Value '1.5'"),
+    ("seed=1.5", "seed=1.5: a whole number is expected"),
     ("limit=0", "limit=0 must be at least 1"),
-    ("limit=x", "limit=x: Value 'x'"),
+    ("limit=x", "limit=x: a whole number is expected"),
     ("batch_size=0", "must be at least 1"),
     ("model=hf", "model.path is not set: add model.path=VALUE"),
     ("benchmark.length=0", "must be at least 1"),
@@ -116,3 +132,35 @@ def test_what_needs_no_model_imports_nothing_heavy(args: list[str]) -> None:
 def test_no_folder_shadows_the_budget() -> None:
     """A folder conf/budget, even an empty one, makes Hydra take budget=0.2 for the choice of a file."""
     assert not (Path(__file__).parents[2] / "conf" / "budget").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["scorer=expected_attention scorer.eps=0", "model.device=cpu", "benchmark.tasks=vt", "benchmark.length=2048"],
+)
+def test_values_that_are_right(line: str) -> None:
+    """A whole number for a number, a text for a text, one task for a list of them."""
+    from evals.harness import commandline
+
+    assert len(commandline.plan(line.split())) == 1
+
+
+def test_options_between_settings() -> None:
+    from evals.harness import commandline
+
+    argv = commandline.spelled_out(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
+    assert argv == ["-m", "method=lukv", "budget=0.1,0.2", "~seed", "limit=1"]
+    assert len(commandline.plan(["-m", "method=lukv", "budget=0.1,0.2", "limit=1"])) == 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "conf" / "calibration").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_calibration_can_be_made(path: Path, tmp_path: Path) -> None:
+    """The data set of each file in conf/calibration, as job=calibrate makes it."""
+    from evals.harness import commandline
+    from evals.harness.config import create
+
+    short = [] if path.stem != "file" else [f"calibration.benchmark.data={tmp_path}/questions.jsonl"]
+    [planned] = commandline.plan(["job=calibrate", f"calibration={path.stem}", *short])
+    assert create(planned.run["job"]["data"]["benchmark"]).name
