@@ -47,12 +47,13 @@ class SnapKV(Scorer):
     order: str = "pool_then_group"
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"snapkv: window={self.window} must be at least 1, kernel={self.kernel} odd")
-        if self.pool not in POOLS or self.order not in ORDERS:
-            raise ValueError(
-                f"snapkv: pool={self.pool!r} is one of {list(POOLS)}, order={self.order!r} of {list(ORDERS)}"
-            )
+        if self.window < 1:
+            raise ValueError(f"{self.name}: window={self.window} must be at least 1")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"{self.name}: kernel={self.kernel} must be odd and at least 1")
+        for name, allowed in (("pool", POOLS), ("order", ORDERS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{self.name}: {name}={getattr(self, name)}: choose {' or '.join(allowed)}")
         object.__setattr__(self, "recent", max(self.recent, self.window))
 
     def observe(self, observed: Tensor | None, queries: Tensor, start: int, rope: Rope | None) -> Tensor:

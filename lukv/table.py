@@ -220,8 +220,13 @@ class TableAllocator(Allocator):
             made = self.table.metadata.get(
                 key, value if key == "weights_hash" else None
             )  # tables of 2026-11-23 lack it
-            if made != value:
-                raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
+            if made == value:
+                continue
+            if key == "scorer_parameters" and isinstance(made, dict):  # what differs, and how to calibrate with it
+                changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
+                made, value = ({name: each.get(name) for name in changed} for each in (made, value))
+                make += " and the scorer.NAME=VALUE of this run"
+            raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
 
     def _refusal(self, asked: str) -> str:
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -45,11 +46,24 @@ def load_model(settings: str) -> LoadedModel:
     return load(**options)
 
 
+def method(run: Run) -> tuple[Any, Any, Any] | None:
+    """Scorer, allocator, protection; None keeps everything. Made before a model is loaded as well as after it: a table
+    that is missing is said at once."""
+    return tuple(create(run[k]) for k in ("scorer", "allocator", "protection")) if run.evicts else None
+
+
+def tracker(run: Run) -> None:
+    """Whether what follows the run can be made, said before a model is loaded."""
+    if run["track"]:
+        create(run["track"])
+
+
 def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
-    """The method at its budget; None keeps everything."""
-    if not run.evicts:
+    """The method at its budget, checked for the model; None keeps everything."""
+    made = method(run)
+    if made is None:
         return None
-    scorer, allocator, protection = (create(run[k]) for k in ("scorer", "allocator", "protection"))
+    scorer, allocator, protection = made
     if hasattr(scorer, "check"):  # fitted for one model
         scorer.check(loaded)
     if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table

@@ -27,6 +27,8 @@ def computed(folder: RunFolder) -> dict[str, Any]:
     """Do what is left of the run and of its group."""
     run = folder.run
     with build.input_errors():
+        build.method(run)
+        build.tracker(run)
         model = build.model(run)
         prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
     about = {"prompts": prompt_hashes(prompts), "benchmark": facts, "model_commit": model.commit}

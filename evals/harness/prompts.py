@@ -38,8 +38,14 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
     InputError for a sample that does not fit into the model."""
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
-    prompts = []
+    prompts: list[Prompt] = []
     longest = model.max_length
+    length = getattr(benchmark, "length", None)
+    if longest is not None and length is not None and length > longest:  # before so many tokens are generated
+        raise InputError(
+            f"{benchmark.name}: its samples have {length} tokens, {model.name} takes {longest}: "
+            f"choose a smaller benchmark.length"
+        )
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
             ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
@@ -50,7 +56,8 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
                 )
             prompts.append(Prompt(sample, task, tuple(ids[0]), tuple(ids[1])))
     if not prompts:
-        raise InputError("the benchmark has no samples")
+        reasons = dict(benchmark.facts().get("left_out", {})).values()
+        raise InputError(": ".join(["the benchmark has no samples", *list(reasons)[:1]]))
     name, times = Counter(p.sample.id for p in prompts).most_common(1)[0]
     if times > 1:
         raise InputError(f"{times} samples of the benchmark have the same id: {name}")

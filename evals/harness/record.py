@@ -174,7 +174,12 @@ def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """["budget: 0.2 -> 0.3", ...] between two nested mappings."""
     a, b = dict(flat(old)), dict(flat(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if alone(a.get(k)) != alone(b.get(k))]
+
+
+def alone(value: Any) -> Any:
+    """benchmark.tasks=vt is benchmark.tasks=[vt], and both lead to one folder."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

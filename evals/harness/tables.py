@@ -32,12 +32,12 @@ def made(folder: RunFolder) -> dict[str, Any]:
     run = folder.run
     job = run["job"]
     with build.input_errors():
-        model = build.model(run)
         scorers, protection = chosen_scorers(run), create(run["protection"])
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")
         settings = Settings(oracle, **{name: job[name] for name in rest})
         source = create(job["data"]["benchmark"])
+        model = build.model(run)
         tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
         groups = by_context([sample for task in tasks for sample in task.samples])
     data = {"name": job["data"]["name"], **dict(source.facts()), "hash": hash_of(groups)}
@@ -91,7 +91,7 @@ def chosen_scorers(run: Run) -> list[Scorer]:
     if names is None:
         return [create(run["scorer"])]
     scorers = []
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         path = CONF / "scorer" / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))

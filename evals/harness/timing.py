@@ -27,6 +27,10 @@ def measured(folder: RunFolder) -> dict[str, Any]:
     run = folder.run
     job = run["job"]
     with build.input_errors():
+        build.method(run)
+        for name in ("repeats", "new_tokens", "batch"):
+            if job[name] is None or job[name] < 1:
+                raise InputError(f"job.{name}={job[name]} must be at least 1")
         model = build.model(run)
         eviction = build.eviction(run, model)
         if eviction is not None and eviction.scorer.needs_utility:
@@ -46,17 +50,20 @@ def measured(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def contexts(lengths: Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
+def contexts(lengths: int | Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
     """The context lengths: as given, or powers of two up to what the model takes."""
     room = (model.max_length or LONGEST) - QUESTION - new_tokens
     if lengths is None:
         return [2**k for k in range(7, 16) if 2**k <= min(room, LONGEST)][-4:] or [room]
+    lengths = [lengths] if isinstance(lengths, int) else list(lengths)
+    if not lengths:
+        raise InputError("job.lengths=[] names no length: give some, as in job.lengths=[1024,4096], or null")
     for length in lengths:
         if not 0 < length <= room:
             raise InputError(
                 f"job.lengths: a context of {length} tokens, {model.name} takes 1 to {room} with question and answer"
             )
-    return list(lengths)
+    return lengths
 
 
 def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run) -> list[dict[str, Any]]:

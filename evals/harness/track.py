@@ -53,6 +53,11 @@ class Wandb:
     mode: str = "auto"
     system_metrics: bool = True
 
+    def __post_init__(self) -> None:
+        modes = ("auto", "online", "offline")
+        if self.mode not in modes:
+            raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
+
     @contextmanager
     def follow(self, folder: Path, done: Sequence[Line] = ()) -> Iterator[WandbTracker]:
         """Track the run of a folder that has config.yaml and run.json; `done`: its samples from before this process.
@@ -71,9 +76,6 @@ class Wandb:
     def _open(self, folder: Path, about: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
         import wandb
 
-        modes = ("auto", "online", "offline")
-        if self.mode not in modes:
-            raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
         wandb.setup(wandb.Settings(silent=True))
         online = self.mode == "online" or (self.mode == "auto" and wandb.login(prompt=False, verify=False))
         subject = config["job"].get("subject") or create(config["benchmark"]).name

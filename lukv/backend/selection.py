@@ -19,6 +19,10 @@ class Protection:
     sink: int = 0
     recent: int = 0
 
+    def __post_init__(self) -> None:
+        if self.sink < 0 or self.recent < 0:
+            raise ValueError(f"protection: sink={self.sink} and recent={self.recent} must be at least 0")
+
     def over(self, scorer: Scorer) -> Protection:
         """What is protected when this protection is asked for and the scorer brings its own."""
         return Protection(max(self.sink, scorer.sink), max(self.recent, scorer.recent))

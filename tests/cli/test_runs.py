@@ -234,3 +234,14 @@ def test_a_sweep_killed_twice(settings: list[str], tmp_path: Path, command: Comm
         ours, theirs = (sorted(lines(f / name), key=lambda x: x["id"]) for f in (tmp_path, tmp_path / "alone"))
         assert len({x["id"] for x in ours}) == len(ours) == 12
         assert same(ours, theirs)
+
+
+def test_one_task_with_or_without_brackets_is_one_run(
+    command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [s for s in settings if not s.startswith("benchmark.tasks")]
+    assert command(*short, "method=snapkv", "limit=1", "benchmark.tasks=[niah_single_1]") == 0
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert command(*short, "method=snapkv", "limit=1", "benchmark.tasks=niah_single_1") == 0
+    assert "already done" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == made

@@ -87,6 +87,10 @@ def test_a_benchmark_file(content: bytes, says: str, refuses: Refuses, short: li
         (["benchmark=ruler", "benchmark.prepared={tmp}/no.parquet"], "is missing"),
         (["benchmark=ruler", "benchmark.prepared={tmp}/text.parquet"], "text.parquet is not a parquet file"),
         (["benchmark=ruler", "benchmark.length=100000", "benchmark.tasks=[niah_single_1]"], "random takes 4096"),
+        (
+            ["benchmark=ruler", "benchmark.length=20"],
+            "no samples: ruler task niah_single_1 does not fit into 20 tokens",
+        ),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
 )
@@ -106,6 +110,76 @@ def test_one_bad_line_in_other_peoples_formats(refuses: Refuses, short: list[str
     row = {"context": "c", "question": "q", "answer_prefix": "", "answer": ["a"], "task": "vt", "max_new_tokens": 3}
     path = jsonl(tmp_path / "prepared.jsonl", [row, {**row, "answer": "a"}, row])
     refuses(2, "prepared.jsonl line 2: 'answer' is a string", *kept, "benchmark=ruler", f"benchmark.prepared={path}")
+
+
+def test_longbench_without_a_network_is_refused_at_once(
+    refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own client would try six times, half a minute in all."""
+    import huggingface_hub
+
+    import lukv.model
+
+    asked: list[bool] = []
+
+    def nothing(*_: object, local_files_only: bool = False, **__: object) -> str:
+        asked.append(local_files_only)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(lukv.model, "hub_answers", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing)
+    kept = [setting for setting in short if not setting.startswith("benchmark")]
+    refuses(2, "set benchmark.data=FOLDER", *kept, "method=snapkv", "benchmark=longbench")
+    assert asked == [True]
+
+
+def test_what_is_too_long_is_refused_before_it_is_made(
+    refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evals.ruler import Ruler
+
+    def none(*_: object) -> None:
+        raise AssertionError("samples were made")
+
+    monkeypatch.setattr(Ruler, "make", none)
+    kept = [setting for setting in short if not setting.startswith("benchmark")]
+    says = "ruler-5000: its samples have 5000 tokens, random takes 4096: choose a smaller benchmark.length"
+    refuses(2, says, *kept, "method=snapkv", "benchmark=ruler", "benchmark.length=5000")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("method=snapkv scorer.window=0", "snapkv: window=0 must be at least 1"),
+        ("method=snapkv scorer.kernel=4", "snapkv: kernel=4 must be odd"),
+        ("method=snapkv scorer.pool=median", "snapkv: pool=median: choose max or avg"),
+        ("method=snapkv scorer.order=no", "snapkv: order=no: choose pool_then_group or group_then_pool"),
+        ("method=keydiff protection.sink=-1", "protection: sink=-1 and recent=0 must be at least 0"),
+        ("method=lukv scorer=streaming", "no budget table at"),
+        ("method=snapkv track=wandb track.mode=ofline", "track.mode=ofline is none of auto, online, offline"),
+        ("method=snapkv job=latency job.repeats=0", "job.repeats=0 must be at least 1"),
+        ("method=snapkv job=latency job.batch=0", "job.batch=0 must be at least 1"),
+        ("method=lukv scorer=streaming job=latency", "no budget table at"),
+        ("job=calibrate job.scorers=[snapky]", "job.scorers: no scorer named 'snapky'"),
+        ("job=calibrate job.scorers=snapky", "job.scorers: no scorer named 'snapky'"),
+        ("job=calibrate job.scope=heads", "choose one of global, layer"),
+    ],
+)
+def test_a_method_is_refused_before_its_model_is_loaded(
+    args: str, says: str, refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading a model of billions of weights takes minutes."""
+    from evals.harness import build
+
+    def never(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(build, "load_model", never)
+    refuses(2, says, *short, *args.split())
+
+
+def test_latency_of_no_length(refuses: Refuses, short: list[str]) -> None:
+    refuses(2, "job.lengths=[] names no length", *short, "method=snapkv", "job=latency", "job.lengths=[]")
 
 
 # --- budget tables
