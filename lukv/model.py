@@ -33,6 +33,7 @@ from lukv.backend.kernels import names
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
 
 
@@ -169,6 +170,7 @@ def load(
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    tokenizer.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
     kind = config_hash(model.config)
     return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)

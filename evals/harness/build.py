@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,21 +13,26 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from evals.harness.config import InputError, Run, create, without_tables
+from evals.harness.config import CONF, InputError, Run, create, without_tables
 from lukv.allocation import Budget
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
 
 
 @contextmanager
-def input_errors() -> Iterator[None]:
+def input_errors(run: Run) -> Iterator[None]:
     """Faults met while building are the input's; the same faults later on are the run's."""
     try:
         yield
-    except InputError:
-        raise
     except (ValueError, OSError, ImportError, TypeError) as e:
-        raise InputError(str(e)) from e
+        raise InputError(as_asked(str(e), run)) from e
+
+
+def as_asked(message: str, run: Run) -> str:
+    """A command that a message gives, with the model as this run names it: lukv/ knows its name only."""
+    option = run["model"]["name"] if (CONF / "model" / f"{run['model']['name']}.yaml").is_file() else "hf"
+    model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
+    return re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
 
 
 def model(run: Run) -> LoadedModel:

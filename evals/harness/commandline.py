@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from evals.harness import sweep
 from evals.harness.config import CONF, InputError, Run, located, run_of, without_hydra
@@ -89,7 +90,7 @@ def plan(argv: Sequence[str]) -> list[Planned]:
                 if all(run != p.run for p in planned):  # as without eviction, at any budget
                     command = "python run.py " + shlex.join(job)
                     planned.append(Planned(run, (run.folder / "result.json").exists(), command, here))
-    except (InputError, HydraException, OmegaConfBaseException) as e:
+    except (InputError, HydraException, OmegaConfBaseException, YAMLError) as e:
         if "debug=true" in [a.lower() for a in argv]:
             raise
         stop(2, one_line(e))

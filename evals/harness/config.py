@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Optional
@@ -139,6 +142,9 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
     check_budget(config, overrides)
     check_reference(config["reference"])
+    for group in ("scorer", "allocator", "protection", "benchmark", "job"):
+        if config[group] is not None and "_target_" not in config[group]:
+            raise InputError(f"{group} has no _target_: it names the class, as the files in conf/{group}/ do")
     check_targets(config, config["targets"])
     for key in ("limit", "batch_size"):
         if config[key] is not None and config[key] < 1:
@@ -195,9 +201,14 @@ OURS = ("lukv", "baselines", "evals")
 def located(target: str) -> Any:
     """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
     ours: evals.x.subprocess.run is not evals'."""
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it says of an error is said below, once
     try:
         found = get_object(target)
     except Exception as e:  # whatever importing it raises
+        place, _, name = target.rpartition(".")
+        if place in sys.modules:
+            near = [f" Did you mean '{n}'?" for n in get_close_matches(name, dir(sys.modules[place]), 1, 0.5)]
+            raise InputError(f"_target_={target}: {place} has no {name}.{''.join(near)}") from e
         raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
     home = str(getattr(found, "__module__", None)).split(".")[0]
     if home not in (target.split(".")[0], *OURS) or not callable(found):

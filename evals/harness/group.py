@@ -26,7 +26,7 @@ from lukv.model import LoadedModel
 def computed(folder: RunFolder) -> dict[str, Any]:
     """Do what is left of the run and of its group."""
     run = folder.run
-    with build.input_errors():
+    with build.input_errors(folder.run):
         build.method(run)
         build.tracker(run)
         model = build.model(run)
@@ -49,7 +49,7 @@ def computed(folder: RunFolder) -> dict[str, Any]:
 
 def cell_of(folder: RunFolder, model: LoadedModel, about: Mapping[str, Any]) -> Cell:
     """Begin a run, or go on with it. Raises InputError for a method that cannot be built."""
-    with build.input_errors():
+    with build.input_errors(folder.run):
         eviction = build.eviction(folder.run, model)
     folder.begin(about)
     done = {i: line for i, line in folder.samples().items() if "error" not in line}

@@ -31,7 +31,7 @@ def made(folder: RunFolder) -> dict[str, Any]:
     """Begin the run and make its tables; what result.json says of it."""
     run = folder.run
     job = run["job"]
-    with build.input_errors():
+    with build.input_errors(folder.run):
         scorers, protection = chosen_scorers(run), create(run["protection"])
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")

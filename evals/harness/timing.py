@@ -26,7 +26,7 @@ def measured(folder: RunFolder) -> dict[str, Any]:
     """Begin the run; what result.json says of it. Raises InputError for what cannot be measured."""
     run = folder.run
     job = run["job"]
-    with build.input_errors():
+    with build.input_errors(folder.run):
         build.method(run)
         for name in ("repeats", "new_tokens", "batch"):
             if job[name] is None or job[name] < 1:

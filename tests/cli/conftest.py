@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import transformers  # noqa: F401 - its log handler keeps the stderr of the first import: that must not be a test's
 
 sys.path.insert(0, str(Path(__file__).parent))
 from as_typed import ROOT, Command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -18,11 +19,25 @@ def calibration(settings, tmp_path):
     return [s for s in settings if not s.startswith(("benchmark", "limit"))], [tables, *SMALL, "job.oracle.horizon=3"]
 
 
+def planned(said: str) -> tuple[str, str, str]:
+    """Scorer, model folder and tables of the command that a message gives, as run.py takes it."""
+    from evals.harness import commandline
+
+    [found] = commandline.plan(shlex.split(said.split("`")[1])[2:])
+    run = found.run
+    assert run["job"]["save"]
+    return run["scorer"]["name"], run["model"]["path"], run["model"]["tables"]
+
+
+def whose(where: list[str]) -> list[str]:
+    return [next(s for s in where if s.startswith(key)).removeprefix(key) for key in ("model.path=", "model.tables=")]
+
+
 def test_a_table_is_made_saved_and_used(command, settings, calibration, tmp_path, capsys):
     where, small = calibration
     tables = next(s for s in small if s.startswith("model.tables"))
     assert command("method=lukv", tables, *settings) == 2
-    assert "job=calibrate model=random scorer=keydiff" in capsys.readouterr().err
+    assert planned(capsys.readouterr().err) == ("keydiff", *whose([*where, *small]))
     assert command("job=calibrate", *where, *small) == 0
     printed = capsys.readouterr().out
     assert "2 samples of" in printed
@@ -56,7 +71,7 @@ def test_one_command_fits_the_probe_and_makes_its_tables(command, settings, cali
     where, small = calibration
     tables = next(s for s in small if s.startswith("model.tables"))
     assert command("method=lukv_plus", tables, *settings) == 2
-    assert "job=calibrate model=random scorer=utility_probe" in capsys.readouterr().err
+    assert planned(capsys.readouterr().err) == ("utility_probe", *whose([*where, *small]))
     assert command("job=calibrate", "scorer=utility_probe", "job.save=true", *where, *small) == 0
     made = sorted(path.name for path in (tmp_path / "random" / "tables").iterdir())
     assert made == [f"utility_probe{kind}safetensors" for kind in (".curve.", ".probe.", ".")]

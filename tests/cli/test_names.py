@@ -164,3 +164,27 @@ def test_every_calibration_can_be_made(path: Path, tmp_path: Path) -> None:
     short = [] if path.stem != "file" else [f"calibration.benchmark.data={tmp_path}/questions.jsonl"]
     [planned] = commandline.plan(["job=calibrate", f"calibration={path.stem}", *short])
     assert create(planned.run["job"]["data"]["benchmark"]).name
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("_target_: baselines.nothere.X", "cannot be imported: No module named 'baselines.nothere'"),
+        ("_target_: baselines.keydiff.KeyDif", "baselines.keydiff has no KeyDif. Did you mean 'KeyDiff'?"),
+        ("_target_: KeyDiff", "scorer._target_=KeyDiff is not in lukv, baselines, evals"),
+        ("_target_: baselines.keydiff.KeyDiff\nsnk: 3", "unexpected keyword argument 'snk'"),
+        ("name: x", "scorer has no _target_: it names the class, as the files in conf/scorer/ do"),
+        ("", "scorer has no _target_"),
+        ("_target_: a\n  name: x", "mapping values are not allowed here"),
+        ("\t", "that cannot start any token"),
+    ],
+)
+def test_a_wrong_yaml_of_ones_own(
+    content: str, says: str, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "scorer").mkdir()
+    (tmp_path / "scorer" / "mine.yaml").write_text(content)
+    code = command(f"--config-dir={tmp_path}", "method=lukv", "scorer=mine", "allocator=uniform", f"runs={tmp_path}/r")
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert (err.count("\n"), says in err) == (1, True), err

@@ -245,3 +245,13 @@ def test_one_task_with_or_without_brackets_is_one_run(
     assert command(*short, "method=snapkv", "limit=1", "benchmark.tasks=niah_single_1") == 0
     assert "already done" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == made
+
+
+def test_a_prompt_that_is_too_long_is_one_line(model: Path, tmp_path: Path) -> None:
+    """As a process: transformers' own warning goes to the terminal, not to a test's capture."""
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"context": "a" * 5000, "question": "b", "answers": ["c"]}) + "\n")
+    done = process("method=snapkv", f"model=hf:{model}", f"benchmark=jsonl:{data}", f"runs={tmp_path}/runs")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "takes 4096" in done.stderr

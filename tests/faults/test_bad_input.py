@@ -285,7 +285,7 @@ def test_a_table_of_another_scorer_or_shape(refuses: Refuses, short: list[str], 
 
     path = table(tmp_path, load(model).config_hash, scorer="snapkv")
     line = refuses(2, "was made for scorer snapkv, not for keydiff", *short, "method=lukv", f"allocator.path={path}")
-    assert "job=calibrate model=random scorer=keydiff" in line
+    assert f"job=calibrate model=hf model.name=random model.path={model} scorer=keydiff job.save=true" in line
     kept = np.linspace(0.99, 0.01, 99)[:, None, None] * np.ones((1, 3, 2))
     np.save(tmp_path / "large.npy", 1 - kept)
     says = "is for 3 layers of 2 KV heads, not for random, 2 layers of 2 KV heads"
