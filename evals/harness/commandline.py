@@ -123,12 +123,13 @@ def launches_plainly(args: Namespace, overrides: Iterable[Override], hydra: Dict
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
     """GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH.
-    Options such as -m may stand between settings: they go first, where Hydra's parser looks for them."""
+    ~/ after the = is the home folder, which shells leave alone there. Options such as -m may stand between settings:
+    they go first, where Hydra's parser looks for them."""
     from evals.harness.record import flat
 
     argv = sorted(argv, key=lambda a: bool(re.match(r"[+~]*\w[^=]*=|~", a)))  # stable
     out = []
-    for argument in argv:
+    for argument in (re.sub(r"^([\w.]+=(?:\w+:)?)~(?=/|$)", lambda m: m[1] + str(Path.home()), a) for a in argv):
         short = re.fullmatch(r"(\w+)=([\w-]+):([^,]+)", argument)
         if short and short[2] in GROUPS.get(short[1], []):
             option: Any = OmegaConf.to_container(OmegaConf.load(CONF / short[1] / f"{short[2]}.yaml"))

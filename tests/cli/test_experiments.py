@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_says_what_it_is_for(name: str) -> None:
         assert word in head
     swept = text[text.index("params:") :]
     assert "benchmark.tasks" not in text.replace(swept, ""), "a setting above the sweep is not in the runs' names"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_takes_as_many_runs_as_it_says(name: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    said = re.findall(
+        r"(\d+) (?:runs|calibrations)", text[text.index("# Takes: ") : text.index("# Needs: ")].split(".")[0]
+    )
+    assert len(commandline.plan([f"experiment={name}"])) == sum(map(int, said))
 
 
 SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]", "benchmark.length=512", "calibration.benchmark.length=512"]

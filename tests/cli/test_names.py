@@ -145,6 +145,15 @@ def test_values_that_are_right(line: str) -> None:
     assert len(commandline.plan(line.split())) == 1
 
 
+def test_the_home_folder() -> None:
+    """A shell expands ~ at the beginning of a word only."""
+    from evals.harness import commandline
+
+    home = str(Path.home())
+    said = commandline.spelled_out(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
+    assert said == [f"runs={home}/runs", "model=hf", f"model.path={home}/model", "model.tables=a~/b", "~seed"]
+
+
 def test_options_between_settings() -> None:
     from evals.harness import commandline
 
