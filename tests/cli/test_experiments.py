@@ -33,6 +33,7 @@ def test_says_what_it_is_for(name: str) -> None:
     assert "benchmark.tasks" not in text.replace(swept, ""), "a setting above the sweep is not in the runs' names"
 
 
+@pytest.mark.slow  # composing 300 runs
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_takes_as_many_runs_as_it_says(name: str) -> None:
     text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
