@@ -305,14 +305,15 @@ class RaggedLayer(CacheLayerMixin):
         if self.window is not None and n > 1:
             whole = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
             return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
-        start, length, longest = arena.start, arena.length, arena.longest
+        start, length, longest, whole = arena.start, arena.length, arena.longest, rows is None
         if rows is not None:
             chosen = torch.from_numpy(arena.sequences_of(rows)).to(start.device)
             start, length = start[chosen], length[chosen]
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
+            whole = False
         grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
-        out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
+        out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap, whole)
         return out.reshape(some, heads, n, -1)
 
     # ---- after the prompt --------------------------------------------------------------------------------------------

@@ -162,6 +162,37 @@ def test_saved_and_loaded(model, tmp_path):
         loaded.rollback()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_in_one_row_stays_there(bad):
+    """Rows of a batch whose new tokens stand in other columns are asked apart: the memory between them is another's.
+    The first has 64 rows of it, the third 101 entries."""
+    model = tiny_model("qwen2", layers=2, num_key_value_heads=1)
+    prompts, after = rows([30, 60, 100]), rows([1, 2, 1], seed=1)
+    wanted = append(model, compress(model, prompts), after)
+    cache = compress(model, prompts)
+    for layer in cache.layers:
+        for part in layer.arena.sequence(1):
+            part.fill_(bad)
+    got = append(model, cache, after)
+    assert got[1].isnan().all()
+    assert (got[[0, 2]] - wanted[[0, 2]]).abs().max() <= 1e-9
+
+
+def test_a_sliding_row_does_not_see_what_left_the_window_of_the_next():
+    """64 entries in 64 rows of memory, then a row of 113, of which 80 are seen."""
+    model = tiny_model("gemma3_text", layers=2, sliding_window=80, num_key_value_heads=1)
+    prompts, after = rows([30, 100]), rows([34, 34], seed=1)
+    answers = []
+    for left in (0.0, math.nan):
+        cache = compress(model, prompts)
+        append(model, cache, [row[:33] for row in after])
+        arena = cache.layers[0].arena
+        assert arena.lengths.tolist() == [63, 112]
+        arena.sequence(1)[1][:30] = left
+        answers.append(append(model, cache, [row[33:] for row in after]))
+    assert (answers[0] - answers[1]).abs().max() <= 1e-9
+
+
 def test_broken_or_foreign_files_are_refused(tmp_path):
     path = tmp_path / "cache.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
