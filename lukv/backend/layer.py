@@ -303,8 +303,8 @@ class RaggedLayer(CacheLayerMixin):
         assert arena is not None
         some, heads, n, d = query.shape
         if self.window is not None and n > 1:
-            whole = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
-            return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
+            alone = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
+            return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in alone])
         start, length, longest, whole = arena.start, arena.length, arena.longest, rows is None
         if rows is not None:
             chosen = torch.from_numpy(arena.sequences_of(rows)).to(start.device)

@@ -72,6 +72,8 @@ def shrink_row(layer: RaggedLayer, arena: Arena, row: int, eviction: Eviction) -
             softcap,
             observed=observed,
             rope=layer.rope,
+            positions=positions[head],
+            seen=tokens,
         )
         scores[head, positions[head]] = eviction.scorer.score(one)[0]
     stored = scores != gone

@@ -11,6 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baselines.expected_attention import ExpectedAttention
+from baselines.keydiff import KeyDiff
+from baselines.snapkv import SnapKV
+from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
 from lukv.backend import storage
 from lukv.backend.cache import RaggedCache
@@ -286,6 +290,18 @@ def test_a_long_answer_stays_within_its_size(stages):
     assert (logits[0] - exact[-1]).abs().max() <= 1e-9
     with pytest.raises(RuntimeError, match="evicted again"):
         cache.rollback()
+
+
+@pytest.mark.parametrize("scorer", [SnapKV(), ExpectedAttention(), KeyDiff(), Streaming()], ids=lambda s: s.name)
+@pytest.mark.parametrize("size", [1, 20])
+def test_what_a_scorer_would_protect_may_exceed_the_budget(scorer, size):
+    """Answers and streamed prompts within fewer tokens than a window."""
+    within = Eviction(scorer, Uniform(), Protection(), Budget(tokens=size))
+    cache = compress(MODEL, rows([50]), later=within, every=8)
+    for token in range(1, 17):
+        append(MODEL, cache, [[token]])
+    assert cache.evictable[0].arena.lengths.tolist() == [size] * 2
+    assert (stream(MODEL, rows([50]), within, block=8).kept() == size).all()
 
 
 def test_evicting_again_equals_dense_attention_over_what_is_left(stages):
