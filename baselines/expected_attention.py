@@ -18,7 +18,7 @@ default is 0): far above a typical softmax value, so that the ranking is almost 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Moments(NamedTuple):
 class ExpectedAttention(Scorer):
     """`future` positions to average over, `eps` added to the attention, `sink` first tokens left out."""
 
+    needs_rope: ClassVar[bool] = True
     name: str = "expected_attention"
     sink: int = 4
     future: int = 512

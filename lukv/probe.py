@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch be
 class UtilityProbe(Scorer):
     """`path`: what job=calibrate has fitted for this model. `eps`, `ridge`: how it fits one."""
 
+    needs_rope: ClassVar[bool] = True
     name: str = "utility_probe"
     path: str = ""
     eps: float = 1e-3

@@ -65,6 +65,10 @@ class Scorer:
     """True for an upper bound, not a method to deploy: `observed` is the long-horizon utility [K, T] of this prompt for
     one question, which whoever evicts measures first (lukv/oracle.py) and hands to `RaggedCache.select`."""
 
+    needs_rope: ClassVar[bool] = False
+    """True: turns queries or keys back with `PromptLayer.rope` and `rotate`, so the model must turn them that way
+    (lukv/backend/rotation.py)."""
+
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold a piece of the prompt's post-RoPE queries [H, n, d], at positions start .. start+n-1, into what `score`
         will need of them. `observed` is the result for the pieces before it (None for the first). The prompt may come
