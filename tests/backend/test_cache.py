@@ -197,6 +197,13 @@ def test_a_sliding_row_does_not_see_what_left_the_window_of_the_next():
     assert (answers[0] - answers[1]).abs().max() <= 1e-9
 
 
+@torch.no_grad()
+def shift(module):
+    """Another checkpoint of the same geometry."""
+    if isinstance(module, torch.nn.Linear):
+        module.weight += 0.1
+
+
 def test_broken_or_foreign_files_are_refused(tmp_path):
     path = tmp_path / "cache.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -204,6 +211,8 @@ def test_broken_or_foreign_files_are_refused(tmp_path):
     storage.save(compress(MODEL, rows([20]), eviction=eviction(0.5)), path)
     with pytest.raises(ValueError, match="belongs to another model"):
         storage.load(path, HYBRID)
+    with pytest.raises(ValueError, match="belongs to other weights"):
+        storage.load(path, tiny_model("qwen2", layers=2).apply(shift))
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle", b"{}" * 50):
         path.write_bytes(damaged)
