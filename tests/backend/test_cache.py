@@ -231,9 +231,9 @@ def stages(monkeypatch):
     sizes: list[int] = []
     evict = RaggedLayer.evict_again
 
-    def watch(layer):
+    def watch(layer, *due):
         sizes.append(layer.arena.longest)
-        evict(layer)
+        evict(layer, *due)
         kept = seen.setdefault(int(layer.tokens[0]), {})
         kept[layer.index] = [layer.positions_of(head) for head in range(layer.arena.heads)]
 
@@ -311,6 +311,22 @@ def test_what_a_scorer_would_protect_may_exceed_the_budget(scorer, size):
         append(MODEL, cache, [[token]])
     assert cache.evictable[0].arena.lengths.tolist() == [size] * 2
     assert (stream(MODEL, rows([50]), within, block=8).kept() == size).all()
+
+
+@pytest.mark.parametrize("model", [MODEL, HYBRID], ids=lambda m: m.config.model_type)
+def test_long_answers_in_a_batch_are_those_of_each_row_alone(model):
+    """Questions of any length, answers that end at any time: each row is evicted when its own tokens say so."""
+    prompts, questions = rows([40, 25, 31, 9]), rows([5, 1, 11, 2], seed=1)
+    later = tokens(12, LastQuery())
+
+    def stop(so_far: list[int]) -> bool:
+        return len(so_far) >= 3 + so_far[0] % 30
+
+    said = answer(model, compress(model, prompts, later=later, every=8), questions, 40, stop=stop).tokens
+    assert len(set(map(len, said))) > 2
+    for row, prompt in enumerate(prompts):
+        alone = compress(model, [prompt], later=later, every=8)
+        assert answer(model, alone, questions[row : row + 1], 40, stop=stop).tokens == said[row : row + 1]
 
 
 def test_evicting_again_equals_dense_attention_over_what_is_left(stages):
