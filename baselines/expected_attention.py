@@ -18,7 +18,7 @@ default is 0): far above a typical softmax value, so that the ranking is almost 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Moments(NamedTuple):
 class ExpectedAttention(Scorer):
     """`future` positions to average over, `eps` added to the attention, `sink` first tokens left out."""
 
+    needs_rope: ClassVar[bool] = True
     name: str = "expected_attention"
     sink: int = 4
     future: int = 512
@@ -80,11 +81,12 @@ class ExpectedAttention(Scorer):
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
-        if tokens > self.sink:
-            keys, values = layer.keys[:, self.sink :].float(), layer.values[:, self.sink :]
+        first = self.sink if layer.positions is None else int((layer.positions < self.sink).sum())
+        if tokens > first:
+            keys, values = layer.keys[:, first:].float(), layer.values[:, first:]
             expected = self._logits(layer, keys).softmax(-1).mean(1)
             length = values.float().norm(dim=-1)
-            scores[:, self.sink :] = (expected + self.eps) * length
+            scores[:, first:] = (expected + self.eps) * length
         return scores
 
     def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
@@ -93,8 +95,7 @@ class ExpectedAttention(Scorer):
         mean = total / n
         covariance = outer / n - mean[:, :, None] * mean[:, None, :]
         if layer.rope is not None:
-            tokens = layer.keys.shape[1]
-            cos, sin = layer.rope(torch.arange(tokens, tokens + self.future, device=keys.device))
+            cos, sin = layer.rope(torch.arange(layer.tokens, layer.tokens + self.future, device=keys.device))
             cos, sin = cos.double().mean(0), sin.double().mean(0)
             mean = rotate(mean, cos, sin)
             covariance = rotate(rotate(covariance, cos, sin).mT, cos, sin).mT

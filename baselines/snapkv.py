@@ -18,7 +18,8 @@ and the cache holds G times as much. A cache that stores each KV head once canno
 `python -m models.expand` writes the checkpoint with repeated heads (G = 1), and `snapkv` on it is the original.
 
 Differences from the authors' code: float32 whatever the model's dtype is; prompts of at most W tokens have an empty
-score (everything is window) where the originals stop or keep everything.
+score (everything is window) where the originals stop or keep everything. Where an eviction has left less than the
+window, those of its queries look that have all tokens from theirs on.
 """
 
 from __future__ import annotations
@@ -63,12 +64,22 @@ class SnapKV(Scorer):
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
-        before = tokens - layer.observed.shape[1]
+        queries = self._unbroken(layer)
+        before = tokens - queries.shape[1]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
-        if before:
-            mass = row_mass(layer.observed, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
+        if before < tokens and before:
+            mass = row_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
             scores[:, :before] = self._pooled(mass.float(), heads)
         return scores
+
+    @staticmethod
+    def _unbroken(layer: PromptLayer) -> Tensor:
+        """The window's queries [H, n, d] whose own and later tokens are all here."""
+        rows: int = layer.observed.shape[1]
+        if layer.positions is not None:
+            newest = torch.arange(layer.tokens - len(layer.positions), layer.tokens, device=layer.positions.device)
+            rows = min(rows, int((layer.positions == newest).sum()))
+        return layer.observed[:, layer.observed.shape[1] - rows :]
 
     def _pooled(self, mass: Tensor, heads: int) -> Tensor:
         """[H, n] attention mass -> [K, n]."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lukv.scoring import PromptLayer, Scorer
@@ -22,5 +21,4 @@ class Streaming(Scorer):
     sink: int = 4
 
     def score(self, layer: PromptLayer) -> Tensor:
-        heads, tokens = layer.keys.shape[:2]
-        return torch.arange(tokens, dtype=torch.float32, device=layer.keys.device).expand(heads, tokens)
+        return layer.places().float().expand(layer.keys.shape[:2])

@@ -170,10 +170,15 @@ class MeasuredContext:
             steps = min(settings.horizon, len(reference))
             append(model, self.cache, [[*question, *reference[: steps - 1]]])  # the last token decides nothing more
         else:
-            pick = sampler(settings, index) if settings.continuation == "sampled" else None
+            # with a pick every token is looked at: no step after the answer's end counts, on a GPU either
+            pick = sampler(settings, index) if settings.continuation == "sampled" else greedy
             eos = self.oracle.loaded.eos_ids
             steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
         return steps + len(question) - 1 if settings.question_rows else steps
+
+
+def greedy(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)
 
 
 def sampler(settings: OracleSettings, index: int) -> Callable[[Tensor], Tensor]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch be
 class UtilityProbe(Scorer):
     """`path`: what job=calibrate has fitted for this model. `eps`, `ridge`: how it fits one."""
 
+    needs_rope: ClassVar[bool] = True
     name: str = "utility_probe"
     path: str = ""
     eps: float = 1e-3
@@ -91,7 +92,7 @@ class UtilityProbe(Scorer):
             if layer.rope is None:
                 total += w_key @ keys.mT
             else:  # the weights turned along with each key: cos times them, and sin times a quarter turn of them
-                cos, sin = angles(layer.rope, at, keys)
+                cos, sin = angles(layer.rope, layer.places(at), keys)
                 total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
             scores[:, at] = total[:, 0]
         return scores
@@ -102,7 +103,7 @@ def features(layer: PromptLayer, at: slice = slice(None)) -> Tensor:
     keys, values = (part[:, at].to(precision(part)) for part in (layer.keys, layer.values))
     plain = keys
     if layer.rope is not None:
-        cos, sin = angles(layer.rope, at, keys)
+        cos, sin = angles(layer.rope, layer.places(at), keys)
         plain = keys * cos - quarter_turn(keys, layer.rope) * sin
     return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[:, None])], -1)
 
@@ -121,11 +122,10 @@ def anchor(keys: Tensor) -> Tensor:
     return normalize(((1 / length)[:, None] @ keys)[:, 0], dim=-1)
 
 
-def angles(rope: Rope, at: slice, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [n, d] of the positions of keys [K, n, d], 1 and 0 where they are not turned. Where the embedding
+def angles(rope: Rope, positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [n, d] of the positions [n] of keys [K, n, d], 1 and 0 where they are not turned. Where the embedding
     scales by an attention factor, they take it out again."""
-    start = at.start or 0
-    cos, sin = (part.to(keys.dtype) for part in rope(torch.arange(start, start + keys.shape[1], device=keys.device)))
+    cos, sin = (part.to(keys.dtype) for part in rope(positions))
     square, rest = cos**2 + sin**2, (0, keys.shape[-1] - cos.shape[-1])
     return pad(cos / square, rest, value=1.0), pad(sin / square, rest)
 

@@ -24,6 +24,9 @@ class PromptLayer:
 
     keys [K, T, d] post-RoPE, values [K, T, dv], both in the model's dtype. `observed` is what `Scorer.observe` made of
     the prompt's queries. `scale` multiplies q.k; `softcap` is the logit soft cap of Gemma-2 (None elsewhere).
+
+    Where an eviction came before (lukv/backend/shrink.py) these are the T of `seen` tokens that are left: `positions`
+    [T] int64, ascending, says where they stood. None for both: a whole prompt.
     """
 
     index: int
@@ -35,6 +38,19 @@ class PromptLayer:
     softcap: float | None = None
     observed: Any = None
     rope: Rope | None = None
+    positions: Tensor | None = None
+    seen: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were seen, those that are gone included: the position of the next one."""
+        return self.keys.shape[1] if self.seen is None else self.seen
+
+    def places(self, at: slice = slice(None)) -> Tensor:
+        """[n] int64: the positions of the keys `at`."""
+        if self.positions is not None:
+            return self.positions[at]
+        return torch.arange(*at.indices(self.keys.shape[1]), device=self.keys.device)
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,10 @@ class Scorer:
     needs_utility: ClassVar[bool] = False
     """True for an upper bound, not a method to deploy: `observed` is the long-horizon utility [K, T] of this prompt for
     one question, which whoever evicts measures first (lukv/oracle.py) and hands to `RaggedCache.select`."""
+
+    needs_rope: ClassVar[bool] = False
+    """True: turns queries or keys back with `PromptLayer.rope` and `rotate`, so the model must turn them that way
+    (lukv/backend/rotation.py)."""
 
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold a piece of the prompt's post-RoPE queries [H, n, d], at positions start .. start+n-1, into what `score`

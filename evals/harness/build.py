@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from evals.harness.config import CONF, InputError, Run, create, without_tables
 from lukv.allocation import Budget
+from lukv.backend.rotation import check_rotation
 from lukv.backend.selection import Eviction
 from lukv.model import LoadedModel, load
 
@@ -71,6 +72,7 @@ def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
     if made is None:
         return None
     scorer, allocator, protection = made
+    check_rotation(loaded.model, [scorer])
     if hasattr(scorer, "check"):  # fitted for one model
         scorer.check(loaded)
     if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table

@@ -79,13 +79,10 @@ def batches(prompts: Sequence[Prompt], size: int) -> list[list[Context]]:
     """Contexts in batches of `size`: only those of one task, number of questions and length of answer go together, the
     longest first, so that a batch too large for the memory shows at the start."""
     groups: dict[tuple[Any, ...], dict[tuple[int, ...], Context]] = {}
-    shared: dict[tuple[str, tuple[int, ...]], int] = {}
-    for p in prompts:
-        shared[p.task.name, p.context] = shared.get((p.task.name, p.context), 0) + 1
-    for p in prompts:
-        s = p.sample
-        key = (p.task.name, shared[p.task.name, p.context], s.max_new_tokens, s.min_new_tokens, s.stop)
-        groups.setdefault(key, {}).setdefault(p.context, []).append(p)
+    keys = [(p.task.name, p.sample.max_new_tokens, p.sample.min_new_tokens, p.sample.stop) for p in prompts]
+    asked = Counter((key, p.context) for key, p in zip(keys, prompts, strict=True))
+    for key, p in zip(keys, prompts, strict=True):
+        groups.setdefault((*key, asked[key, p.context]), {}).setdefault(p.context, []).append(p)
     out: list[list[Context]] = []
     for group in groups.values():
         batch: list[Context] = []

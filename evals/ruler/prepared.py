@@ -22,8 +22,8 @@ COLUMNS: Mapping[str, Any] = {
 def load(source: str, length: int) -> dict[str, list[Sample]]:
     """Samples by task, in file order.
 
-    source   a .jsonl or .parquet file; a folder with such files, in a subfolder named after the length if there is one;
-             or the name of a data set of the hub whose configurations are lengths
+    source   a .jsonl or .parquet file; a folder with such files, or with subfolders of them named after lengths; or
+             the name of a data set of the hub whose configurations are lengths
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -55,11 +55,16 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
 def files(path: Path, length: int) -> list[Path]:
     if path.is_file():
         return [path]
-    folder = path / str(length) if (path / str(length)).is_dir() else path
-    found = sorted([*folder.rglob("*.jsonl"), *folder.rglob("*.parquet")])
+    found = sorted([*path.rglob("*.jsonl"), *path.rglob("*.parquet")])
     if not found:
-        raise FileNotFoundError(f"no .jsonl or .parquet file under {folder} (benchmark.prepared)")
-    return found
+        raise FileNotFoundError(f"no .jsonl or .parquet file under {path} (benchmark.prepared)")
+    lengths = {part for file in found for part in file.relative_to(path).parts[:-1] if part.isdecimal()}
+    if not lengths:
+        return found
+    if str(length) not in lengths:
+        there = ", ".join(sorted(lengths, key=int))
+        raise FileNotFoundError(f"benchmark.prepared={path} has samples of length {there}, not {length}")
+    return [file for file in found if str(length) in file.relative_to(path).parts]
 
 
 def read(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from lukv.backend.config import rope_switch, windows
+from lukv.backend.config import rope_switch, weights_hash, windows
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.plan import Plan
 from lukv.backend.rope import rope_of
@@ -75,6 +75,7 @@ class RaggedCache(Cache):
             stream=stream,
             rope_switch=rope_switch(model.config.get_text_config(decoder=True)),
         )
+        self.weights_hash = lambda: weights_hash(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(kinds) if window is None]
         layers = [
             RaggedLayer(self.plan, kinds[:i].count(None), window, rope_of(model, i), guards=i == 0)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
+from lukv.backend.rotation import check_rotation
 from lukv.backend.selection import Eviction
 from lukv.scoring import Scorer
 
@@ -70,6 +71,7 @@ def compress(
     layers hold all their keys and values until the last piece). The rest: see RaggedCache.
     """
     network = network_of(model)
+    check_rotation(network, [*observe, *(e.scorer for e in (eviction, later) if e is not None)])
     ids, mask = left_padded(input_ids, attention_mask, network.device)
     cache = RaggedCache(
         network,
@@ -101,6 +103,7 @@ def stream(
     what it would get alone.
     """
     network = network_of(model)
+    check_rotation(network, [eviction.scorer])
     ids, mask = left_padded(input_ids, None, network.device)
     rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
     budget = eviction.budget

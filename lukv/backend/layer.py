@@ -211,6 +211,7 @@ class RaggedLayer(CacheLayerMixin):
         assert self.arena is not None
         self.positions = positions
         self.packed_lengths, self.packed_tokens = self.arena.lengths.copy(), self.tokens.copy()
+        self.judged_tokens = self.tokens.copy()
         self.shrunk_tokens = np.full_like(self.tokens, -1)
         self.commit()
 
@@ -257,14 +258,14 @@ class RaggedLayer(CacheLayerMixin):
     def rows(self, chosen: Sequence[int], plan: Plan) -> RaggedLayer:
         """A layer with copies of some batch rows as they are now, under another plan."""
         assert self.arena is not None
-        assert self.mark is not None
         twin, some, sequences = copy(self), list(chosen), self.arena.sequences_of(chosen)
         ends = self.packed_lengths.cumsum()
         parts = [self.positions[ends[i] - self.packed_lengths[i] : ends[i]] for i in sequences]
         twin.plan, twin.positions = plan, torch.cat(parts)
         twin.packed_lengths, twin.packed_tokens = self.packed_lengths[sequences], self.packed_tokens[some]
-        twin.shrunk_tokens = self.shrunk_tokens[some]
-        twin.mark = Mark(self.mark.seen, self.mark.tokens[some], self.mark.lengths[sequences])
+        twin.judged_tokens, twin.shrunk_tokens = self.judged_tokens[some], self.shrunk_tokens[some]
+        if self.mark is not None:
+            twin.mark = Mark(self.mark.seen, self.mark.tokens[some], self.mark.lengths[sequences])
         twin.tokens, twin.arena = self.tokens[some], self.arena.take(chosen)
         twin.queries = [queries[some] for queries in self.queries]
         twin.observed = [self.observed[i] for i in chosen if self.observed]
@@ -292,9 +293,10 @@ class RaggedLayer(CacheLayerMixin):
                 if a < b:
                     self.arena.append(key[rows, :, a:b], value[rows, :, a:b], rows)
                     out[rows, a:b] = self._decode(query[rows, :, a:b], rows, scale, softcap).transpose(1, 2)
-        every = self.plan.every
-        if every and not self.is_sliding and int((self.tokens - self.packed_tokens).max()) >= every:
-            self.evict_again()
+        if self.plan.every and not self.is_sliding:
+            due = self.tokens - self.judged_tokens >= self.plan.every
+            if due.any():
+                self.evict_again(due)
         return out
 
     def _decode(self, query: Tensor, rows: list[int] | None, scale: float, softcap: float | None) -> Tensor:
@@ -303,16 +305,17 @@ class RaggedLayer(CacheLayerMixin):
         assert arena is not None
         some, heads, n, d = query.shape
         if self.window is not None and n > 1:
-            whole = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
-            return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in whole])
-        start, length, longest = arena.start, arena.length, arena.longest
+            alone = [(q, *arena.row(row)) for q, row in zip(query, rows or range(some), strict=True)]
+            return torch.stack([causal_attention(q, k, v, scale, softcap, self.window) for q, k, v in alone])
+        start, length, longest, whole = arena.start, arena.length, arena.longest, rows is None
         if rows is not None:
             chosen = torch.from_numpy(arena.sequences_of(rows)).to(start.device)
             start, length = start[chosen], length[chosen]
         if self.window is not None and longest > self.window:
             start, length = start + (length - self.window).clamp(min=0), length.clamp(max=self.window)
+            whole = False
         grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
-        out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap)
+        out = self.decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap, whole)
         return out.reshape(some, heads, n, -1)
 
     # ---- after the prompt --------------------------------------------------------------------------------------------
@@ -342,11 +345,13 @@ class RaggedLayer(CacheLayerMixin):
         appended = torch.arange(int(self.packed_tokens[row]), int(self.tokens[row]), device=self.positions.device)
         return torch.cat([self.positions[first : first + count].long(), appended])
 
-    def evict_again(self) -> None:
-        """Apply `plan.later` to what is stored. There is no way back: the state to roll back to is lost until
-        commit()."""
+    def evict_again(self, due: np.ndarray | None = None) -> None:
+        """Apply `plan.later` to what is stored of the rows that are due (None: all that have a token they did not have
+        when it was last applied). There is no way back: the state to roll back to is lost until commit()."""
         assert self.arena is not None
-        self.arena, positions = shrink(self)
+        judged, shrunk = self.judged_tokens, self.shrunk_tokens
+        due = self.tokens != shrunk if due is None else due
+        self.arena, positions = shrink(self, due)
         self.adopt(positions)
-        self.shrunk_tokens = self.tokens.copy()
+        self.judged_tokens, self.shrunk_tokens = (np.where(due, self.tokens, last) for last in (judged, shrunk))
         self.mark = None

@@ -20,9 +20,9 @@ Span = tuple[int, int]
 @dataclass
 class Plan:
     """What all layers of one cache share. The first `prompt_columns` columns of input (None: the first forward's) are
-    the prompt, evicted by `eviction`; `later` evicts again, after every `every` further tokens or when asked, each row
-    down to the tokens a head that `sizes` says (None: by its own budget). `stream`: there is no prompt, every token is
-    appended and only `later` evicts."""
+    the prompt, evicted by `eviction`; `later` evicts a row again, after every `every` further tokens of it or when
+    asked, down to the tokens a head that `sizes` says (None: by its own budget). `stream`: there is no prompt, every
+    token is appended and only `later` evicts."""
 
     config: PreTrainedConfig
     layers: int

@@ -13,7 +13,11 @@ from lukv.scoring import Rope
 
 def rope_of(model: PreTrainedModel, layer: int) -> Rope | None:
     """positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them; None for a
-    model without rotary positions."""
+    model without rotary positions.
+
+    The frequencies are those of the model's last forward: "dynamic" and "longrope" embeddings choose them by the
+    longest position they are asked for, which a piece of a prompt, or a look ahead, is not.
+    """
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     if rotary is None:
         return None
@@ -23,9 +27,11 @@ def rope_of(model: PreTrainedModel, layer: int) -> Rope | None:
     ):  # Gemma-3: sliding and full layers turn differently
         options["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
 
+    forward = inspect.unwrap(type(rotary).forward)  # without what chooses the frequencies anew
+
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
         like = torch.zeros(1, dtype=torch.float32, device=positions.device)  # gives dtype and device
-        cos, sin = rotary(like, positions[None], **options)
+        cos, sin = forward(rotary, like, positions[None], **options)
         return cos[0], sin[0]
 
     return rope

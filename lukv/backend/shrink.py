@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,18 +35,18 @@ class HeadQueries:
             self.heads = [self.scorer.observe(seen, q, start, rope) for seen, q in zip(self.heads, pieces, strict=True)]
 
 
-def shrink(layer: RaggedLayer) -> tuple[Arena, Tensor]:
-    """The entries that stay of those stored when the plan's later eviction comes: (arena, positions). A row that has no
-    token it did not have then is left as the last such eviction left it."""
+def shrink(layer: RaggedLayer, due: np.ndarray) -> tuple[Arena, Tensor]:
+    """The entries that stay of those stored when the plan's later eviction comes: (arena, positions). A row that is not
+    due (due [B] bool) is left as it is."""
     arena = layer.arena
     assert arena is not None
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for row in range(arena.batch):
-        if layer.tokens[row] == layer.shrunk_tokens[row]:
+        if due[row]:
+            kept += shrink_row(layer, arena, row, layer.plan.later_of(row))
+        else:
             sequences = range(row * arena.heads, (row + 1) * arena.heads)
             kept += [(*arena.sequence(i), layer.positions_of(i)) for i in sequences]
-        else:
-            kept += shrink_row(layer, arena, row, layer.plan.later_of(row))
     return pack_sequences(kept, arena.batch)
 
 
@@ -72,6 +73,8 @@ def shrink_row(layer: RaggedLayer, arena: Arena, row: int, eviction: Eviction) -
             softcap,
             observed=observed,
             rope=layer.rope,
+            positions=positions[head],
+            seen=tokens,
         )
         scores[head, positions[head]] = eviction.scorer.score(one)[0]
     stored = scores != gone

@@ -35,6 +35,7 @@ def save(cache: RaggedCache, path: str | Path) -> None:
         "format": FORMAT,
         "model": cache.plan.config.model_type,
         "config_hash": config_hash(cache.plan.config),
+        "weights_hash": cache.weights_hash(),
         "layers": len(cache.layers),
         "seen": cache.get_seq_length(),
         "eviction": repr(cache.plan.eviction),
@@ -71,6 +72,8 @@ def check(path: str | Path, facts: dict[str, Any], tensors: dict[str, Tensor], c
     config = cache.plan.config
     if facts["config_hash"] != config_hash(config) or facts["layers"] != len(cache.layers):
         raise ValueError(f"{path}: belongs to another model ({facts['model']}, config {facts['config_hash']})")
+    if facts.get("weights_hash") != cache.weights_hash():
+        raise ValueError(f"{path}: belongs to other weights of this {facts['model']} ({facts.get('weights_hash')})")
     wanted = {"tokens", *(f"{name}.{i}" for name in PARTS for i in range(len(cache.layers)))}
     if missing := sorted(wanted - set(tensors)):
         raise ValueError(f"{path}: {missing[0]} is missing")

@@ -11,6 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baselines.expected_attention import ExpectedAttention
+from baselines.keydiff import KeyDiff
+from baselines.snapkv import SnapKV
+from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
 from lukv.backend import storage
 from lukv.backend.cache import RaggedCache
@@ -162,6 +166,44 @@ def test_saved_and_loaded(model, tmp_path):
         loaded.rollback()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_in_one_row_stays_there(bad):
+    """Rows of a batch whose new tokens stand in other columns are asked apart: the memory between them is another's.
+    The first has 64 rows of it, the third 101 entries."""
+    model = tiny_model("qwen2", layers=2, num_key_value_heads=1)
+    prompts, after = rows([30, 60, 100]), rows([1, 2, 1], seed=1)
+    wanted = append(model, compress(model, prompts), after)
+    cache = compress(model, prompts)
+    for layer in cache.layers:
+        for part in layer.arena.sequence(1):
+            part.fill_(bad)
+    got = append(model, cache, after)
+    assert got[1].isnan().all()
+    assert (got[[0, 2]] - wanted[[0, 2]]).abs().max() <= 1e-9
+
+
+def test_a_sliding_row_does_not_see_what_left_the_window_of_the_next():
+    """64 entries in 64 rows of memory, then a row of 113, of which 80 are seen."""
+    model = tiny_model("gemma3_text", layers=2, sliding_window=80, num_key_value_heads=1)
+    prompts, after = rows([30, 100]), rows([34, 34], seed=1)
+    answers = []
+    for left in (0.0, math.nan):
+        cache = compress(model, prompts)
+        append(model, cache, [row[:33] for row in after])
+        arena = cache.layers[0].arena
+        assert arena.lengths.tolist() == [63, 112]
+        arena.sequence(1)[1][:30] = left
+        answers.append(append(model, cache, [row[33:] for row in after]))
+    assert (answers[0] - answers[1]).abs().max() <= 1e-9
+
+
+@torch.no_grad()
+def shift(module):
+    """Another checkpoint of the same geometry."""
+    if isinstance(module, torch.nn.Linear):
+        module.weight += 0.1
+
+
 def test_broken_or_foreign_files_are_refused(tmp_path):
     path = tmp_path / "cache.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
@@ -169,6 +211,8 @@ def test_broken_or_foreign_files_are_refused(tmp_path):
     storage.save(compress(MODEL, rows([20]), eviction=eviction(0.5)), path)
     with pytest.raises(ValueError, match="belongs to another model"):
         storage.load(path, HYBRID)
+    with pytest.raises(ValueError, match="belongs to other weights"):
+        storage.load(path, tiny_model("qwen2", layers=2).apply(shift))
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle", b"{}" * 50):
         path.write_bytes(damaged)
@@ -187,9 +231,9 @@ def stages(monkeypatch):
     sizes: list[int] = []
     evict = RaggedLayer.evict_again
 
-    def watch(layer):
+    def watch(layer, *due):
         sizes.append(layer.arena.longest)
-        evict(layer)
+        evict(layer, *due)
         kept = seen.setdefault(int(layer.tokens[0]), {})
         kept[layer.index] = [layer.positions_of(head) for head in range(layer.arena.heads)]
 
@@ -255,6 +299,34 @@ def test_a_long_answer_stays_within_its_size(stages):
     assert (logits[0] - exact[-1]).abs().max() <= 1e-9
     with pytest.raises(RuntimeError, match="evicted again"):
         cache.rollback()
+
+
+@pytest.mark.parametrize("scorer", [SnapKV(), ExpectedAttention(), KeyDiff(), Streaming()], ids=lambda s: s.name)
+@pytest.mark.parametrize("size", [1, 20])
+def test_what_a_scorer_would_protect_may_exceed_the_budget(scorer, size):
+    """Answers and streamed prompts within fewer tokens than a window."""
+    within = Eviction(scorer, Uniform(), Protection(), Budget(tokens=size))
+    cache = compress(MODEL, rows([50]), later=within, every=8)
+    for token in range(1, 17):
+        append(MODEL, cache, [[token]])
+    assert cache.evictable[0].arena.lengths.tolist() == [size] * 2
+    assert (stream(MODEL, rows([50]), within, block=8).kept() == size).all()
+
+
+@pytest.mark.parametrize("model", [MODEL, HYBRID], ids=lambda m: m.config.model_type)
+def test_long_answers_in_a_batch_are_those_of_each_row_alone(model):
+    """Questions of any length, answers that end at any time: each row is evicted when its own tokens say so."""
+    prompts, questions = rows([40, 25, 31, 9]), rows([5, 1, 11, 2], seed=1)
+    later = tokens(12, LastQuery())
+
+    def stop(so_far: list[int]) -> bool:
+        return len(so_far) >= 3 + so_far[0] % 30
+
+    said = answer(model, compress(model, prompts, later=later, every=8), questions, 40, stop=stop).tokens
+    assert len(set(map(len, said))) > 2
+    for row, prompt in enumerate(prompts):
+        alone = compress(model, [prompt], later=later, every=8)
+        assert answer(model, alone, questions[row : row + 1], 40, stop=stop).tokens == said[row : row + 1]
 
 
 def test_evicting_again_equals_dense_attention_over_what_is_left(stages):

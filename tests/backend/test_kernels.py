@@ -15,10 +15,13 @@ CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-GARBAGE = {"loop": 50.0}  # it may read free rows under a mask, where the arena keeps zeros; the others must not
+def garbage_of(name, whole):
+    """What the rows between sequences hold. Of a whole arena the loop may read them under a mask; the others must not,
+    and it must not if they belong to others."""
+    return 50.0 if name == "loop" and whole else math.nan
 
 
-def arena(lengths, d, dv, dtype, seed, garbage=float("nan"), step=None):
+def arena(lengths, d, dv, dtype, seed, garbage, step=None):
     """Sequences with free rows before, between and behind them; what is in those must not matter. step: each takes up
     a multiple of it, in any order."""
     generator = torch.Generator().manual_seed(seed)
@@ -53,17 +56,18 @@ def usable(name, dtype, d, dv, softcap):
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("n", [1, 5, 70])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("name", names())
-def test_equals_dense_attention(name, dtype, n, softcap):
+def test_equals_dense_attention(name, dtype, n, softcap, whole):
     d, dv = 24, 40
     decode = usable(name, dtype, d, dv, softcap is not None)
     lengths = [n, n + 1, 150, 77]
-    keys, values, start, length = arena(lengths, d, dv, dtype, seed=n, garbage=GARBAGE.get(name, math.nan))
+    keys, values, start, length = arena(lengths, d, dv, dtype, n, garbage_of(name, whole))
     query = torch.randn(4, 3, n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    out = decode(query, keys, values, start, length, 150, d**-0.5, softcap)
+    out = decode(query, keys, values, start, length, 150, d**-0.5, softcap, whole)
     assert out.dtype == dtype
     wanted = expected(query, keys, values, start, length, d**-0.5, softcap)
     assert (out.double() - wanted).abs().max() <= TOLERANCE[dtype]
@@ -79,11 +83,12 @@ def test_loop_equals_reference_on_any_shape(data):
     softcap = data.draw(st.sampled_from([None, 1.5]), "softcap")
     step = data.draw(st.sampled_from([None, 16, 64]), "step")
     order = data.draw(st.permutations(range(len(lengths))), "order")
+    whole = data.draw(st.booleans(), "whole")
     query = torch.randn(len(lengths), group, n, d, dtype=torch.float64)
     for name in ("loop", "reference"):
-        keys, values, start, length = arena(lengths, d, dv, torch.float64, d, GARBAGE.get(name, math.nan), step)
+        keys, values, start, length = arena(lengths, d, dv, torch.float64, d, garbage_of(name, whole), step)
         start, length = start[order], length[order]
-        arguments = (query, keys, values, start, length, max(lengths), 1 / math.sqrt(d), softcap)
+        arguments = (query, keys, values, start, length, max(lengths), 1 / math.sqrt(d), softcap, whole)
         wanted = expected(*arguments[:5], 1 / math.sqrt(d), softcap)
         out = pick(name, CPU, torch.float64, d, dv, softcap is not None)[1](*arguments)
         assert (out - wanted).abs().max() <= 1e-12
@@ -93,7 +98,7 @@ def test_loop_equals_reference_on_any_shape(data):
 def test_loop_reads_short_sequences_together(softcap, monkeypatch):
     """A token of 40 sequences of 3 to 60 entries that take up 64 rows each: one call, whatever their order."""
     lengths = [3 + 37 * i % 58 for i in range(40)]
-    keys, values, start, length = arena(lengths, 16, 16, torch.float32, seed=0, garbage=GARBAGE["loop"], step=64)
+    keys, values, start, length = arena(lengths, 16, 16, torch.float32, 0, garbage_of("loop", True), step=64)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     start, length = start[order], length[order]
     query = torch.randn(40, 3, 1, 16)

@@ -76,6 +76,20 @@ def test_against_dense(dims, dim, factor, eps):
     torch.testing.assert_close(scores[:, 4:].double(), dense(before, layer, matrix, 16, eps), rtol=1e-5, atol=1e-9)
 
 
+def test_what_an_eviction_left_is_judged_where_it_stood():
+    """The expectation is over the positions after all tokens seen, whatever is left: the same up to the softmax's
+    sum. Of the sinks, too, some may be gone."""
+    _, after, layer, _ = prompt(40, query_heads=2)
+    scorer = ExpectedAttention(future=16, eps=0.0)
+    whole = observe(scorer, after, layer)
+    left = torch.tensor([1, 3, 4, 9, 10, 17, 30, 31, 38])
+    part = replace(whole, keys=layer.keys[:, left], values=layer.values[:, left], positions=left, seen=40)
+    scores, expected = scorer.score(part), scorer.score(whole)[:, left]
+    assert not scores[:, :2].any()
+    ratio = scores[:, 2:] / expected[:, 2:]
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)
+
+
 def test_formula_against_simulation():
     """E[exp(scale q.k)] of Gaussian queries at random future positions of a *fixed* rotation is what the logit says."""
     before, after, layer, matrix = prompt(60)

@@ -127,3 +127,17 @@ def test_wrong_parameters(wrong):
 def test_recent_is_the_window_at_least():
     assert SnapKV(window=16).recent == 16
     assert SnapKV(window=16, recent=20).recent == 20
+
+
+def test_a_window_that_an_eviction_has_broken():
+    """Those queries look that have all tokens from theirs on: here the last five, of a window of eight."""
+    queries, layer = prompt(40)
+    observed = SnapKV(window=8).observe(None, queries, 0, None)
+    left = torch.tensor([0, 2, 3, 11, 12, 25, 33, *range(35, 40)])
+    keys, values = layer.keys[:, left], layer.values[:, left]
+    part = replace(layer, keys=keys, values=values, observed=observed, positions=left, seen=40)
+    wanted = dense(queries[:, left], replace(layer, keys=keys), 5, 7, "max", "pool_then_group")
+    torch.testing.assert_close(SnapKV(window=8).score(part)[:, :7].double(), wanted, rtol=1e-5, atol=1e-9)
+    assert not SnapKV(window=8).score(part)[:, 7:].any()
+    nothing = replace(part, keys=keys[:, :7], values=values[:, :7], positions=left[:7])
+    assert not SnapKV(window=8).score(nothing).any()

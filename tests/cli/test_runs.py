@@ -98,6 +98,29 @@ def test_batches_do_not_change_answers(finished: Path, command: Command, setting
     ]
 
 
+def test_questions_of_a_context_may_have_answers_of_different_length(
+    command: Command, model: Path, tmp_path: Path
+) -> None:
+    """Contexts with as many questions, but not as many of each length: every one is asked, once."""
+    data, asked = tmp_path / "data.jsonl", {"a": (5, 9), "bb": (5, 5), "c": (9, 5, 9)}
+    rows = [
+        {
+            "id": f"{context}{i}",
+            "context": context * 40,
+            "question": "?" * (i + 1),
+            "answers": ["x"],
+            "max_new_tokens": n,
+        }
+        for context, lengths in asked.items()
+        for i, n in enumerate(lengths)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    told = [f"benchmark.data={data}", f"model.path={model}", f"runs={tmp_path}", "method=snapkv", "reference=null"]
+    assert command("model=hf", "benchmark=jsonl", *told) == 0
+    (run,) = tmp_path.glob("*/samples.jsonl")
+    assert sorted(line["id"] for line in lines(run.parent)) == sorted(f"data-{row['id']}" for row in rows)
+
+
 def test_a_changed_config_is_refused(
     finished: Path, command: Command, settings: list[str], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from small_models import small_model, text
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.selection import Protection
 from lukv.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
@@ -118,7 +119,10 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
     assert not torch.equal(other, ours)
 
 
-def test_an_answer_that_ends_early_counts_the_step_that_ended_it():
+@pytest.mark.parametrize("look", [1, 4])
+def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypatch):
+    """And none after it, on a device that is looked at once in a while, too (a GPU)."""
+    monkeypatch.setitem(generate.LOOK, "cpu", look)
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
     end = next(i for i in range(1, 6) if answer[i] not in answer[:i])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,11 @@ def test_prepared_samples_are_read_from_jsonl_and_parquet(words: Words, tmp_path
             )
     with pytest.raises(ValueError, match="no RULER task cwe"):
         next(Ruler(1024, ["cwe"], prepared=str(tmp_path)).tasks(words, 1))
+    shutil.copytree(folder, tmp_path / "512")  # another length: never mixed in, never taken instead
+    (read,) = Ruler(1024, prepared=str(tmp_path)).tasks(words)
+    assert len(read.samples) == len(rows)
+    with pytest.raises(FileNotFoundError, match=r"has samples of length 512, 1024, not 4096"):
+        next(Ruler(4096, prepared=str(tmp_path)).tasks(words))
 
 
 def test_prepared_samples_that_are_not_there(words: Words, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 A kernel is one module of this package with
     AUTO: int                    its place in `attention=auto`, lowest first; 0: only when asked for by name
     problem(device, dtype, head_dim, value_dim, softcap) -> str | None      why it cannot run here, and what to do
-    decode(query, keys, values, start, length, longest, scale, softcap) -> out
+    decode(query, keys, values, start, length, longest, scale, softcap, whole) -> out
 where query [N, G, n, d]; keys [rows, d], values [rows, dv] (the arena); start, length [N] int32 on the arena's device;
 longest: int >= max(length); out [N, G, n, dv] in the query's dtype. The queries are the last n entries of each
-sequence: query i sees all but the last n-1-i. Every length is >= n. Rows that no sequence uses hold zeros, those
-of sequences that are not asked for finite numbers.
+sequence: query i sees all but the last n-1-i. Every length is >= n. whole: these are all sequences of the arena from
+their first entry on, so that behind each come zeros, if anything, up to the next. Otherwise what is between them may be
+anything, NaN too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Decode(Protocol):
         longest: int,
         scale: float,
         softcap: float | None,
+        whole: bool = True,
     ) -> Tensor: ...
 
 

@@ -37,6 +37,7 @@ def decode(
     longest: int,
     scale: float,
     softcap: float | None,
+    whole: bool = True,
 ) -> Tensor:
     sequences, group, n, d = query.shape
     out = torch.ops.aten._flash_attention_forward(

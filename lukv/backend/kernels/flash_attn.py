@@ -36,6 +36,7 @@ def decode(
     longest: int,
     scale: float,
     softcap: float | None,
+    whole: bool = True,
 ) -> Tensor:
     # the public varlen function does not hand seqused_k through
     from flash_attn.flash_attn_interface import _flash_attn_varlen_forward

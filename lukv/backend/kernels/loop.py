@@ -2,7 +2,7 @@
 others. Any device, dtype and shape.
 
 Of a single new token, short ones share a call even if they are not equally long: up to the longest of them, with what
-is behind the others masked. That is exact, as the arena keeps zeros there.
+is behind the others masked. That is exact where the arena keeps zeros there (`whole`); a masked NaN would not be 0.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def decode(
     longest: int,
     scale: float,
     softcap: float | None,
+    whole: bool = True,
 ) -> Tensor:
     n = query.shape[2]
     order, runs = equal_runs(start.tolist(), length.tolist())
-    if n == 1:
+    if n == 1 and whole:
         runs = joined(runs, len(keys))
     there, back = permutation(tuple(order), query.device)
     if there is not None:

@@ -21,6 +21,7 @@ def decode(
     longest: int,
     scale: float,
     softcap: float | None,
+    whole: bool = True,
 ) -> Tensor:
     n = query.shape[2]
     column = torch.arange(int(length.max()), device=keys.device)

@@ -39,6 +39,7 @@ def decode(
     longest: int,
     scale: float,
     softcap: float | None,
+    whole: bool = True,
 ) -> Tensor:
     import triton  # not at the top: an optional package
 

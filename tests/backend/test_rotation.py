@@ -1,0 +1,70 @@
+"""Scorers that turn keys back run only on models that turn them as they think."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baselines.expected_attention import ExpectedAttention
+from baselines.keydiff import KeyDiff
+from lukv.allocation import Budget, Uniform
+from lukv.backend.generate import compress, stream
+from lukv.backend.rotation import turned_otherwise
+from lukv.backend.selection import Eviction, Protection
+from lukv.scoring import rotate
+from tests.backend.dense_reference import FAMILIES, rows, tiny_model
+
+OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}
+"""Pairs of neighbours, and a last layer without positions."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", [*FAMILIES, "nemotron", "granite", *OTHERS])
+def test_layers_that_turn_otherwise_are_found(family, dtype):
+    assert turned_otherwise(tiny_model(family, dtype)) == OTHERS.get(family, [])
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_scorer_that_turns_keys_back_is_refused(family):
+    model = tiny_model(family)
+    wanted = Eviction(ExpectedAttention(), Uniform(), Protection(), Budget(share=0.5))
+    message = rf"expected_attention .* layer {OTHERS[family][0]} of this {family}"
+    for wrong in (
+        lambda: compress(model, rows([20]), eviction=wanted),
+        lambda: compress(model, rows([20]), observe=[ExpectedAttention()]),
+        lambda: compress(model, rows([20]), later=wanted),
+        lambda: stream(model, rows([20]), wanted),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    compress(model, rows([20]), eviction=Eviction(KeyDiff(), Uniform(), Protection(), Budget(share=0.5)))
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_piece_is_turned_as_the_whole_prompt_was(kind):
+    """Frequencies that depend on the length: 100 tokens, where 64 are what the model was trained with."""
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "dynamic":
+        model = tiny_model("llama", rope_parameters=parameters, max_position_embeddings=64)
+    else:
+        parameters |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+        model = tiny_model("phi3", rope_parameters=parameters, original_max_position_embeddings=64)
+    whole = compress(model, rows([100]))
+    rope = whole.layers[0].rope
+    cos, sin = rope(torch.arange(100))
+    for piece in (slice(0, 10), slice(40, 90)):
+        assert torch.equal(rope(torch.arange(100)[piece])[0], cos[piece])
+        assert torch.equal(rope(torch.arange(100)[piece])[1], sin[piece])
+    same = compress(model, [[5] * 100]).entries(0, 0)[0].float()  # one token again and again: only turned
+    factor = cos[0, 0]
+    assert torch.allclose(rotate(same[:, :1] / factor, cos[57], sin[57]), same[:, 57:58], atol=1e-4)
+
+
+def test_a_look_ahead_leaves_the_model_as_it_is():
+    parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model = tiny_model("llama", rope_parameters=parameters, max_position_embeddings=64)
+    prompt = rows([50])
+    before = compress(model, prompt)
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    before.layers[0].rope(torch.arange(50, 562))
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
