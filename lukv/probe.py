@@ -212,14 +212,16 @@ class Probe:
 
     def of(self, layer: PromptLayer) -> Tensor:
         """[K, d + dv + OTHERS] of this layer. Raises ValueError for another model's layer."""
-        wanted = layer.layers, len(layer.keys), layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
+        heads = len(layer.keys) if layer.head is None else self.weights.shape[1]  # of one alone nothing is to be seen
+        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
         if self.weights.shape != wanted:
             layers, heads, size = self.weights.shape
             raise ValueError(
                 f"the utility probe is for {layers} layers of {heads} KV heads and {size} features, "
                 f"this model has {wanted[0]}, {wanted[1]} and {wanted[2]}"
             )
-        return self._tensor[layer.index].to(layer.keys.device)
+        weights = self._tensor[layer.index].to(layer.keys.device)
+        return weights if layer.head is None else weights[[layer.head]]
 
     def save(self, path: str | Path) -> None:
         header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}

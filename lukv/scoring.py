@@ -25,8 +25,9 @@ class PromptLayer:
     keys [K, T, d] post-RoPE, values [K, T, dv], both in the model's dtype. `observed` is what `Scorer.observe` made of
     the prompt's queries. `scale` multiplies q.k; `softcap` is the logit soft cap of Gemma-2 (None elsewhere).
 
-    Where an eviction came before (lukv/backend/shrink.py) these are the T of `seen` tokens that are left: `positions`
-    [T] int64, ascending, says where they stood. None for both: a whole prompt.
+    Where an eviction came before (lukv/backend/shrink.py) the layer is shown head by head, K = 1: `head` says which.
+    These are the T of its `seen` tokens that are left, and `positions` [T] int64, ascending, says where they stood.
+    None for all three: a whole prompt.
     """
 
     index: int
@@ -40,6 +41,7 @@ class PromptLayer:
     rope: Rope | None = None
     positions: Tensor | None = None
     seen: int | None = None
+    head: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -75,6 +75,7 @@ def shrink_row(layer: RaggedLayer, arena: Arena, row: int, eviction: Eviction) -
             rope=layer.rope,
             positions=positions[head],
             seen=tokens,
+            head=head,
         )
         scores[head, positions[head]] = eviction.scorer.score(one)[0]
     stored = scores != gone
