@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import config_hash, weights_hash, windows
-from lukv.backend.kernels import names
+from lukv.backend.kernels import names, pick
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
@@ -167,6 +167,8 @@ def load(
         if device_map is None:
             model = model.to(place)
     use_ragged_attention(model.eval())
+    if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
+        pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)

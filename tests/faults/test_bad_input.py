@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from lukv.solver import solve
@@ -99,6 +100,12 @@ def test_a_benchmark(args: list[str], says: str, refuses: Refuses, short: list[s
     given = [arg.format(tmp=tmp_path) for arg in args]
     kept = [setting for setting in short if not setting.startswith("benchmark")]
     refuses(2, says, *kept, *given, "method=snapkv", "limit=1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fa2 runs on CUDA devices")
+def test_a_kernel_that_cannot_run_here(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    refuses(2, "fa2 needs a CUDA device, not cpu (attention=loop runs anywhere)", *short, "attention=fa2")
+    assert not list(tmp_path.glob("runs/*/run.json"))
 
 
 def test_one_bad_line_in_other_peoples_formats(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
