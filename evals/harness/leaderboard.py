@@ -83,7 +83,7 @@ def drawn(row: Row) -> str:
     named = {slug(row["benchmark"]), f"n{limit}", f"s{seed}"}
     _, *settings = row["experiment"].split("__")
     more = [setting for setting in settings if setting not in named]
-    return ", ".join([*([f"{limit} samples a task"] if limit else []), f"seed {seed}", *more])
+    return ", ".join([*([f"{limit} sample{'s' * (limit != 1)} a task"] if limit else []), f"seed {seed}", *more])
 
 
 def budget(row: Row) -> float:
