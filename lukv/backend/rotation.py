@@ -43,22 +43,23 @@ def check_rotation(model: PreTrainedModel, scorers: Iterable[Scorer]) -> None:
 @torch.no_grad()
 def turned_otherwise(model: PreTrainedModel) -> list[int]:
     """The full-attention layers whose keys are not turned by `rotate` and the model's own angles: a forward of two
-    tokens."""
+    tokens. None in a model without rotary positions (gpt2): there a scorer has no angles to turn anything by."""
     cache = RaggedCache(model)
     places = torch.tensor([[0], [POSITION]], device=model.device)
     model(input_ids=torch.ones_like(places), position_ids=places, past_key_values=cache, use_cache=True)
     otherwise = []
     for number, index in enumerate(cache.model_layers):
         first, second = (cache.entries(number, row)[0].float() for row in range(2))  # [K, 1, d]
-        expected = turned(first, rope_of(model, index))
+        rope = rope_of(model, index)
+        if rope is None:
+            continue
+        expected = turned(first, rope)
         if ((second - expected).norm(dim=-1) > CLOSE * second.norm(dim=-1)).any():
             otherwise.append(index)
     return otherwise
 
 
-def turned(keys: Tensor, rope: Rope | None) -> Tensor:
+def turned(keys: Tensor, rope: Rope) -> Tensor:
     """Keys of position 0 as they are at POSITION."""
-    if rope is None:
-        return keys
     (cos, sin), (here, _) = (rope(torch.tensor([place], device=keys.device)) for place in (POSITION, 0))
     return rotate(keys, cos / here, sin / here)  # at position 0 there is nothing but an attention factor

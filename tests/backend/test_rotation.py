@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
+from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
 from lukv.backend.rotation import turned_otherwise
 from lukv.backend.selection import Eviction, Protection
@@ -38,6 +40,15 @@ def test_a_scorer_that_turns_keys_back_is_refused(family):
         with pytest.raises(ValueError, match=message):
             wrong()
     compress(model, rows([20]), eviction=Eviction(KeyDiff(), Uniform(), Protection(), Budget(share=0.5)))
+
+
+def test_a_model_without_rotary_positions_turns_nothing():
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, bos_token_id=0, eos_token_id=1)
+    model = GPT2LMHeadModel(config).eval()
+    use_ragged_attention(model)
+    assert turned_otherwise(model) == []
+    wanted = Eviction(ExpectedAttention(), Uniform(), Protection(), Budget(share=0.5))
+    assert (compress(model, rows([40]), eviction=wanted).kept() == 20).all()
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
