@@ -14,7 +14,7 @@ from lukv.backend.generate import compress, stream
 from lukv.backend.rotation import turned_otherwise
 from lukv.backend.selection import Eviction, Protection
 from lukv.scoring import rotate
-from tests.backend.dense_reference import FAMILIES, rows, tiny_model
+from tests.backend.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
 
 OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}
 """Pairs of neighbours, and a last layer without positions."""
@@ -43,7 +43,7 @@ def test_a_scorer_that_turns_keys_back_is_refused(family):
 
 
 def test_a_model_without_rotary_positions_turns_nothing():
-    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=50, bos_token_id=0, eos_token_id=1)
+    config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1)
     model = GPT2LMHeadModel(config).eval()
     use_ragged_attention(model)
     assert turned_otherwise(model) == []
