@@ -21,7 +21,6 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress, stream
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.selection import Eviction, Protection
-from lukv.probe import OTHERS, Probe, UtilityProbe
 from lukv.scoring import Scorer
 from tests.backend.dense_reference import Noise, eviction, kept_by, reference_logits, rows, tiny_model
 
@@ -355,21 +354,3 @@ def test_a_second_turn_may_be_committed():
     cache.rollback()
     assert cache.tokens.tolist() == [47]
     assert np.array_equal(cache.kept().sum(axis=2), [[40 + 14], [40 + 14]])
-
-
-def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
-    """Nothing is gone before, so what stays is what it keeps of the whole prompt; later on each head goes its way."""
-    prompt, more = rows([40]), rows([9], seed=1)
-    keys, values = compress(MODEL, prompt).entries(0, 0)
-    shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + OTHERS
-    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    Probe(weights, {}).save(tmp_path / "any.probe.safetensors")
-    wanted = tokens(12, UtilityProbe(path=str(tmp_path / "any.probe.safetensors")))
-    at_once, later = compress(MODEL, prompt, eviction=wanted), compress(MODEL, prompt, later=wanted)
-    later.evict_again()
-    kept = [[kept_by(cache, 0)[i] for i in range(2)] for cache in (at_once, later)]
-    for mine, other in zip(*kept, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
-    append(MODEL, later, more)
-    later.evict_again()
-    assert (later.kept() == 12).all()

@@ -11,11 +11,14 @@ from safetensors.numpy import save_file
 from small_models import small_model, text
 
 from baselines.keydiff import KeyDiff
-from lukv.backend.selection import Protection
+from lukv.allocation import Budget, Uniform
+from lukv.backend.generate import append, compress
+from lukv.backend.selection import Eviction, Protection
 from lukv.check import rope
 from lukv.oracle import Oracle, OracleSettings
 from lukv.probe import BLOCK, OTHERS, Probe, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
+from tests.backend.dense_reference import kept_by, rows, tiny_model
 
 LAYERS, HEADS, D, DV = 2, 3, 8, 6
 SIZE = D + DV + OTHERS
@@ -183,3 +186,23 @@ def test_impossible_settings():
     for wrong in ({"eps": 0.0}, {"ridge": -1.0}):
         with pytest.raises(ValueError, match="above 0"):
             UtilityProbe(**wrong)
+
+
+def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
+    """Nothing is gone before, so what stays is what it keeps of the whole prompt; later on each head goes its way."""
+    prompt, more = rows([40]), rows([9], seed=1)
+    model = tiny_model("qwen2", layers=2)
+    keys, values = compress(model, prompt).entries(0, 0)
+    shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + OTHERS
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    Probe(weights, {}).save(tmp_path / "any.probe.safetensors")
+    probe = UtilityProbe(path=str(tmp_path / "any.probe.safetensors"))
+    wanted = Eviction(probe, Uniform(), PROTECTION, Budget(tokens=12))
+    at_once, later = compress(model, prompt, eviction=wanted), compress(model, prompt, later=wanted)
+    later.evict_again()
+    kept = [[kept_by(cache, 0)[i] for i in range(2)] for cache in (at_once, later)]
+    for mine, other in zip(*kept, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
+    append(model, later, more)
+    later.evict_again()
+    assert (later.kept() == 12).all()
