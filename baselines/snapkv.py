@@ -67,7 +67,7 @@ class SnapKV(Scorer):
         queries = self._unbroken(layer)
         before = tokens - queries.shape[1]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
-        if before < tokens and before:
+        if 0 < before < tokens:
             mass = row_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
             scores[:, :before] = self._pooled(mass.float(), heads)
         return scores

@@ -6,7 +6,6 @@ A traceback only with debug=true.
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import shlex
@@ -33,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from evals.harness import sweep
-from evals.harness.config import CONF, InputError, Run, located, run_of, without_hydra
+from evals.harness.config import CONF, InputError, Run, located, nearest, run_of, without_hydra
 from evals.harness.values import check_kinds
 
 GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir() if p.is_dir() and p.name != "hydra"}
@@ -208,8 +207,7 @@ def neighbours(key: str, cfg: DictConfig) -> str:
     beside = [k.rpartition(".")[2] for k in known if inside and k.rpartition(".")[0] == inside]
     if not beside:
         return nearest(key, known)
-    near = difflib.get_close_matches(last, beside, 1, 0.5)
-    return f" Did you mean '{inside}.{near[0]}'?" if near else f" {inside} has {', '.join(beside)}."
+    return nearest(last, beside, f"{inside}.") or f" {inside} has {', '.join(beside)}."
 
 
 def keys(node: Any, prefix: str = "") -> Iterable[str]:
@@ -218,11 +216,6 @@ def keys(node: Any, prefix: str = "") -> Iterable[str]:
         child = None if OmegaConf.is_missing(node, key) else node._get_node(key)
         if OmegaConf.is_dict(child) and child:
             yield from keys(child, f"{prefix}{key}.")
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 def one_line(error: BaseException) -> str:

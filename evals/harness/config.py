@@ -198,6 +198,12 @@ def check_reference(name: str | None) -> None:
 OURS = ("lukv", "baselines", "evals")
 
 
+def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """The known name that is most like this one, as a question behind a space, `prefix` before it; empty if none is."""
+    near = get_close_matches(name, known, 1, 0.5)
+    return f" Did you mean '{prefix}{near[0]}'?" if near else ""
+
+
 def located(target: str) -> Any:
     """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
     ours: evals.x.subprocess.run is not evals'."""
@@ -207,8 +213,8 @@ def located(target: str) -> Any:
     except Exception as e:  # whatever importing it raises
         place, _, name = target.rpartition(".")
         if place in sys.modules:
-            near = [f" Did you mean '{n}'?" for n in get_close_matches(name, dir(sys.modules[place]), 1, 0.5)]
-            raise InputError(f"_target_={target}: {place} has no {name}.{''.join(near)}") from e
+            near = nearest(name, dir(sys.modules[place]))
+            raise InputError(f"_target_={target}: {place} has no {name}.{near}") from e
         raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
     home = str(getattr(found, "__module__", None)).split(".")[0]
     if home not in (target.split(".")[0], *OURS) or not callable(found):

@@ -1,25 +1,20 @@
 """Every bad input we could think of, through the command line: one line, exit code 2, nothing that looks like a run.
 
-Names and values: tests/cli/test_names.py. Here: what files, models, tables and prompts can be.
+Names and values: tests/cli/test_names.py. Tables: test_bad_table.py, models: test_bad_model.py. Here: what
+benchmarks and prompts can be.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file, save_file
 
-from lukv.solver import solve
-from lukv.table import BudgetTable
 from tests.cli.as_typed import Command, process
 from tests.faults.conftest import Refuses, jsonl, only, question
+from tests.faults.test_bad_table import disguised
 
 GOOD = question(1)
 
@@ -189,216 +184,6 @@ def test_a_method_is_refused_before_its_model_is_loaded(
 
 def test_latency_of_no_length(refuses: Refuses, short: list[str]) -> None:
     refuses(2, "job.lengths=[] names no length", *short, "method=snapkv", "job=latency", "job.lengths=[]")
-
-
-# --- budget tables
-
-TABLE = "lukv budget table"
-
-
-def table(folder: Path, model_hash: str = "", scorer: str = "keydiff") -> Path:
-    """A sound table of the random model's shape: two layers of two KV heads."""
-    utility = np.random.default_rng(0).random((2, 2, 195))
-    solved = solve(utility, 200)
-    about = {"config_hash": model_hash, "scorer": scorer, "scorer_parameters": {}, "sink": 4, "recent": 1}
-    BudgetTable(solved.kept / 200, solved.loss, solved.lower_bound, None, about).save(folder / "table.safetensors")
-    return folder / "table.safetensors"
-
-
-def damaged(change: Callable[[np.ndarray], object]) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        arrays = load_file(table(folder))
-        change(arrays["kept"])
-        save_file(arrays, folder / "table.safetensors", {"kind": TABLE, "json": "{}"})
-        return folder / "table.safetensors"
-
-    return make
-
-
-def cut(share: float) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = table(folder)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(share * len(content))])
-        return path
-
-    return make
-
-
-class Bomb:
-    """Unpickling it leaves a file behind."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.mark,)
-
-
-def disguised(suffix: str) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        path = folder / f"table{suffix}"
-        if suffix == ".npy":
-            np.save(path, np.array([Bomb(folder / "ran")], dtype=object), allow_pickle=True)
-        else:
-            path.write_bytes(pickle.dumps(Bomb(folder / "ran")))
-        return path
-
-    return make
-
-
-def authors(shape: tuple[int, ...], value: float) -> Callable[[Path], Path]:
-    def make(folder: Path) -> Path:
-        np.save(folder / "table.npy", np.full(shape, value), allow_pickle=False)
-        return folder / "table.npy"
-
-    return make
-
-
-TABLES: list[tuple[str, Callable[[Path], Path], str]] = [
-    ("missing", lambda folder: folder / "no.safetensors", "no budget table at "),
-    ("a folder", lambda folder: folder, "no budget table at "),
-    ("empty", cut(0), "is not a budget table"),
-    ("cut in its header", cut(0.01), "is not a budget table"),
-    ("cut in its numbers", cut(0.7), "is not a budget table"),
-    ("one byte short", cut(0.9999), "is not a budget table"),
-    ("NaN inside", damaged(lambda kept: kept.__setitem__((7, 1, 1), np.nan)), "kept has a NaN or an infinity"),
-    ("infinity inside", damaged(lambda kept: kept.__setitem__((7, 1, 1), np.inf)), "kept has a NaN or an infinity"),
-    ("share above 1", damaged(lambda kept: kept.__setitem__((7, 1, 1), 1.5)), "a share outside 0 .. 1"),
-    ("all zero", damaged(lambda kept: kept.fill(0)), "do not add up to its global budgets"),
-    ("upside down", damaged(lambda kept: kept.__setitem__(slice(None), kept[::-1].copy())), "do not add up"),
-    (
-        "of another model",
-        lambda folder: table(folder, "0123456789ab"),
-        "was made for config_hash 0123456789ab, not ",
-    ),
-    ("of another shape", authors((99, 3, 2), 0.5), "do not add up"),
-    ("a pickle in a safetensors file", disguised(".safetensors"), "is not a budget table"),
-    ("a pickle in an npy file", disguised(".npy"), "is not a budget table"),
-    ("a text", lambda folder: Path(__file__), "is not a budget table"),
-]
-
-
-@pytest.mark.parametrize(("make", "says"), [t[1:] for t in TABLES], ids=[t[0] for t in TABLES])
-def test_a_budget_table(
-    make: Callable[[Path], Path], says: str, refuses: Refuses, short: list[str], tmp_path: Path
-) -> None:
-    line = refuses(2, says, *short, "method=lukv", f"allocator.path={make(tmp_path)}")
-    assert not (tmp_path / "ran").exists(), "a pickle was loaded"
-    if "made for" in says or "no budget" in says:
-        assert "job=calibrate" in line
-
-
-def test_a_table_of_another_scorer_or_shape(refuses: Refuses, short: list[str], tmp_path: Path, model: Path) -> None:
-    from lukv.model import load
-
-    path = table(tmp_path, load(model).config_hash, scorer="snapkv")
-    line = refuses(2, "was made for scorer snapkv, not for keydiff", *short, "method=lukv", f"allocator.path={path}")
-    assert f"job=calibrate model=hf model.name=random model.path={model} scorer=keydiff job.save=true" in line
-    kept = np.linspace(0.99, 0.01, 99)[:, None, None] * np.ones((1, 3, 2))
-    np.save(tmp_path / "large.npy", 1 - kept)
-    says = "is for 3 layers of 2 KV heads, not for random, 2 layers of 2 KV heads"
-    refuses(2, says, *short, "method=lukv", f"allocator.path={tmp_path}/large.npy")
-
-
-# --- model folders
-
-
-def without(*names: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        for name in names:
-            (folder / name).unlink()
-
-    return change
-
-
-def config(**changed: object) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
-
-    return change
-
-
-def content(name: str, text: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(text) and None
-
-
-def half_a_shard(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def a_shard_too_few(folder: Path) -> None:
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (folder / "model.safetensors").unlink()
-
-
-def pickled_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(folder / "ran")))
-
-
-MODELS: list[tuple[str, Callable[[Path], None], str]] = [
-    ("no config", without("config.json"), "it has no config.json"),
-    ("empty config", content("config.json", b""), "cannot read its configuration"),
-    ("config that is no JSON", content("config.json", b"{nothing"), "cannot read its configuration"),
-    ("config that is a list", content("config.json", b"[]"), "cannot read its configuration"),
-    ("no tokenizer", without("tokenizer.json", "tokenizer_config.json"), "cannot read its tokenizer"),
-    ("tokenizer that is no JSON", content("tokenizer.json", b"{nothing"), "cannot read its tokenizer"),
-    ("empty tokenizer", content("tokenizer.json", b""), "cannot read its tokenizer"),
-    ("no weights", without("model.safetensors"), "cannot read its weights"),
-    ("empty weights", content("model.safetensors", b""), "cannot read its weights"),
-    ("half a shard", half_a_shard, "cannot read its weights"),
-    ("a shard too few", a_shard_too_few, "cannot read its weights"),
-    ("weights in a pickle", pickled_weights, "no file named model.safetensors"),
-    ("weights of another shape", config(hidden_size=64), "the checkpoint has another shape for "),
-    ("weights of fewer layers", config(num_hidden_layers=3, layer_types=None), "the checkpoint lacks "),
-    ("unknown architecture", config(model_type="qwen99"), "cannot read its configuration"),
-    ("recurrent architecture", config(model_type="mamba", layer_types=None), "cannot read its configuration"),
-    ("encoder", config(model_type="bert"), "the checkpoint lacks "),
-    ("encoder and decoder", config(model_type="t5"), "t5"),
-    (
-        "all layers slide",
-        config(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=128, layer_types=None),
-        "has a sliding window of 128: nothing to evict",
-    ),
-    (
-        "its own code",
-        config(auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, model_type="evil"),
-        "cannot read its configuration",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "says"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])
-def test_a_model_folder(
-    change: Callable[[Path], None], says: str, refuses: Refuses, short: list[str], model: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "spoiled"
-    shutil.copytree(model, folder)
-    (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
-    change(folder)
-    line = refuses(2, says, *short, f"model.path={folder}", "method=snapkv")
-    assert str(folder) in line
-    assert not (folder / "ran").exists(), "the model folder's own code was run"
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["model.path=/no/such/folder"], "model /no/such/folder: there is no such folder"),
-        (["model.dtype=float8"], "dtype=float8 is not known: choose one of auto, "),
-        (["model.device=cuda:99"], "device=cuda:99, but torch sees "),
-        (["model.device=tpu"], "device=tpu is not known: choose one of auto, cpu, cuda, cuda:N"),
-        (["attention=fast"], "attention=fast is not a kernel: choose one of auto, "),
-        (["model.path=3"], "model 3"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_a_model_setting(args: list[str], says: str, refuses: Refuses, short: list[str]) -> None:
-    refuses(2, says, *short, *args, "method=snapkv")
 
 
 # --- prompts that are unusual but right
