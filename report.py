@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evals.harness.compare import comparisons, reference_of
-from evals.harness.record import read_json, read_samples
-from evals.harness.results import Result, experiments, finished, keeps_all, label, latencies
-from evals.harness.sheets import COLUMNS, csv_rows, markdown, overview
-from evals.harness.show import table
+from evals.report.compare import comparisons, reference_of
+from evals.report.runs import Result, experiments, finished, keeps_all, label, latencies
+from evals.report.show import table
+from evals.report.tables import COLUMNS, csv_rows, markdown, overview
+from evals.run.folder import read_json, read_samples
 
 SHOWN = 2
 """Samples of each task that the page shows of a run."""
@@ -40,8 +40,8 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     if against is not None and not any(reference_of(against, group) for group in groups.values()):
         known = sorted({label(r) for r in results if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
-    from evals.harness.figures import of_latency, of_scores
-    from evals.harness.leaderboard import write_page
+    from evals.report.figures import of_latency, of_scores
+    from evals.report.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
     pages: list[str] = []

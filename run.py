@@ -12,7 +12,9 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from evals.harness import commandline, config, slurm
+from evals.run import cli as commandline
+from evals.run import settings as config
+from evals.run import slurm
 
 
 @hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")

@@ -2,11 +2,11 @@
 
     U[k, j] = max over the answer's decode steps and over the query heads h of group k of attention to j * weight of v_j
 
-(lukv/oracle.py). It is known only after the answer: the evaluation lets the full cache answer each question first and
-hands in what came out, so that each question has a compressed cache of its own. What is left between a method and this
-one, at the same budgets, is the scorer's fault; what is left at the same scores, between two allocators, the
-allocator's. An upper bound in the utility that is kept, not in the benchmark's score: utility is one token's, while a
-score needs tokens together.
+(lukv/budgets/oracle.py). It is known only after the answer: the evaluation lets the full cache answer each question
+first and hands in what came out, so that each question has a compressed cache of its own. What is left between a
+method and this one, at the same budgets, is the scorer's fault; what is left at the same scores, between two
+allocators, the allocator's. An upper bound in the utility that is kept, not in the benchmark's score: utility is one
+token's, while a score needs tokens together.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 
 from benchmarks._section import ROOT
 from lukv.allocation import Allocator
-from lukv.backend.selection import Protection
-from lukv.curve import CELLS, Knots
+from lukv.budgets.curve import CELLS, Knots
+from lukv.budgets.solver import PRUNED_PERCENT
+from lukv.budgets.table import BudgetTable
+from lukv.eviction import Protection
 from lukv.probe import OTHERS, Probe
 from lukv.scoring import Scorer
-from lukv.solver import PRUNED_PERCENT
-from lukv.table import BudgetTable
 
 CONF = ROOT / "conf"
 

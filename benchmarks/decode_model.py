@@ -19,7 +19,7 @@ from benchmarks._section import Section, run
 from lukv.allocation import Allocator, Budget, HeadScores
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
-from lukv.backend.selection import Eviction, Protection
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
 
 SHARE = 0.2

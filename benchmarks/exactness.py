@@ -1,7 +1,7 @@
 """How far the backend is from dense attention, in every model family and mode; and what it stores.
 
 Logits of tiny models of random weights in float64; the reference is one dense forward a row, without cache or padding,
-with -inf on the evicted keys of each KV head (tests/backend/dense_reference.py).
+with -inf on the evicted keys of each KV head (tests/reference/dense_reference.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks._section import ROOT, Section, run
 from lukv.allocation import Budget
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress, stream
-from tests.backend.dense_reference import FAMILIES, eviction, reference_logits, rows, tiny_model
+from tests.reference.dense_reference import FAMILIES, eviction, reference_logits, rows, tiny_model
 
 PROMPTS, AFTER = rows([70, 57]), rows([80, 80], seed=1)
 QUESTION = rows([9, 4], seed=2)

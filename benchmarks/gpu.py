@@ -25,10 +25,10 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
 from lukv.backend.kernels import names, pick
-from lukv.backend.selection import Protection
+from lukv.budgets.oracle import Oracle
+from lukv.budgets.solver import solve
+from lukv.eviction import Protection
 from lukv.model import LoadedModel
-from lukv.oracle import Oracle
-from lukv.solver import solve
 
 SHARE = 0.2
 H200 = 4.3e12  # bytes a second that a copy moves on an H200; the floor beside the measured one

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._section import Section, run
-from lukv.oracle import output_gram, utility, value_weight
+from lukv.budgets.oracle import output_gram, utility, value_weight
 from lukv.scoring import row_mass
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, ROWS, WINDOW = 32, 8, 128, 4096, 64, 32

@@ -21,7 +21,7 @@ from lukv.backend.arena import pack
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
 from lukv.backend.rope import rope_of
-from lukv.backend.selection import Protection, best, protect, scores_of
+from lukv.eviction import Protection, best, protect, scores_of
 from lukv.scoring import PromptLayer, Rope, Scorer
 
 SHARE = 0.2
@@ -31,7 +31,7 @@ PARTS = ("queries", "scores", "budgets", "selection", "storing")
 def parts(
     scorer: Scorer, allocator: Allocator, own: Protection, tokens: int, rope: Rope | None
 ) -> dict[str, Callable[[int], object]]:
-    """What the backend does with one layer's prompt, step by step (lukv.backend.selection.Eviction.keep and arena)."""
+    """What the backend does with one layer's prompt, step by step (lukv.eviction.Eviction.keep and arena)."""
     queries = torch.randn(LARGE.query_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16)
     keys, values = (torch.randn(LARGE.kv_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16) for _ in range(2))
     protection = own.over(scorer)

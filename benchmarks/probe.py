@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from baselines.keydiff import KeyDiff
 from benchmarks._section import Section, run
 from benchmarks.oracle import HEADS, KV_HEADS, WIDTH, seconds
-from lukv.check import rope
+from lukv.contract import rope
 from lukv.probe import OTHERS, Probe, UtilityProbe
 from lukv.scoring import PromptLayer
 

@@ -15,7 +15,7 @@ from benchmarks.decode_model import eviction
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.backend.kernels import pick
-from lukv.solver import solve
+from lukv.budgets.solver import solve
 
 SHARE = 0.2
 

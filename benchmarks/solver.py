@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks._plain_solver import plain_solve
 from benchmarks._section import Section, run
-from lukv.solver import kept_total, solve
+from lukv.budgets.solver import kept_total, solve
+from tests.reference.plain_solver import plain_solve
 
 LAYERS, HEADS = 32, 8
 INPUTS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -63,7 +63,8 @@ def row(kind: str, tokens: int, repeats: int) -> tuple[str, ...]:
 def measure(section: Section) -> None:
     section.text(f"""
         {LAYERS} x {HEADS} heads, all 99 budgets. *plain*: a stack per head and a heap, the straightforward program
-        (benchmarks/_plain_solver.py); *largest gap*: of the loss over its lower bound; *polished*: with `polish=True`.
+        (tests/reference/plain_solver.py); *largest gap*: of the loss over its lower bound; *polished*: with
+        `polish=True`.
     """)
     section.head("tokens, utilities", "ours", "plain", "ratio", "identical", "largest gap", "polished")
     for tokens in (4096, 32768) if section.full else (4096,):

@@ -18,11 +18,11 @@ from benchmarks._section import Section, run
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = {
     "hydra": "import hydra",
-    "evals.harness.commandline (what run.py imports)": "import evals.harness.commandline",
+    "evals.run.cli (what run.py imports)": "import evals.run.cli",
     "torch": "import torch",
     "transformers.AutoModelForCausalLM": "from transformers import AutoModelForCausalLM",
     "lukv.model (torch and transformers in it)": "import lukv.model",
-    "evals.harness.group (what a run imports)": "import evals.harness.group",
+    "evals.jobs.evaluate (what a run imports)": "import evals.jobs.evaluate",
 }
 
 

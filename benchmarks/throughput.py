@@ -21,11 +21,12 @@ from hydra import initialize_config_dir
 
 from benchmarks._kvpress import PYTHON, no_peers
 from benchmarks._section import Section, run
-from evals.harness import build, commandline, sweep
-from evals.harness.config import CONF, Run
-from evals.harness.evaluate import result_of
+from evals.jobs.job import result_of
 from evals.ruler import Ruler
-from lukv.table import BudgetTable
+from evals.run import build, sweep
+from evals.run import cli as commandline
+from evals.run.settings import CONF, Run
+from lukv.budgets.table import BudgetTable
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue_noise", "vt")
 SHARE = 0.2

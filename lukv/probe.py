@@ -2,7 +2,7 @@
 
     x = [k before RoPE, v, |v|, mean k^2, cos(k, a), 1]                            of one token in one KV head
     a = mean over the prompt's tokens of k/|k|, after RoPE                         the anchor of KeyDiff (2504.15364)
-    y = log(mean over the questions of U + eps)                                    U: lukv/oracle.py
+    y = log(mean over the questions of U + eps)                                    U: lukv/budgets/oracle.py
     w = argmin  mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2                    per layer and KV head, closed form
 
 U is taken in units of the layer's mean value weight n, that is, as an attention probability at a token of average
@@ -31,10 +31,10 @@ from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lukv.backend.selection import Protection
-from lukv.files import write_atomically
+from lukv.artifacts import write_atomically
+from lukv.budgets.table import Target, calibrate_command, model_of
+from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Rope, Scorer, rotate
-from lukv.table import Target, calibrate_command, model_of
 
 KIND = "lukv utility probe"
 OTHERS = 4  # features besides key and value

@@ -25,9 +25,9 @@ class PromptLayer:
     keys [K, T, d] post-RoPE, values [K, T, dv], both in the model's dtype. `observed` is what `Scorer.observe` made of
     the prompt's queries. `scale` multiplies q.k; `softcap` is the logit soft cap of Gemma-2 (None elsewhere).
 
-    Where an eviction came before (lukv/backend/shrink.py) the layer is shown head by head, K = 1: `head` says which.
-    These are the T of its `seen` tokens that are left, and `positions` [T] int64, ascending, says where they stood.
-    None for all three: a whole prompt.
+    After an earlier eviction (lukv/backend/reeviction.py) the layer is shown one KV head at a time, K = 1, and `head`
+    says which. Then keys and values are those of the T tokens that are left of the `seen` ones, and `positions` [T]
+    int64, ascending, are their original positions. For a whole prompt all three are None.
     """
 
     index: int
@@ -65,11 +65,11 @@ class Scorer:
 
     needs_utility: ClassVar[bool] = False
     """True for an upper bound, not a method to deploy: `observed` is the long-horizon utility [K, T] of this prompt for
-    one question, which whoever evicts measures first (lukv/oracle.py) and hands to `RaggedCache.select`."""
+    one question, which whoever evicts measures first (lukv/budgets/oracle.py) and hands to `RaggedCache.select`."""
 
     needs_rope: ClassVar[bool] = False
     """True: turns queries or keys back with `PromptLayer.rope` and `rotate`, so the model must turn them that way
-    (lukv/backend/rotation.py)."""
+    (lukv/backend/rope_check.py)."""
 
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold a piece of the prompt's post-RoPE queries [H, n, d], at positions start .. start+n-1, into what `score`

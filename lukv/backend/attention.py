@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from lukv.backend.dense import causal_attention
 from lukv.backend.layer import RaggedLayer
-from lukv.backend.plan import ATTENTION, span
+from lukv.backend.options import ATTENTION, span
 
 
 def use_ragged_attention(model: PreTrainedModel) -> None:

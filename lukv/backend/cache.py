@@ -16,9 +16,9 @@ from transformers.cache_utils import Cache
 
 from lukv.backend.config import rope_switch, weights_hash, windows
 from lukv.backend.layer import RaggedLayer
-from lukv.backend.plan import Plan
+from lukv.backend.options import Plan
 from lukv.backend.rope import rope_of
-from lukv.backend.selection import Eviction
+from lukv.eviction import Eviction
 from lukv.scoring import Scorer
 
 Selection = list[list[Tensor]]
@@ -208,14 +208,14 @@ class RaggedCache(Cache):
 
     def save(self, path: str | Path) -> None:
         """Write what is stored now to a safetensors file."""
-        from lukv.backend import storage  # here: storage builds caches
+        from lukv.backend import cache_file as storage  # here: storage builds caches
 
         storage.save(self, path)
 
     @staticmethod
     def load(path: str | Path, model: PreTrainedModel, attention: str = "auto") -> RaggedCache:
         """What `save` wrote, for the same model. Raises FileNotFoundError; ValueError for a broken or foreign file."""
-        from lukv.backend import storage
+        from lukv.backend import cache_file as storage
 
         return storage.load(path, model, attention)
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
-from lukv.backend.rotation import check_rotation
-from lukv.backend.selection import Eviction
+from lukv.backend.rope_check import check_rotation
+from lukv.eviction import Eviction
 from lukv.scoring import Scorer
 
 

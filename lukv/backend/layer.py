@@ -16,9 +16,9 @@ from transformers.cache_utils import CacheLayerMixin
 from lukv.backend.arena import Arena, pack
 from lukv.backend.dense import causal_attention
 from lukv.backend.kernels import pick
-from lukv.backend.plan import ATTENTION, Plan, Span
-from lukv.backend.selection import Eviction, Ranked, Ranking
-from lukv.backend.shrink import HeadQueries, shrink
+from lukv.backend.options import ATTENTION, Plan, Span
+from lukv.backend.reeviction import HeadQueries, shrink
+from lukv.eviction import Eviction, Ranked, Ranking
 from lukv.scoring import PromptLayer, Rope, Scorer
 
 

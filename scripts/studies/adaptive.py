@@ -13,7 +13,7 @@ from torch import Tensor
 
 from baselines.adakv import winners
 from lukv.allocation import Budget, HeadScores
-from lukv.curve import CurveAllocator
+from lukv.budgets.curve import CurveAllocator
 
 
 @dataclass

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from evals.harness.compare import difference
-from evals.harness.results import Result, finished, keeps_all, scores
-from evals.harness.sheets import cell, row
+from evals.report.compare import difference
+from evals.report.runs import Result, finished, keeps_all, scores
+from evals.report.tables import cell, row
 
 FAMILIES = {
     "single": ("niah_single_1", "niah_single_3_noise", "niah_single_2_prose"),

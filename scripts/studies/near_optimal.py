@@ -3,9 +3,9 @@
     python -m scripts.studies.near_optimal --samples 4
 
 For samples of the embedded model's calibration tasks: the utility curves of all heads are laid on a grid of 40 cells
-each and solved twice, by the greedy of lukv/solver.py and by exact dynamic programming over all heads (the optimum
-among all allocations in whole cells). Prints by budget how much more utility the greedy throws away, and what the
-certificate (hull bound) alone would have promised.
+each and solved twice, by the greedy of lukv/budgets/solver.py and by exact dynamic programming over all heads (the
+optimum among all allocations in whole cells). Prints by budget how much more utility the greedy throws away, and what
+the certificate (hull bound) alone would have promised.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
-from evals.harness.show import table
+from evals.report.show import table
 from evals.ruler import Ruler
-from lukv.backend.selection import Protection
+from lukv.budgets.oracle import Oracle
+from lukv.budgets.solver import PRUNED_PERCENT, solve
+from lukv.eviction import Protection
 from lukv.model import load
-from lukv.oracle import Oracle
-from lukv.solver import PRUNED_PERCENT, solve
 
 CELLS = 40
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)

@@ -2,8 +2,8 @@
 
     python -m scripts.studies.predicted_loss --runs runs --samples 20
 
-For every finished run on the embedded model: the utility (lukv/oracle.py, greedy answer of the full cache) of what its
-method evicts, as a share of all utility, over the first samples of each task; beside the score that the run measured.
+For every finished run on the embedded model: the utility (budgets/oracle.py, greedy answer of the full cache) of what
+its method evicts, as a share of all utility, over the first samples of each task; beside the measured score.
 Prints the table, the rank correlation (Spearman) over runs with a 95% bootstrap interval, all budgets together and
 each budget by itself, and writes a figure. No run is repeated.
 """
@@ -25,13 +25,13 @@ import yaml
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from evals.harness.config import create
-from evals.harness.record import read_json
-from evals.harness.show import percent, table
+from evals.report.show import percent, table
+from evals.run.folder import read_json
+from evals.run.settings import create
 from lukv.allocation import Budget
-from lukv.backend.selection import Eviction
+from lukv.budgets.oracle import MeasuredContext, Oracle
+from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
-from lukv.oracle import MeasuredContext, Oracle
 
 Cell = Mapping[str, Any]
 

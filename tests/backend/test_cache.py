@@ -16,13 +16,13 @@ from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
-from lukv.backend import storage
+from lukv.backend import cache_file as storage
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress, stream
 from lukv.backend.layer import RaggedLayer
-from lukv.backend.selection import Eviction, Protection
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import Scorer
-from tests.backend.dense_reference import Noise, eviction, kept_by, reference_logits, rows, tiny_model
+from tests.reference.dense_reference import Noise, eviction, kept_by, reference_logits, rows, tiny_model
 
 MODEL = tiny_model("qwen2", layers=2)
 HYBRID = tiny_model("gemma3_text", layers=2)

@@ -14,7 +14,7 @@ from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress
-from tests.backend.dense_reference import FAMILIES, eviction, reference_logits, rows, tiny_model
+from tests.reference.dense_reference import FAMILIES, eviction, reference_logits, rows, tiny_model
 
 EXACT = 1e-9
 model_of = cache(tiny_model)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress, left_padded
-from tests.backend.dense_reference import eviction, rows, tiny_model
+from tests.reference.dense_reference import eviction, rows, tiny_model
 
 MODEL = tiny_model("llama", layers=1)
 PROMPT = torch.tensor(rows([20]))

@@ -6,8 +6,8 @@ import pytest
 
 from lukv.backend import generate
 from lukv.backend.generate import answer, append, compress
-from tests.backend.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
 from tests.backend.test_cache import LastQuery
+from tests.reference.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
 
 FAMILIES = ("qwen2", "gemma3_text")
 MODELS = {family: tiny_model(family, layers=2) for family in FAMILIES}

@@ -12,7 +12,7 @@ import pytest
 
 from lukv.backend.generate import compress
 from lukv.backend.layer import RaggedLayer
-from tests.backend.dense_reference import eviction, rows, tiny_model
+from tests.reference.dense_reference import eviction, rows, tiny_model
 
 
 def test_the_last_layers_keys_are_gone_when_the_next_layer_attends(monkeypatch):
@@ -36,7 +36,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
-from tests.backend.dense_reference import eviction
+from tests.reference.dense_reference import eviction
 
 torch.set_num_threads(1)
 config = AutoConfig.for_model("llama", vocab_size=100, hidden_size=64, intermediate_size=64, num_hidden_layers=8,

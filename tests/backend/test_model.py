@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lukv.backend.config import config_hash
 from lukv.backend.generate import answer, compress
 from lukv.model import load
-from tests.backend.dense_reference import tiny_model
+from tests.reference.dense_reference import tiny_model
 
 WORDS = ["the", "grass", "is", "green", "?", "#", "user", "assistant", "end", "key", "value", "1", "2", "3"]
 TEMPLATE = (

@@ -11,10 +11,10 @@ from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
-from lukv.backend.rotation import turned_otherwise
-from lukv.backend.selection import Eviction, Protection
+from lukv.backend.rope_check import turned_otherwise
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import rotate
-from tests.backend.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
+from tests.reference.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
 
 OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}
 """Pairs of neighbours, and a last layer without positions."""

@@ -7,9 +7,9 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from lukv.curve import MeanCurve
+from lukv.budgets.curve import MeanCurve
+from lukv.budgets.table import BudgetTable
 from lukv.probe import OTHERS, Probe
-from lukv.table import BudgetTable
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
-from lukv.backend.selection import Eviction
+from lukv.eviction import Eviction
 from lukv.scoring import PromptLayer
 from tests.baselines.conftest import CONF
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lukv.allocation import Allocator, Budget, Uniform
-from lukv.backend.selection import Protection
-from lukv.check import ContractError, check_method
+from lukv.contract import ContractError, check_method
+from lukv.eviction import Protection
 from lukv.scoring import Scorer
 
 

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import baselines
-from lukv.check import check_method
+from lukv.contract import check_method
 from lukv.scoring import Scorer
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from baselines.oracle import Oracle
 from baselines.random import Random
 from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
-from lukv.backend.selection import Eviction, Protection
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
 
 

@@ -1,4 +1,4 @@
-"""The tie rule, protection and the guards of lukv/backend/selection.py, against brute force on small cases."""
+"""The tie rule, protection and the guards of lukv/eviction.py, against brute force on small cases."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.allocation import Budget, Uniform
-from lukv.backend.selection import Eviction, Protection, best, protect, rank
+from lukv.eviction import Eviction, Protection, best, protect, rank
 from lukv.scoring import PromptLayer, Scorer
 
 finite = st.floats(min_value=-(2.0**120), max_value=2.0**120, width=32)

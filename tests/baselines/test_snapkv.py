@@ -9,7 +9,7 @@ import torch
 
 from baselines.snapkv import SnapKV
 from lukv.allocation import Budget, Uniform
-from lukv.backend.selection import Eviction, Protection
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
 
 VARIANTS = [(32, 7, "max", "pool_then_group"), (64, 5, "avg", "pool_then_group"), (32, 7, "max", "group_then_pool")]

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from evals.harness.config import CONF
+from evals.run.settings import CONF
 from lukv.backend.generate import answer, compress
 from lukv.model import load
 from tests.checkpoints.families import FAMILIES, save
@@ -72,7 +72,7 @@ def test_evaluates_as_typed(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import run
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     rows = [
         {"context": f"The {c} box holds {n} balls. " * 9, "question": f"How many in the {c} box?", "answers": [n]}

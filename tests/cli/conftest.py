@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 import transformers  # noqa: F401 - its log handler keeps the stderr of the first import: that must not be a test's
 
-sys.path.insert(0, str(Path(__file__).parent))
-from as_typed import ROOT, Command
+from tests.cli.as_typed import ROOT, Command
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
     """command("method=snapkv", ...) -> exit code of run.py, run in this process."""
     import run
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     monkeypatch.chdir(ROOT)
 
@@ -36,7 +35,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights."""
-    from random_model import save
+    from tests.cli.random_model import save
 
     return save(tmp_path_factory.mktemp("models") / "random")
 

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 
-from lukv.table import BudgetTable
+from lukv.budgets.table import BudgetTable
 
 SMALL = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=2"]
 
@@ -21,7 +21,7 @@ def calibration(settings, tmp_path):
 
 def planned(said: str) -> tuple[str, str, str]:
     """Scorer, model folder and tables of the command that a message gives, as run.py takes it."""
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     [found] = commandline.plan(shlex.split(said.split("`")[1])[2:])
     run = found.run

@@ -8,9 +8,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from as_typed import ROOT, Command
 
-from evals.harness import commandline
+from evals.run import cli as commandline
+from tests.cli.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from as_typed import Command, process
+
+from tests.cli.as_typed import Command, process
 
 BAD = [
     ("method=lukw", "no method named 'lukw'. Did you mean 'lukv'? Known: "),
@@ -124,7 +125,7 @@ HEAVY = {
 def test_what_needs_no_model_imports_nothing_heavy(args: list[str]) -> None:
     done = process("importtime", "run.py", *args, program="-X")  # python -X importtime: every module, on stderr
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert {"hydra", "evals.harness.commandline"} <= imported
+    assert {"hydra", "evals.run.cli"} <= imported
     assert not {name.split(".")[0] for name in imported} & HEAVY
     assert done.returncode == (0 if args == ["--help"] else 2)
 
@@ -140,14 +141,14 @@ def test_no_folder_shadows_the_budget() -> None:
 )
 def test_values_that_are_right(line: str) -> None:
     """A whole number for a number, a text for a text, one task for a list of them."""
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     assert len(commandline.plan(line.split())) == 1
 
 
 def test_the_home_folder() -> None:
     """A shell expands ~ at the beginning of a word only."""
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     home = str(Path.home())
     said = commandline.spelled_out(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
@@ -155,7 +156,7 @@ def test_the_home_folder() -> None:
 
 
 def test_options_between_settings() -> None:
-    from evals.harness import commandline
+    from evals.run import cli as commandline
 
     argv = commandline.spelled_out(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
     assert argv == ["-m", "method=lukv", "budget=0.1,0.2", "~seed", "limit=1"]
@@ -167,8 +168,8 @@ def test_options_between_settings() -> None:
 )
 def test_every_calibration_can_be_made(path: Path, tmp_path: Path) -> None:
     """The data set of each file in conf/calibration, as job=calibrate makes it."""
-    from evals.harness import commandline
-    from evals.harness.config import create
+    from evals.run import cli as commandline
+    from evals.run.settings import create
 
     short = [] if path.stem != "file" else [f"calibration.benchmark.data={tmp_path}/questions.jsonl"]
     [planned] = commandline.plan(["job=calibrate", f"calibration={path.stem}", *short])

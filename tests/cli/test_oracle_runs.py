@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-import random_model
 from safetensors.torch import load_file, save_file
 
 from baselines.adakv import AdaKV
 from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.backend.selection import Eviction, Protection
+from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.eviction import Eviction, Protection
 from lukv.model import load
-from lukv.oracle import Oracle, OracleSettings
+from tests.cli import random_model
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from as_typed import Command, process
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from evals.harness import commandline
+from evals.run import cli as commandline
+from tests.cli.as_typed import Command, process
 
 MODEL_LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tokenizers", "scipy", "matplotlib"}
 

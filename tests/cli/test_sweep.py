@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from as_typed import ROOT, Command
 
 from baselines.keydiff import KeyDiff
-from evals.harness import answering
-from evals.harness.track import Tracker, Wandb
+from evals.jobs import decode as answering
+from evals.run.tracking import Tracker, Wandb
+from tests.cli.as_typed import ROOT, Command
 
 METHODS = ["method=snapkv,keydiff,adakv,full", "budget=0.1,0.4", "model.dtype=float64"]
 CELLS = 7  # snapkv, keydiff, adakv at two budgets, and the reference

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.aggregate import CELLS, GAPS, MeanSolution, by_rank, loss_of
-from lukv.solver import floor_of, solve
+from lukv.budgets.mean import CELLS, GAPS, MeanSolution, by_rank, loss_of
+from lukv.budgets.solver import floor_of, solve
 
 LAYERS, HEADS, PROTECTED = 2, 3, 5
 

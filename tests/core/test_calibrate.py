@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from small_models import small_model, text
 
 from baselines.oracle import Oracle as OracleScorer
-from evals.harness.measure import Context, Means, Settings, State, fit, measure
-from lukv.aggregate import MeanSolution
-from lukv.backend.selection import Protection
-from lukv.curve import MeanCurve
-from lukv.oracle import Oracle, OracleSettings
+from lukv.budgets.calibrate import Context, Means, Settings, State, fit, measure
+from lukv.budgets.curve import MeanCurve
+from lukv.budgets.mean import MeanSolution
+from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.eviction import Protection
 from lukv.probe import ProbeFit, UtilityProbe
 from lukv.scoring import PromptLayer, Scorer
+from tests.core.small_models import small_model, text
 
 PROTECTION = Protection(2, 1)
 SETTINGS = Settings(OracleSettings(horizon=3))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.allocation import Budget
-from lukv.controls import LayerMean, ShuffledHeads
-from lukv.table import BudgetTable, TableAllocator
+from lukv.budgets.controls import LayerMean, ShuffledHeads
+from lukv.budgets.table import BudgetTable, TableAllocator
 
 LAYERS, HEADS = 4, 6
 

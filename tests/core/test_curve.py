@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_table import PROTECTION, SCORER, Model, scores
 
 from lukv.allocation import Budget
-from lukv.curve import CELLS, CurveAllocator, Knots, MeanCurve
-from lukv.solver import kept_total
-from lukv.table import BudgetTable, TableAllocator, description
+from lukv.budgets.curve import CELLS, CurveAllocator, Knots, MeanCurve
+from lukv.budgets.solver import kept_total
+from lukv.budgets.table import BudgetTable, TableAllocator, description
 
 LAYERS, HEADS, PROTECTED = 3, 2, 36
 ABOUT = description(Model(), SCORER, PROTECTION)

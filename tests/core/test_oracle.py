@@ -6,15 +6,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_models import small_model, text
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
-from lukv.backend.selection import Protection
-from lukv.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
+from lukv.budgets.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
+from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
+from tests.core.small_models import small_model, text
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2")
 CAPTURED: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> attention [H, T, T], values [K, T, dv]

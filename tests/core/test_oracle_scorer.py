@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import small_model, text
 from test_oracle import by_definition, greedy
 
 from baselines.adakv import AdaKV
@@ -13,8 +12,9 @@ from baselines.oracle import Oracle as OracleScorer
 from baselines.random import Random
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.backend.selection import Eviction, Protection
-from lukv.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.eviction import Eviction, Protection
+from tests.core.small_models import small_model, text
 
 STEPS = 6
 PROTECTION = Protection(sink=4, recent=1)

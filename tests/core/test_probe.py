@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from small_models import small_model, text
 
 from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.backend.selection import Eviction, Protection
-from lukv.check import rope
-from lukv.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.contract import rope
+from lukv.eviction import Eviction, Protection
 from lukv.probe import BLOCK, OTHERS, Probe, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
-from tests.backend.dense_reference import kept_by, rows, tiny_model
+from tests.core.small_models import small_model, text
+from tests.reference.dense_reference import kept_by, rows, tiny_model
 
 LAYERS, HEADS, D, DV = 2, 3, 8, 6
 SIZE = D + DV + OTHERS

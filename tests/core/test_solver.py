@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks._plain_solver import hull_vertices, loss_curve, plain_solve
-from lukv.solver import floor_of, hulls, kept_total, solve
+from lukv.budgets.solver import floor_of, hulls, kept_total, solve
+from tests.reference.plain_solver import hull_vertices, loss_curve, plain_solve
 
 
 def plain(utility, tokens, floor, scope="global"):

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from benchmarks._plain_solver import hull_vertices, loss_curve
 from lukv.allocation import Budget, HeadScores
-from lukv.backend.selection import Protection
+from lukv.budgets.solver import solve
+from lukv.budgets.table import BudgetTable, TableAllocator, description
+from lukv.eviction import Protection
 from lukv.scoring import Scorer
-from lukv.solver import solve
-from lukv.table import BudgetTable, TableAllocator, description
+from tests.reference.plain_solver import hull_vertices, loss_curve
 
 LAYERS, HEADS = 3, 2
 

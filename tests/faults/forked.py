@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from hydra import initialize_config_dir
 
-from evals.harness import commandline
-from evals.harness.config import CONF, Run, located
+from evals.run import cli as commandline
+from evals.run.settings import CONF, Run, located
 
 Event = Callable[[str], None]
 

@@ -23,18 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from baselines.adakv import AdaKV
 from baselines.pyramidkv import PyramidKV
-from evals.harness.commandline import GROUPS, check_options, one_line
-from evals.harness.config import InputError, folder_name
-from evals.harness.record import read_json, read_samples
 from evals.jsonl import METRICS, Jsonl
 from evals.longbench.score import METRICS as LONGBENCH
 from evals.longbench.score import parse_classes, score_file
 from evals.rows import read_rows
+from evals.run.cli import GROUPS, check_options, one_line
+from evals.run.folder import read_json, read_samples
+from evals.run.settings import InputError, folder_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up
-from lukv.backend.selection import Eviction, Protection
+from lukv.budgets.solver import PRUNED_PERCENT, floor_of, kept_total, solve
+from lukv.budgets.table import BudgetTable, TableAllocator
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
-from lukv.solver import PRUNED_PERCENT, floor_of, kept_total, solve
-from lukv.table import BudgetTable, TableAllocator
 from tests.evals.conftest import Words
 from tests.faults.mutate import Mutation, mutated, mutations
 

@@ -173,7 +173,7 @@ def test_a_method_is_refused_before_its_model_is_loaded(
     args: str, says: str, refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading a model of billions of weights takes minutes."""
-    from evals.harness import build
+    from evals.run import build
 
     def never(*_: object) -> None:
         raise AssertionError("the model was loaded")

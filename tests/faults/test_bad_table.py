@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lukv.solver import solve
-from lukv.table import BudgetTable
+from lukv.budgets.solver import solve
+from lukv.budgets.table import BudgetTable
 from tests.faults.conftest import Refuses
 
 TABLE = "lukv budget table"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from evals.harness import commandline
+from evals.run import cli as commandline
 from tests.faults.fuzz import SECONDS, TARGETS, assigned
 
 CASES = int(os.environ.get("LUKV_FUZZ", "100000"))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from evals.harness.config import CONF, folder_name
+from evals.run.settings import CONF, folder_name
 from tests.cli.as_typed import ROOT, Command
 from tests.faults.conftest import Refuses, only
 
@@ -75,11 +75,11 @@ def test_the_search_for_it_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["+benchmark.extra={_target_:subprocess.run}"], "_target_=subprocess.run is not in"),
         (["+benchmark.extra=[1,{_target_:subprocess.run}]"], "_target_=subprocess.run is not in"),
         (["track=wandb", "track._target_=builtins.print"], "track._target_=builtins.print is not in"),
-        (["benchmark._target_=evals.harness.record.subprocess.run"], "is no class or function of evals's own"),
-        (["benchmark._target_=evals.harness.record.os.system"], "is no class or function of evals's own"),
-        (["benchmark._target_=evals.harness.record"], "is no class or function of evals's own"),
+        (["benchmark._target_=evals.run.folder.subprocess.run"], "is no class or function of evals's own"),
+        (["benchmark._target_=evals.run.folder.os.system"], "is no class or function of evals's own"),
+        (["benchmark._target_=evals.run.folder"], "is no class or function of evals's own"),
         (["benchmark._target_=evals.no.such"], "_target_=evals.no.such cannot be imported"),
-        (["job._target_=evals.harness.record.shlex.join"], "is no class or function of evals's own"),
+        (["job._target_=evals.run.folder.shlex.join"], "is no class or function of evals's own"),
         (["scorer._target_=lukv.model.socket.create_connection"], "is no class or function of lukv's own"),
         (["+model.trust_remote_code=true"], "trust_remote_code"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.harness import commandline
+from evals.run import cli as commandline
 from tests.cli.as_typed import Command
 from tests.faults.conftest import jsonl, question
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from evals.harness.interrupt import finish_first
-from lukv.table import BudgetTable
+from evals.run.signals import finish_first
+from lukv.budgets.table import BudgetTable
 from tests.cli.as_typed import ROOT, Command
 from tests.faults.conftest import lines, only
 from tests.faults.forked import KillAt, composed, end, job, noted, start, typed

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import answer, append, compress
 from lukv.backend.kernels import names, pick
-from tests.backend.dense_reference import FAMILIES, eviction, rows, tiny_model
+from tests.reference.dense_reference import FAMILIES, eviction, rows, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = torch.device("cuda")

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from lukv.table import BudgetTable
-from models.tiny.fidelity import TABLES, by_layer, captured, spearman
-from models.tiny.heads import local, looks_back, repeated, sink, values_said
+from lukv.budgets.table import BudgetTable
+from scripts.studies.fidelity import TABLES, by_layer, captured, spearman
+from scripts.studies.heads import local, looks_back, repeated, sink, values_said
 
 
 def pattern(length: int, looked_at) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evals.harness.leaderboard import write_page
+from evals.report.page import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: scripts/install_system.sh browser")

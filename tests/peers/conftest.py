@@ -5,10 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from peer_cases import LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
 
-from lukv.table import BudgetTable
+from lukv.budgets.table import BudgetTable
 from tests.baselines.conftest import made_up_table
+from tests.peers.peer_cases import LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("LUKV_PEERS_PYTHON", HERE.parents[1] / ".venv-peers" / "bin" / "python"))

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
 from transformers import AutoModelForCausalLM
 
 from baselines.adakv import AdaKV
@@ -30,8 +29,9 @@ from baselines.streaming import Streaming
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
-from lukv.backend.selection import Eviction, Protection, best, protect, scores_of
-from lukv.table import TableAllocator
+from lukv.budgets.table import TableAllocator
+from lukv.eviction import Eviction, Protection, best, protect, scores_of
+from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 

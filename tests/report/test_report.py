@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from evals.harness.compare import TOGETHER, comparisons, difference, differences
-from evals.harness.results import experiments, finished, label, latencies
+from evals.report.compare import TOGETHER, comparisons, difference, differences
+from evals.report.runs import experiments, finished, label, latencies
 from evals.stats import holm
 from tests.cli.as_typed import process
 from tests.report.finished_runs import DATA, evaluation, latency
@@ -184,7 +184,7 @@ def test_latency_alone(tmp_path: Path) -> None:
 
 
 def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
-    from evals.harness.figures import head_panels
+    from evals.report.figures import head_panels
 
     (group,) = experiments(finished(runs)).values()
     chosen, panels = head_panels(group)
@@ -195,7 +195,7 @@ def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
 
 
 def test_a_legend_of_many_methods_leaves_room_for_the_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from evals.harness import plots
+    from evals import plots
 
     drawn = []
     monkeypatch.setattr(plots.plt, "close", drawn.append)
@@ -214,7 +214,7 @@ def test_a_legend_of_many_methods_leaves_room_for_the_plot(monkeypatch: pytest.M
 
 
 def test_names_are_broken_between_their_words() -> None:
-    from evals.harness.plots import broken
+    from evals.plots import broken
 
     assert (
         broken("lukv-keydiff-budget_table_shuffled_in_layers", 28) == "lukv-keydiff-budget_table_\nshuffled_in_layers"

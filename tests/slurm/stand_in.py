@@ -9,8 +9,8 @@ import time
 
 import yaml
 
-from evals.harness.config import Run
-from evals.harness.record import RunFolder, input_files, write_json
+from evals.run.folder import RunFolder, input_files, write_json
+from evals.run.settings import Run
 
 
 def work(run: Run) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from evals.harness.config import CONF, InputError
-from evals.harness.track import Tracker, Wandb, following
+from evals.run.settings import CONF, InputError
+from evals.run.tracking import Tracker, Wandb, following
 
 
 def test_none_is_the_default_and_tracks_nothing(tmp_path: Path) -> None:
@@ -30,6 +30,6 @@ def test_wandb_yaml_makes_the_tracker(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_wrong_setting_is_an_input_error(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="colour"),
-        following({"_target_": "evals.harness.track.Wandb", "colour": 1}, tmp_path),
+        following({"_target_": "evals.run.tracking.Wandb", "colour": 1}, tmp_path),
     ):
         pass

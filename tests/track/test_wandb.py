@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.harness.dashboard import dashboard
-from evals.harness.track import Tracker, Wandb, main, summary, wandb_id
+from evals.run.dashboard import dashboard
+from evals.run.tracking import Tracker, Wandb, main, summary, wandb_id
 
 TASKS = ("niah_single_1", "vt")
 HEADS = [[0.1, 0.3], [0.2, 0.2], [0.4, 0.0]]
@@ -55,8 +55,8 @@ def folder(tmp_path: Path) -> Path:
         "method": "lukv",
         "model": {"name": "tiny"},
         "benchmark": {"_target_": "evals.ruler.Ruler", "length": 512},
-        "allocator": {"_target_": "lukv.table.TableAllocator", "path": str(table)},
-        "job": {"_target_": "evals.harness.evaluate.evaluate"},
+        "allocator": {"_target_": "lukv.budgets.table.TableAllocator", "path": str(table)},
+        "job": {"_target_": "evals.jobs.job.evaluate"},
         "budget": 0.2,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_under_the_same_id(folder: Path) -> None:
     killed = f"""
 import os, json, time
 from pathlib import Path
-from evals.harness.track import Wandb
+from evals.run.tracking import Wandb
 folder = Path({str(folder)!r})
 lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 with Wandb(mode="offline", system_metrics=False).follow(folder) as tracker:
@@ -153,7 +153,7 @@ def test_the_table_that_calibrate_makes_is_the_one_that_evaluate_uses(folder: Pa
     (use,) = [a for a in records(runs(folder)[-1], "artifact") if a["type"] == "budget-table"]
     assert use["use_after_commit"] is True
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    job = {"_target_": "evals.harness.calibrate.calibrate", "subject": "calibrate-ruler-512"}
+    job = {"_target_": "evals.jobs.job_calibrate.calibrate", "subject": "calibrate-ruler-512"}
     config |= {"job": job, "allocator": None, "benchmark": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "tables").mkdir()
@@ -184,7 +184,7 @@ NO_SERVER = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
 @pytest.mark.parametrize("environment", [{}, pytest.param(NO_SERVER, marks=pytest.mark.slow)])
 def test_online_without_key_or_server_is_one_line(folder: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "evals.harness.track", "log", "--mode", "online", str(folder)]
+    command = [sys.executable, "-m", "evals.run.tracking", "log", "--mode", "online", str(folder)]
     done = alone(command, environment)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr

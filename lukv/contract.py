@@ -1,0 +1,161 @@
+"""check_method: the contract every scorer and allocator must meet, run on made-up prompts in a few seconds.
+
+    from lukv.contract import check_method
+    check_method(MyScorer(), Uniform())
+
+It needs no model. What passes here runs on the backend with any model, batch and prompt length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lukv.allocation import Allocator, Budget, HeadScores
+from lukv.eviction import Eviction, Protection, protect
+from lukv.scoring import PromptLayer, Scorer
+
+BUDGETS = (Budget(share=0.05), Budget(share=0.2), Budget(share=0.5), Budget(share=1.0), Budget(tokens=7))
+
+
+class ContractError(AssertionError):
+    """A scorer or an allocator does not do what every scorer or allocator must."""
+
+
+def check_method(
+    scorer: Scorer,
+    allocator: Allocator,
+    protection: Protection = Protection(),  # noqa: B008 - frozen
+    *,
+    layers: int = 3,
+    kv_heads: int = 2,
+    query_heads: int = 4,
+    head_dim: int = 16,
+) -> None:
+    """Raise ContractError, saying what is wrong, unless scorer x allocator meets the contract:
+
+    * scores are [K, T] float32, finite, on the keys' device; the same each time; the inputs are left as they are;
+    * they do not depend on the pieces in which `observe` gets the prompt, nor on other prompts in between;
+    * prompts of one token, shorter than what is protected, and of equal keys work; bfloat16 works;
+    * counts are [K] int64 on the CPU, each from 0 to T; each layer keeps exactly `budget.entries(T, K)`, or all layers
+      together exactly `budget.entries(T, layers * K)`; they are the same each time, in whatever order layers come.
+
+    A budget table belongs to one geometry: give its `layers` and `kv_heads`.
+    """
+    shielded = protection.over(scorer)
+    lengths = {1, 2, 5, shielded.sink + 1, shielded.sink + shielded.recent + 1, 70, 150}
+    for kind, tokens in [*(("random", n) for n in sorted(lengths)), ("equal", 70), ("bfloat16", 70)]:
+        prompt = [_made_up(kind, index, layers, kv_heads, query_heads, tokens, head_dim) for index in range(layers)]
+        where = f"{tokens} {kind} tokens"
+        _check_scorer(scorer, *prompt[-1], where)
+        observed = [_observed(scorer, layer, queries) for queries, layer in prompt]
+        scores = torch.stack([scorer.score(layer) for layer in observed])
+        for budget in BUDGETS:
+            counts = _check_counts(allocator, budget, scores, shielded, where)
+        kept = Eviction(scorer, allocator, protection, BUDGETS[-1]).keep(observed[-1])
+        _require(torch.equal(kept.sum(-1), counts[-1]), f"{where}: other counts on the same scores")
+    for tokens in (1, 70):
+        for budget in BUDGETS:
+            _check_counts(allocator, budget, torch.zeros(layers, kv_heads, tokens), shielded, f"{tokens} equal scores")
+
+
+def rope(positions: Tensor, dims: int = 16) -> tuple[Tensor, Tensor]:
+    """The plain rotary embedding of the made-up prompts: (cos, sin), each [n, dims]."""
+    angle = positions[:, None] * 10000.0 ** (-torch.arange(0, dims, 2, device=positions.device) / dims)
+    return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
+
+
+def _made_up(
+    kind: str, index: int, layers: int, kv_heads: int, query_heads: int, tokens: int, dim: int
+) -> tuple[Tensor, PromptLayer]:
+    generator = torch.Generator().manual_seed(1000 * tokens + index)
+    shapes = (query_heads, tokens, dim), (kv_heads, tokens, dim), (kv_heads, tokens, dim)
+    queries, keys, values = (torch.randn(shape, generator=generator) for shape in shapes)
+    if kind == "equal":
+        keys, values = keys[:, :1].expand_as(keys).clone(), values[:, :1].expand_as(values).clone()
+    if kind == "bfloat16":
+        queries, keys, values = queries.bfloat16(), keys.bfloat16(), values.bfloat16()
+    turn = dim // 2 * 2
+    return queries, PromptLayer(
+        index, layers, keys, values, query_heads, dim**-0.5, rope=lambda positions: rope(positions, turn)
+    )
+
+
+def _observed(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequence[int] = ()) -> PromptLayer:
+    """The layer with what the scorer makes of its queries, handed over in the pieces between `cuts`."""
+    if scorer.needs_utility:
+        return replace(layer, observed=layer.values.float().norm(dim=-1))  # as good as any that was measured
+    observed: Any = None
+    edges = [0, *(cut for cut in cuts if cut < queries.shape[1]), queries.shape[1]]
+    for start, end in pairwise(edges):
+        observed = scorer.observe(observed, queries[:, start:end], start, layer.rope)
+    return replace(layer, observed=observed)
+
+
+def _check_scorer(scorer: Scorer, queries: Tensor, layer: PromptLayer, where: str) -> None:
+    who = f"scorer {scorer.name or type(scorer).__name__} ({where})"
+    heads, tokens = layer.keys.shape[:2]
+    before = [x.clone() for x in (queries, layer.keys, layer.values)]
+    whole = _observed(scorer, layer, queries)
+    scores = scorer.score(whole)
+    _require(scores.shape == (heads, tokens), f"{who}: scores are {list(scores.shape)}, not [K, T] = {[heads, tokens]}")
+    _require(scores.dtype == torch.float32, f"{who}: scores are {scores.dtype}, not float32")
+    _require(scores.device == layer.keys.device, f"{who}: scores are on {scores.device}, not on the keys' device")
+    _require(bool(torch.isfinite(scores).all()), f"{who}: a score is NaN or infinite")
+    first = scores.clone()
+    other = replace(layer, keys=layer.keys.flip(1), values=layer.values.flip(1))
+    scorer.score(_observed(scorer, other, queries.flip(1)))
+    same = all(torch.equal(x, y) for x, y in zip(before, (queries, layer.keys, layer.values), strict=True))
+    _require(same, f"{who}: it writes into its inputs")
+    _require(torch.equal(scorer.score(whole), first), f"{who}: scoring the same prompt again gives other scores")
+    _require(torch.equal(scorer.score(_observed(scorer, layer, queries)), first), f"{who}: it remembers other prompts")
+    for cuts in ((1,), (3, 4), range(0, tokens, 32)):
+        pieces = scorer.score(_observed(scorer, layer, queries, [c for c in cuts if c]))
+        close = torch.allclose(pieces, first, rtol=1e-5, atol=1e-6 * float(first.abs().max()))
+        _require(close, f"{who}: scores depend on how the prompt was cut into pieces (cuts {list(cuts)})")
+
+
+def _check_counts(
+    allocator: Allocator, budget: Budget, scores: Tensor, protection: Protection, where: str
+) -> list[Tensor]:
+    """Counts for scores [layers, K, T]."""
+    layers, heads, tokens = scores.shape
+    protected = protection.mask(tokens)
+    who = f"{type(allocator).__name__} ({where}, {budget})"
+
+    def counts(layer: int) -> Tensor:
+        raised = protect(scores[layer], protection)
+        before = raised.clone()
+        count = allocator.counts(budget, HeadScores(raised, protected, layer, layers))
+        _require(torch.equal(raised, before), f"{who}: it writes into the scores")
+        return count
+
+    result = [counts(layer) for layer in range(layers)]
+    for count in result:
+        _require(
+            count.shape == (heads,) and count.dtype == torch.int64,
+            f"{who}: counts {list(count.shape)} {count.dtype} are not [K] = [{heads}] int64",
+        )
+        _require(count.device.type == "cpu", f"{who}: counts must be on the CPU")
+        within = bool(((count >= 0) & (count <= tokens)).all())
+        _require(within, f"{who}: {count.tolist()} not within 0..{tokens}")
+    each, together = budget.entries(tokens, heads), budget.entries(tokens, layers * heads)
+    kept = [int(count.sum()) for count in result]
+    _require(
+        kept == [each] * layers or sum(kept) == together,
+        f"{who}: layers keep {kept}: neither {each} each, nor {together} together",
+    )
+    again = [counts(layer) for layer in reversed(range(layers))][::-1]
+    same = all(torch.equal(x, y) for x, y in zip(result, again, strict=True))
+    _require(same, f"{who}: counts change when asked again, or in another order of layers")
+    return result
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ContractError(message)
