@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from evals.plots import head_budgets, loss_curves
+from evals.plots import draw_budgets, draw_loss_curves
 from evals.run import build
 from evals.run.folder import RunFolder, git, installed
 from evals.run.settings import CONF, InputError, Run, create
@@ -152,8 +152,8 @@ def metadata(model: LoadedModel, settings: Settings, data: dict[str, Any]) -> di
 def shown(path: Path) -> str:
     """Draw a table's figures beside it; the table in words."""
     table, name = BudgetTable.load(path), path.name.removesuffix(".safetensors")
-    head_budgets(table, path.with_name(f"{name}_budgets.png"))
-    loss_curves(table, path.with_name(f"{name}_curves.png"))
+    draw_budgets(table, path.with_name(f"{name}_budgets.png"))
+    draw_loss_curves(table, path.with_name(f"{name}_curves.png"))
     return summary(table)
 
 

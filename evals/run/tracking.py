@@ -205,10 +205,10 @@ def head_budgets(heads: Sequence[Sequence[float]]) -> Any:
     """Kept shares [layers, KV heads] as a picture."""
     from PIL import Image
 
-    from evals.plots import head_shares
+    from evals.plots import draw_heads
 
     file = io.BytesIO()
-    head_shares({"": heads}, "", file)
+    draw_heads({"": heads}, "", file)
     return Image.open(file)
 
 

@@ -117,28 +117,20 @@ def greedy(model: PreTrainedModel, ids: list[int], longest: int = 40) -> list[in
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """A row of squares for each pattern: layers down, query heads across, a line between KV heads."""
-    from matplotlib.figure import Figure  # half a second
+    """A heat map for each pattern. look_back's squares name the distance too, where the share is above 0.3."""
+    from evals.plots import draw_heads  # half a second
 
-    figure = Figure(figsize=(9.6, 3.6), dpi=110, layout="constrained")
-    for axes, name in zip(figure.subplots(2, 3).flat, PATTERNS, strict=True):
-        values = measured[name]
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for layer, row in enumerate(values):
-            for head, value in enumerate(row):
-                text = f"{value:.2f}"[1:] if value < 0.995 else "1"
-                if name == "look_back" and value > 0.3:
-                    text += f"\n-{measured['distance'][layer][head]}"
-                axes.text(head, layer, text, ha="center", va="center", fontsize=6, color="k" if value > 0.6 else "w")
-        axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.set_xticks(range(len(values[0])))
-        axes.set_yticks(range(len(values)))
-        axes.tick_params(labelsize=7)
-    figure.supxlabel("query head (two share a KV head)", fontsize=8)
-    figure.supylabel("layer", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="share of attention")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    panels = {name.replace("_", " "): measured[name] for name in PATTERNS}
+    texts = {
+        name: [[f"{share:.2f}"[1:] if share < 0.995 else "1" for share in layer] for layer in shares]
+        for name, shares in panels.items()
+    }
+    for layer, shares in enumerate(measured["look_back"]):
+        for head, share in enumerate(shares):
+            if share > 0.3:
+                texts["look back"][layer][head] += f"\n-{measured['distance'][layer][head]}"
+    title = "What each head attends to (two query heads share a KV head)"
+    draw_heads(panels, title, path, columns=3, heads="query head", scale="share of attention", texts=texts)
 
 
 def main() -> None:
