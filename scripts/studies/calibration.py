@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from evals.report.compare import difference
-from evals.report.runs import Result, finished, keeps_all, scores
-from evals.report.tables import cell, row
+from evals.report.compare import compare
+from evals.report.runs import Result, keeps_all, read_results, read_scores
+from evals.report.tables import format_score, markdown_head, markdown_row
 
 FAMILIES = {
     "single": ("niah_single_1", "niah_single_3_noise", "niah_single_2_prose"),
@@ -116,7 +116,7 @@ def evaluate(study: Study, runs: Path, limit: int) -> None:
 def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float], Result]:
     """(method, variant, budget) -> result; the full cache's is ("full", "", 1)."""
     found = {}
-    for result in finished(runs):
+    for result in read_results(runs):
         config = yaml.safe_load((runs / result["run_id"] / "config.yaml").read_text())
         tested = config["benchmark"]
         if (tested.get("name"), tested["length"], config["limit"]) != (BENCHMARK, length, limit):
@@ -133,21 +133,22 @@ def report(name: str, study: Study, runs: Path, limit: int) -> None:
     for length in study.lengths:
         cells = cells_of(runs, length, limit)
         full = cells["full", "", 1.0]
-        print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {cell(full)}\n")
+        print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {format_score(full)}\n")
         columns = [(method, budget) for method in METHODS for budget in study.budgets]
-        print(row(["calibrated on", *(f"{method}, kept {100 * budget:g}%" for method, budget in columns)]))
-        print(row(["---"] * (1 + len(columns))))
+        head = ["calibrated on", *(f"{method}, kept {100 * budget:g}%" for method, budget in columns)]
+        print("\n".join(markdown_head(head)))
         for variant in (SHIPPED, *study.variants):
             found = [(cells[m, variant.replace(" ", "-"), b], cells[m, SHIPPED, b]) for m, b in columns]
-            print(row([variant, *(cell(mine) if variant == SHIPPED else changed(mine, x, runs) for mine, x in found)]))
+            texts = [format_score(mine) if variant == SHIPPED else describe_change(mine, x, runs) for mine, x in found]
+            print(markdown_row([variant, *texts]))
         print()
         if name == "tasks":
             by_family(cells, study, runs)
 
 
-def changed(mine: Result, usual: Result, runs: Path) -> str:
+def describe_change(mine: Result, usual: Result, runs: Path) -> str:
     """A score and its paired difference from the shipped calibration's; nothing where the variant changes nothing."""
-    d = difference(*(scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
+    d = compare(*(read_scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
     if d.low == d.mean == d.high == 0:
         return ""
     return f"{100 * mine['score']:.1f}, {100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
@@ -156,12 +157,12 @@ def changed(mine: Result, usual: Result, runs: Path) -> str:
 def by_family(cells: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1) -> None:
     """Calibrated on one family, tested on each."""
     for method in METHODS:
-        print(row([f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]))
-        print(row(["---"] * (1 + len(FAMILIES))))
+        head = [f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]
+        print("\n".join(markdown_head(head)))
         for variant in (SHIPPED, *study.variants):
-            found = scores(runs / cells[method, variant, budget]["run_id"])
+            found = read_scores(runs / cells[method, variant, budget]["run_id"])
             means = [[sum(found[t].values()) / len(found[t]) for t in tasks] for tasks in FAMILIES.values()]
-            print(row([variant, *(f"{100 * sum(m) / len(m):.1f}" for m in means)]))
+            print(markdown_row([variant, *(f"{100 * sum(m) / len(m):.1f}" for m in means)]))
         print()
 
 
