@@ -1,4 +1,8 @@
-"""What a benchmark is: tasks of samples, and a metric for each. A benchmark is one folder (or file) and one yaml."""
+"""What a benchmark is: tasks, each of which has samples and a metric.
+
+A new benchmark is one folder (or file) in evals/, with a class that satisfies `Benchmark`, and one yaml in
+conf/benchmark/.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,20 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where
-    both are empty the answer follows the context (and the tail of the chat template) directly.
+    """One question about one context.
 
-    `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an
-    analysis needs (all_classes, length ...).
+    Only `context` is compressed. `question` and `answer_prefix` follow it uncompressed. Where both are empty, the
+    answer follows the context (and the tail of the chat template) directly.
+
+    id               unique within the benchmark
+    task             the name of its task
+    references       correct answers; what several of them mean is up to the metric
+    max_new_tokens   where the answer is cut off, in tokens
+    answer_prefix    the beginning of the answer, given to the model
+    chat             put the model's chat template around the prompt, if it has one
+    stop             strings that end the answer, besides the model's end-of-text token
+    min_new_tokens   tokens of the answer before which no stop string ends it
+    extra            what else the metric or an analysis needs (all_classes, length ...)
     """
 
     id: str
@@ -31,12 +43,15 @@ class Sample:
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]
-"""(prediction, sample) -> scores by name, each in 0..1; the first is the task's score, the others stand beside it."""
+"""(prediction, sample) -> scores by name, each in 0..1. The first is the task's score. The others are recorded too."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """`version` rises whenever prompts, samples or scoring change, so that numbers are comparable only within one."""
+    """Samples with one metric.
+
+    `version` rises whenever prompts, samples or scoring change. Only scores of one version are comparable.
+    """
 
     name: str
     version: int
@@ -54,21 +69,28 @@ class Tokenizer(Protocol):
 
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """Tokens of the bare text, special tokens not counted."""
+    """The number of tokens of the bare text, without special tokens."""
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 class Benchmark(Protocol):
-    """`name` is what goes into run ids (e.g. ruler-1024); `facts` what goes into run.json to explain a difference."""
+    """What a class must have to be a benchmark. `name` goes into run ids (ruler-1024)."""
 
     name: str
 
     def tasks(self, tokenizer: Tokenizer, limit: int | None) -> Iterable[Task]:
-        """The tasks, each with at most `limit` samples (None: all); sample i is the same for every limit. The tokenizer
-        measures lengths (RULER) and truncates prompts (LongBench). Raises FileNotFoundError or ValueError with one line
-        that says what is missing and where to get it."""
+        """The tasks, each with at most `limit` samples (None: all of them). Sample i is the same for every limit.
+
+        The tokenizer measures lengths (RULER) and truncates prompts (LongBench).
+
+        Raises FileNotFoundError or ValueError with one line that says what is missing and where to get it.
+        """
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """Complete once `tasks` has been gone through: a task may turn out not to fit (`left_out`: name -> reason)."""
+        """What run.json says about the data, to explain a difference between two runs.
+
+        Complete only after `tasks` has been iterated to its end, because a task may turn out not to fit (`left_out`:
+        name -> reason).
+        """
         ...
