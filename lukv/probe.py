@@ -26,13 +26,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lukv.artifacts import write_atomically
-from lukv.budgets.table import Target, calibrate_command, model_of
+from lukv.artifacts import (
+    Target,
+    calibrate_command,
+    check_made_for,
+    describe_model,
+    read_tensors,
+    reading,
+    require,
+    write_tensors,
+)
 from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Rope, Scorer, rotate
 
@@ -66,13 +72,8 @@ class UtilityProbe(Scorer):
 
     def check(self, model: Target) -> None:
         """Raise FileNotFoundError or ValueError unless the probe was fitted on this model."""
-        about = self.probe.metadata
-        for key in ("config_hash", "weights_hash"):
-            if about.get(key) != getattr(model, key):
-                raise ValueError(
-                    f"{self.path} was fitted for {key} {about.get(key)}, not for {getattr(model, key)}: make it with "
-                    f"`{calibrate_command(model.name, self.name)}`"
-                )
+        command = calibrate_command(model.name, self.name)
+        check_made_for(self.path, self.probe.metadata, describe_model(model), command)
 
     def learner(self) -> ProbeFit:
         return ProbeFit(self.eps, self.ridge)
@@ -225,23 +226,18 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}
-        write_atomically(path, save({"weights": np.ascontiguousarray(self.weights)}, header))
+        write_tensors(path, {"weights": np.ascontiguousarray(self.weights)}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
         """A missing file raises FileNotFoundError, anything that is not a whole and sound probe ValueError."""
         path = Path(path)
-        if not path.is_file():
-            command = calibrate_command(model_of(path), path.name.split(".")[0])
-            raise FileNotFoundError(f"no utility probe at {path}: make it with `{command}`")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-                if header.get("kind") != KIND:
-                    raise ValueError(f"it says it is {header.get('kind')!r}")
-                weights = file.get_tensor("weights")
-                if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
-                    raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
-                return cls(weights, json.loads(header["json"]))
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"{path} is not a utility probe: {' '.join(str(error).split())}") from error
+        require(path, "utility probe")
+        with reading(path, "utility probe"):
+            tensors, header = read_tensors(path)
+            if header.get("kind") != KIND or "weights" not in tensors:
+                raise ValueError(f"it holds {sorted(tensors)} and says it is {header.get('kind')!r}")
+            weights = tensors["weights"]
+            if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
+                raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
+            return cls(weights, json.loads(header["json"]))

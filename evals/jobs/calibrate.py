@@ -19,9 +19,10 @@ from evals.run import build
 from evals.run.folder import RunFolder, git, installed
 from evals.run.settings import CONF, InputError, Run, create
 from evals.task import Sample
+from lukv.artifacts import describe
 from lukv.budgets.calibrate import Context, Ids, Learnt, Settings, digest, fit, measure
 from lukv.budgets.oracle import OracleSettings
-from lukv.budgets.table import BudgetTable, description
+from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
@@ -78,7 +79,7 @@ def make_tables(
     for scorer, mean in zip(scorers, means, strict=True):
         samples, tokens = mean.solution.state["samples"], mean.solution.mean("tokens")
         count = {"samples": int(samples), "mean_tokens": round(float(tokens), 1)}
-        about = {**facts, **description(model, scorer, protection), **count}
+        about = {**facts, **describe(model, scorer, protection), **count}
         mean.solution.table(settings.aggregation, about).save(tables / f"{scorer.name}.safetensors")
         mean.curve.table(about).save(tables / f"{scorer.name}.curve.safetensors")
         files += [f"{scorer.name}.safetensors", f"{scorer.name}.curve.safetensors"]

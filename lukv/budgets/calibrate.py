@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 from tqdm import tqdm
 
-from lukv.artifacts import write_atomically
+from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import MeasuredContext, Oracle, OracleSettings
-from lukv.budgets.table import description
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer
@@ -126,7 +123,7 @@ def measure(
 ) -> list[Means]:
     """The means over all contexts, one for each scorer. The state after each context is in `state_path`; contexts that
     it holds already are skipped. Raises ValueError for a context that a scorer's protection covers whole."""
-    about = [asdict(settings), *(description(model, scorer, protection) for scorer in scorers)]
+    about = [asdict(settings), *(describe(model, scorer, protection) for scorer in scorers)]
     state = State(state_path, digest(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
@@ -180,15 +177,11 @@ class State:
         self.arrays: dict[str, np.ndarray] = {}
         if not path.exists():
             return
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-                self.arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it to begin anew") from error
+        with reading(path, "state of a calibration that can go on (remove it to begin anew)"):
+            self.arrays, header = read_tensors(path)
+            self.contexts = int(header["contexts"])
         if header.get("made_for") != made_for:
             raise ValueError(f"{path} was begun with other settings: remove it to begin anew")
-        self.contexts = int(header["contexts"])
 
     def of(self, *of: str) -> dict[str, np.ndarray]:
         split = {tuple(name.split("/")): array for name, array in self.arrays.items()}
@@ -201,7 +194,7 @@ class State:
             for part, state in parts.items()
             for name, array in state.items()
         }
-        write_atomically(self.path, save(arrays, {"made_for": self.made_for, "contexts": str(contexts)}))
+        write_tensors(self.path, arrays, {"made_for": self.made_for, "contexts": str(contexts)})
 
 
 def digest(about: Any) -> str:

@@ -14,16 +14,23 @@ import json
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores, largest_remainder
-from lukv.artifacts import write_atomically
+from lukv.artifacts import (
+    Target,
+    calibrate_command,
+    check_made_for,
+    describe,
+    read_tensors,
+    reading,
+    require,
+    write_tensors,
+)
 from lukv.budgets.solver import PRUNED_PERCENT, hulls
 from lukv.eviction import Protection
 from lukv.scoring import Scorer
@@ -122,7 +129,7 @@ class BudgetTable:
         """Write the file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-        write_atomically(path, save(present, {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}))
+        write_tensors(path, present, {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)})
 
     def save_npy(self, path: str | Path) -> None:
         """Write the authors' format: [99, layers, K] float64 *pruned* shares at 1% .. 99% pruning, without
@@ -135,13 +142,9 @@ class BudgetTable:
         """Read a `.safetensors` table or an `.npy` of the authors. A file that is missing raises FileNotFoundError,
         anything that is not a whole and sound table ValueError."""
         path = Path(path)
-        if not path.is_file():
-            command = calibrate_command(model_of(path), path.name.split(".")[0])
-            raise FileNotFoundError(f"no budget table at {path}: make it with `{command}`")
-        try:
+        require(path, "budget table")
+        with reading(path, "budget table"):
             return cls._load_npy(path) if path.suffix == ".npy" else cls._load_safetensors(path)
-        except Exception as error:  # what a damaged file does to numpy's reader has no common kind
-            raise ValueError(f"{path} is not a budget table: {' '.join(str(error).split())}") from error
 
     @classmethod
     def _load_npy(cls, path: Path) -> BudgetTable:
@@ -153,31 +156,10 @@ class BudgetTable:
 
     @classmethod
     def _load_safetensors(cls, path: Path) -> BudgetTable:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        arrays, header = read_tensors(path)
         if header.get("kind") != KIND or "kept" not in arrays or not set(arrays) <= set(ARRAYS):
             raise ValueError(f"it holds {sorted(arrays)} and says it is {header.get('kind')!r}")
         return cls(**arrays, metadata=json.loads(header["json"]))
-
-
-class Target(Protocol):
-    """What a table is made for; lukv.model.LoadedModel is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config_hash(self) -> str: ...
-
-    @property
-    def weights_hash(self) -> str: ...
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def kv_heads(self) -> int: ...
 
 
 @dataclass
@@ -211,46 +193,16 @@ class TableAllocator(Allocator):
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the table was made for this model (its config and weights), this scorer with these
         parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape."""
-        make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
+        command = calibrate_command(model.name, scorer.name)
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
-            asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
-            raise ValueError(f"{self._refusal(asked)}: {make}")
-        wanted = description(model, scorer, protection)
-        for key, value in wanted.items() if self.table.metadata else ():
-            made = self.table.metadata.get(
-                key, value if key == "weights_hash" else None
-            )  # tables of 2026-11-23 lack it
-            if made == value:
-                continue
-            if key == "scorer_parameters" and isinstance(made, dict):  # what differs, and how to calibrate with it
-                changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
-                made, value = ({name: each.get(name) for name in changed} for each in (made, value))
-                make += " and the scorer.NAME=VALUE of this run"
-            raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
+            geometry = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
+            raise ValueError(f"{self._refusal(geometry)}: make it with `{command}`")
+        made_for, wanted = self.table.metadata, describe(model, scorer, protection)
+        if not made_for:
+            return
+        if "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
+            del wanted["weights_hash"]
+        check_made_for(self.path, made_for, wanted, command)
 
-    def _refusal(self, asked: str) -> str:
-        return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"
-
-
-def description(model: Target, scorer: Scorer, protection: Protection) -> dict[str, Any]:
-    """What a table is good for: the part of its metadata that `TableAllocator.check` compares. A model that was trained
-    further, or anew, is another one: its heads may have other tasks, and nothing else would tell."""
-    whole = protection.over(scorer)
-    return {
-        "config_hash": model.config_hash,
-        "weights_hash": model.weights_hash,
-        "scorer": scorer.name,
-        "scorer_parameters": scorer.parameters(),
-        "sink": whole.sink,
-        "recent": whole.recent,
-    }
-
-
-def model_of(path: Path) -> str:
-    """The model's name in tables/MODEL/SCORER.safetensors and in MODEL/tables/SCORER.safetensors."""
-    folder = path.absolute().parent
-    return folder.name if folder.parent.name == "tables" else folder.parent.name if folder.name == "tables" else "MODEL"
-
-
-def calibrate_command(model: str, scorer: str) -> str:
-    return f"python run.py job=calibrate model={model} scorer={scorer} job.save=true"
+    def _refusal(self, other: str) -> str:
+        return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {other}"
