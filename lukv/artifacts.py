@@ -7,7 +7,7 @@ of safetensors are inside the functions that need them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,7 +28,10 @@ def replace_atomically(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode
         yield draft
+        draft.chmod(mode)  # safetensors writes files that only their owner may read
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
         draft.replace(path)
@@ -46,15 +49,12 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str], framework: Framework = "numpy"
 ) -> None:
     """Write a safetensors file atomically. Raises OSError where it cannot be written."""
-    from safetensors import SafetensorError, numpy
+    from safetensors import SafetensorError, numpy, torch
 
-    if framework == "pt":
-        from safetensors import torch as library
-    else:
-        library = numpy
+    save_file: Callable[..., None] = torch.save_file if framework == "pt" else numpy.save_file
     with replace_atomically(path) as draft:
         try:
-            library.save_file(dict(tensors), draft, dict(metadata))
+            save_file(dict(tensors), draft, dict(metadata))
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(f"cannot write {path}: {error}") from error
 
