@@ -41,7 +41,7 @@ class AdaKV(Allocator):
         uniform = budget.of(layer.tokens) * layer.tokens // 1
         floor = int(Fraction(str(self.alpha)) * uniform)
         remaining = layer.scores.sort(-1, descending=True).values[:, floor:]
-        return floor + torch.from_numpy(winners(remaining, total - floor * layer.heads))
+        return floor + torch.from_numpy(count_winners(remaining, total - floor * layer.heads))
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class AdaKVOriginal(AdaKV):
         rest = budget.entries(layer.tokens, layer.heads) - protected * layer.heads
         if rest <= 0:
             return Uniform().counts(budget, layer)
-        won = winners(layer.scores[:, ~layer.protected], rest)
+        won = count_winners(layer.scores[:, ~layer.protected], rest)
         wanted = (1 - self.alpha) * won + self.alpha * rest / layer.heads
         return protected + torch.from_numpy(largest_remainder(wanted, rest, upper=layer.tokens - protected))
 
 
-def winners(scores: Tensor, total: int) -> np.ndarray:
+def count_winners(scores: Tensor, total: int) -> np.ndarray:
     """[K] int64: how many of the `total` highest of scores [K, n] are in each head. Of equal scores at the border each
     head gets in proportion to how many it has."""
     if total == 0:

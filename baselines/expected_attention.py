@@ -23,7 +23,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer, rotate
+from lukv.ops import rotate
+from lukv.scoring import PromptLayer, Rope, Scorer
 
 BLOCK, HEADS = 512, 4  # tokens and heads at a time: scratch that stays in a processor's cache (a GPU: few launches)
 STRIP = 32  # rows of a symmetric matrix at a time

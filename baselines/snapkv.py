@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer, row_mass
+from lukv.ops import attention_mass
+from lukv.scoring import PromptLayer, Rope, Scorer
 
 POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool1d, "avg": F.avg_pool1d}
 ORDERS = ("pool_then_group", "group_then_pool")
@@ -68,7 +69,7 @@ class SnapKV(Scorer):
         before = tokens - queries.shape[1]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
         if 0 < before < tokens:
-            mass = row_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
+            mass = attention_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
             scores[:, :before] = self._pooled(mass.float(), heads)
         return scores
 

@@ -21,4 +21,4 @@ class Streaming(Scorer):
     sink: int = 4
 
     def score(self, layer: PromptLayer) -> Tensor:
-        return layer.places().float().expand(layer.keys.shape[:2])
+        return layer.token_positions().float().expand(layer.keys.shape[:2])

@@ -25,7 +25,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
 from lukv.backend.kernels import names, pick
-from lukv.budgets.oracle import Oracle
+from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import solve
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
@@ -196,9 +196,9 @@ def profiling(section: Section, ours: PreTrainedModel, tokens: int) -> None:
     scorer, protection = KeyNorm(), Protection(4, 1)
     context: list[Any] = []
     result: list[Tensor] = []
-    oracle = Oracle(loaded)
+    oracle = UtilityOracle(loaded)
     ids, question = ids_of(tokens)[0].tolist(), ids_of(16)[0].tolist()
-    first = seconds(lambda: context.append(oracle.context(ids, [scorer])))
+    first = seconds(lambda: context.append(oracle.prefill(ids, [scorer])))
     measured = context[0]
     ranking = seconds(lambda: result.append(measured.order(scorer, protection)[..., 5:]))
     rows = seconds(lambda: result.append(measured.utility(question)))

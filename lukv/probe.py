@@ -40,10 +40,11 @@ from lukv.artifacts import (
     write_tensors,
 )
 from lukv.eviction import Protection
-from lukv.scoring import PromptLayer, Rope, Scorer, rotate
+from lukv.ops import rotate
+from lukv.scoring import PromptLayer, Rope, Scorer
 
 KIND = "lukv utility probe"
-OTHERS = 4  # features besides key and value
+SCALAR_FEATURES = 4  # features besides key and value
 BLOCK = 512  # tokens at a time on a CPU: what its cache holds
 LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch beside a long prompt
 
@@ -75,42 +76,42 @@ class UtilityProbe(Scorer):
         command = calibrate_command(model.name, self.name)
         check_made_for(self.path, self.probe.metadata, describe_model(model), command)
 
-    def learner(self) -> ProbeFit:
+    def begin_fit(self) -> ProbeFit:
         return ProbeFit(self.eps, self.ridge)
 
-    def fitted(self, path: str | Path) -> UtilityProbe:
+    def load_fit(self, path: str | Path) -> UtilityProbe:
         return replace(self, path=str(path))
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens, d = layer.keys.shape
         weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: rows times columns is the fast product on a CPU
-        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], OTHERS], dim=-1)
+        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], SCALAR_FEATURES], dim=-1)
         direction = anchor(layer.keys).float()[:, None]
         scores = torch.empty(heads, tokens, device=layer.keys.device)
         for at in blocks(layer):
             keys, values = layer.keys[:, at].float(), layer.values[:, at].float()
-            total = w_value @ values.mT + w_rest @ others(keys, values, direction).mT
+            total = w_value @ values.mT + w_rest @ scalar_features(keys, values, direction).mT
             if layer.rope is None:
                 total += w_key @ keys.mT
             else:  # the weights turned along with each key: cos times them, and sin times a quarter turn of them
-                cos, sin = angles(layer.rope, layer.places(at), keys)
+                cos, sin = angles(layer.rope, layer.token_positions(at), keys)
                 total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
             scores[:, at] = total[:, 0]
         return scores
 
 
 def features(layer: PromptLayer, at: slice = slice(None)) -> Tensor:
-    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens `at`."""
+    """x [K, n, d + dv + SCALAR_FEATURES] float32 (float64 for float64) of the tokens `at`."""
     keys, values = (part[:, at].to(precision(part)) for part in (layer.keys, layer.values))
     plain = keys
     if layer.rope is not None:
-        cos, sin = angles(layer.rope, layer.places(at), keys)
+        cos, sin = angles(layer.rope, layer.token_positions(at), keys)
         plain = keys * cos - quarter_turn(keys, layer.rope) * sin
-    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[:, None])], -1)
+    return torch.cat([plain, values, scalar_features(keys, values, anchor(layer.keys)[:, None])], -1)
 
 
-def others(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
-    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1. direction [K, 1, d]: a / |a|."""
+def scalar_features(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
+    """[K, n, SCALAR_FEATURES]: |v|, mean k^2, cos(k, a), 1. direction [K, 1, d]: a / |a|."""
     length, norm = (torch.linalg.vector_norm(part, dim=-1) for part in (keys, values))
     cosine = (direction @ keys.mT)[:, 0] / length.clamp(min=1e-12)
     return torch.stack([norm, length.square() / keys.shape[-1], cosine, torch.ones_like(norm)], -1)
@@ -176,7 +177,7 @@ class ProbeFit:
         self.state = {name: np.asarray(self.state.get(name, 0) + value) for name, value in sums.items()}
 
     def weights(self) -> np.ndarray:
-        """[layers, K, d + dv + OTHERS] float64. The last feature is the constant, which gives the means."""
+        """[layers, K, d + dv + SCALAR_FEATURES] float64. The last feature is the constant, which gives the means."""
         if not self.state:
             raise ValueError("no context was measured: there is nothing to fit a probe to")
         second, target = (self.state[name] / self.state["contexts"] for name in ("xx", "xy"))
@@ -198,7 +199,7 @@ class ProbeFit:
 
 @dataclass(frozen=True)
 class Probe:
-    """weights [layers, K, d + dv + OTHERS] float32, metadata: what it was fitted on, plain JSON."""
+    """weights [layers, K, d + dv + SCALAR_FEATURES] float32, metadata: what it was fitted on, plain JSON."""
 
     weights: np.ndarray
     metadata: dict[str, Any]
@@ -212,9 +213,9 @@ class Probe:
         return torch.from_numpy(self.weights)
 
     def of(self, layer: PromptLayer) -> Tensor:
-        """[K, d + dv + OTHERS] of this layer. Raises ValueError for another model's layer."""
+        """[K, d + dv + SCALAR_FEATURES] of this layer. Raises ValueError for another model's layer."""
         heads = len(layer.keys) if layer.head is None else self.weights.shape[1]  # of one alone nothing is to be seen
-        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
+        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + SCALAR_FEATURES
         if self.weights.shape != wanted:
             layers, heads, size = self.weights.shape
             raise ValueError(

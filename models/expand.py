@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lukv.model import load
 
 
-def expanded(model: PreTrainedModel) -> PreTrainedModel:
+def expand(model: PreTrainedModel) -> PreTrainedModel:
     """A model with H KV heads that computes what `model` with K computes. Raises ValueError for a model without
     separate key and value projections (Phi-3's are fused)."""
     config = deepcopy(model.config)
@@ -31,14 +31,14 @@ def expanded(model: PreTrainedModel) -> PreTrainedModel:
     if not projections:
         raise ValueError(f"{config.model_type} has no k_proj and v_proj to repeat")
     for name in projections:
-        weights[name] = repeated(weights[name], kv_heads, heads // kv_heads)
+        weights[name] = repeat_heads(weights[name], kv_heads, heads // kv_heads)
     twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     twin.load_state_dict(weights)
     twin.generation_config = deepcopy(model.generation_config)
     return twin.eval()
 
 
-def repeated(weight: Tensor, kv_heads: int, times: int) -> Tensor:
+def repeat_heads(weight: Tensor, kv_heads: int, times: int) -> Tensor:
     """[K * d, ...] -> [K * times * d, ...]: each head's rows, `times` times in a row, in the order of query heads."""
     return weight.unflatten(0, (kv_heads, -1)).repeat_interleave(times, 0).flatten(0, 1)
 
@@ -52,7 +52,7 @@ def main() -> None:
         parser.error(f"{options.folder} exists already")
     loaded = load(options.model, device="cpu")
     heads = loaded.config.num_attention_heads
-    expanded(loaded.model).save_pretrained(options.folder)
+    expand(loaded.model).save_pretrained(options.folder)
     loaded.tokenizer.save_pretrained(options.folder)
     print(f"{options.folder}: {heads} KV heads a layer instead of {loaded.kv_heads}")
 

@@ -18,24 +18,24 @@ from tqdm import tqdm
 from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
-from lukv.budgets.oracle import MeasuredContext, Oracle, OracleSettings
+from lukv.budgets.oracle import MeasuredContext, OracleSettings, UtilityOracle
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Context:
+class CalibrationContext:
     """Token ids of a context, and of each question about it with its answer (empty where it is not known)."""
 
-    ids: Ids
-    questions: tuple[tuple[Ids, Ids], ...]
+    ids: TokenIds
+    questions: tuple[tuple[TokenIds, TokenIds], ...]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """aggregation: budgets (mean of the samples' own budgets: the paper) or losses (one solution of the mean loss
     curve). weigh: every (context, question) pair the same (the paper), or every context. scope, polish: see
     lukv.budgets.solver.solve. power: of the utility, for lukv.budgets.curve (which weighs contexts the same)."""
@@ -55,7 +55,7 @@ class Settings:
             raise ValueError(f"scope={self.scope!r}: choose one of global, layer")
 
 
-class Learner(Protocol):
+class ScorerFit(Protocol):
     """Sums from which a scorer is fitted; lukv.probe.ProbeFit is one. `state` is all there is to save."""
 
     state: dict[str, np.ndarray]
@@ -66,16 +66,16 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Learnt(Protocol):
+class LearnedScorer(Protocol):
     """A scorer that has to be fitted before it can rank."""
 
-    def learner(self) -> Learner: ...
+    def begin_fit(self) -> ScorerFit: ...
 
-    def fitted(self, path: str | Path) -> Scorer: ...
+    def load_fit(self, path: str | Path) -> Scorer: ...
 
 
 @dataclass
-class Means:
+class ScorerMeans:
     """What is averaged for one scorer: the samples' own solutions, and the loss curve."""
 
     solution: MeanSolution
@@ -90,19 +90,19 @@ def fit(
     model: LoadedModel,
     scorers: Sequence[Scorer],
     protection: Protection,
-    contexts: Iterable[Context],
-    settings: Settings,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
     state_path: Path,
     total: int | None = None,
-) -> list[Learner]:
-    """What the learnt scorers are to be fitted from, one Learner each. The state after each context is in
+) -> list[ScorerFit]:
+    """What the learnt scorers are to be fitted from, one ScorerFit each. The state after each context is in
     `state_path`; contexts that it holds already are skipped."""
     about = [asdict(settings), [asdict(scorer) for scorer in scorers], asdict(protection), model.weights_hash]
-    state = State(state_path, digest(about))
-    learners = [scorer.learner() for scorer in scorers if isinstance(scorer, Learnt)]
+    state = CalibrationState(state_path, hash_json(about))
+    learners = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
     for scorer, learner in zip(scorers, learners, strict=True):
         learner.state = state.of(scorer.name, "sums")
-    for number, measured, context in measured_contexts(model, contexts, settings, state, "fit", total):
+    for number, measured, context in measure_contexts(model, contexts, settings, state, "fit", total):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
@@ -116,24 +116,24 @@ def measure(
     model: LoadedModel,
     scorers: Sequence[Scorer],
     protection: Protection,
-    contexts: Iterable[Context],
-    settings: Settings,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
     state_path: Path,
     total: int | None = None,
-) -> list[Means]:
+) -> list[ScorerMeans]:
     """The means over all contexts, one for each scorer. The state after each context is in `state_path`; contexts that
     it holds already are skipped. Raises ValueError for a context that a scorer's protection covers whole."""
     about = [asdict(settings), *(describe(model, scorer, protection) for scorer in scorers)]
-    state = State(state_path, digest(about))
+    state = CalibrationState(state_path, hash_json(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
-        Means(
+        ScorerMeans(
             MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.of(s.name, "solution")),
             MeanCurve(model.layers, model.kv_heads, first, settings.power, state.of(s.name, "curve")),
         )
         for s, first in zip(scorers, protected, strict=True)
     ]
-    for number, measured, context in measured_contexts(model, contexts, settings, state, "calibrate", total, scorers):
+    for number, measured, context in measure_contexts(model, contexts, settings, state, "calibrate", total, scorers):
         tokens, questions = len(context.ids), context.questions
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
@@ -151,24 +151,24 @@ def measure(
     return means
 
 
-def measured_contexts(
+def measure_contexts(
     model: LoadedModel,
-    contexts: Iterable[Context],
-    settings: Settings,
-    state: State,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
+    state: CalibrationState,
     title: str,
     total: int | None,
     scorers: Sequence[Scorer] = (),
-) -> Iterator[tuple[int, MeasuredContext, Context]]:
+) -> Iterator[tuple[int, MeasuredContext, CalibrationContext]]:
     """The contexts that the state does not hold yet, each prefilled once."""
-    oracle = Oracle(model, settings.oracle)
+    oracle = UtilityOracle(model, settings.oracle)
     bar = tqdm(contexts, title, total, unit="context", disable=not sys.stderr.isatty())
     for number, context in enumerate(bar):
         if number >= state.contexts:
-            yield number, oracle.context(context.ids, scorers), context
+            yield number, oracle.prefill(context.ids, scorers), context
 
 
-class State:
+class CalibrationState:
     """The running means on disk: arrays "<scorer>/<part>/<name>", how many contexts they hold and what they are
     means of."""
 
@@ -197,5 +197,5 @@ class State:
         write_tensors(self.path, arrays, {"made_for": self.made_for, "contexts": str(contexts)})
 
 
-def digest(about: Any) -> str:
+def hash_json(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -22,11 +22,11 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from lukv.allocation import Budget
-from lukv.budgets.mean import by_rank, loss_of, parts_of
+from lukv.budgets.mean import bin_by_rank, loss_beyond, sum_into_bins
 from lukv.budgets.solver import hull_value, hulls, kept_total
 from lukv.budgets.table import BudgetTable, TableAllocator
 
-CELLS = 1000
+QUANTILE_BINS = 1000
 """Resolution of a curve behind its protected ranks: quantiles of 0.1%."""
 
 
@@ -44,7 +44,7 @@ class MeanCurve:
     def __post_init__(self) -> None:
         shapes = {
             "protected": (self.layers, self.heads, self.protected),  # sums at each protected rank
-            "free": (self.layers, self.heads, CELLS),  # sums by quantile of the other ranks
+            "free": (self.layers, self.heads, QUANTILE_BINS),  # sums by quantile of the other ranks
             "tokens": (),
             "weight": (),
         }
@@ -58,7 +58,7 @@ class MeanCurve:
         price = utility.astype(np.float64) ** self.power
         free = price[..., self.protected :]
         self.state["protected"] += weight * price[..., : self.protected]
-        self.state["free"] += weight * parts_of(free, CELLS) * (CELLS / free.shape[-1])
+        self.state["free"] += weight * sum_into_bins(free, QUANTILE_BINS) * (QUANTILE_BINS / free.shape[-1])
         self.state["tokens"] += weight * utility.shape[-1]
         self.state["weight"] += weight
 
@@ -68,20 +68,20 @@ class MeanCurve:
             raise ValueError("no sample was measured: there is nothing to make a curve of")
         protected, free, mean = (self.state[name] / self.state["weight"] for name in ("protected", "free", "tokens"))
         tokens = max(round(float(mean)), self.protected + 1)
-        weight = np.ones(self.protected + CELLS)
-        weight[self.protected :] = (tokens - self.protected) / CELLS
+        weight = np.ones(self.protected + QUANTILE_BINS)
+        weight[self.protected :] = (tokens - self.protected) / QUANTILE_BINS
         price = np.concatenate([protected, free], axis=2).reshape(-1, len(weight))
         knots = Knots.of(price, weight, self.protected)
         kept = np.stack([knots.counts(int(total), tokens) for total in kept_total(len(price) * tokens)]) / tokens
         kept = kept.reshape(-1, self.layers, self.heads)
-        rank = (np.arange(tokens - self.protected) + 0.5) * (CELLS / (tokens - self.protected))
+        rank = (np.arange(tokens - self.protected) + 0.5) * (QUANTILE_BINS / (tokens - self.protected))
         ranked = np.concatenate([protected, free[..., rank.astype(int)]], axis=2)
-        curve = by_rank(ranked, tokens)
+        curve = bin_by_rank(ranked, tokens)
         cells = curve.shape[2]
         bound = hull_value(hulls(curve.reshape(-1, cells)), (1 - kept).sum(axis=(1, 2)) * cells)
         return BudgetTable(
             kept,
-            expected_loss=loss_of(curve, kept),
+            expected_loss=loss_beyond(curve, kept),
             lower_bound=bound,
             curve=curve.astype(np.float32),
             knots=knots.array(),
@@ -101,7 +101,7 @@ class Knots:
 
     @classmethod
     def of(cls, price: np.ndarray, weight: np.ndarray, protected: int) -> Knots:
-        """price [heads, protected + CELLS] per token, weight: tokens each stands for."""
+        """price [heads, protected + QUANTILE_BINS] per token, weight: tokens each stands for."""
         cells = price.shape[1] - protected
         places = np.concatenate([np.arange(protected), protected + np.arange(cells) / cells])
         heads, starts, prices = [], [], []

@@ -17,7 +17,7 @@ import numpy as np
 from lukv.budgets.solver import PRUNED_PERCENT, Solution, floor_of, hull_value, hulls, solve
 from lukv.budgets.table import BudgetTable
 
-CELLS = 500
+RANK_BINS = 500
 """Resolution of the mean loss curve: contexts of all lengths are laid on a grid of ranks of 0.2% each."""
 
 GAPS = np.logspace(-6, 1, 141)
@@ -39,7 +39,7 @@ class MeanSolution:
         n = len(PRUNED_PERCENT)
         shapes = {
             "kept": (n, self.layers, self.heads),  # sums of kept shares
-            "curve": (self.layers, self.heads, CELLS),  # sums of utility by rank, best first
+            "curve": (self.layers, self.heads, RANK_BINS),  # sums of utility by rank, best first
             "loss": (n,),  # sums of the per-sample solutions' losses
             "bound": (n,),  # and lower bounds
             "gaps": (n, len(GAPS) + 1),  # how many samples have loss / bound - 1 up to each of GAPS, and beyond
@@ -60,7 +60,7 @@ class MeanSolution:
         floor = floor_of(tokens, tokens - utility.shape[2])
         parts: dict[str, Any] = {
             "kept": solution.kept / tokens,
-            "curve": by_rank(utility, tokens),
+            "curve": bin_by_rank(utility, tokens),
             "loss": solution.loss,
             "bound": solution.lower_bound,
             "floor": floor / tokens,
@@ -94,16 +94,16 @@ class MeanSolution:
         quantiles over the samples (sample_gaps, at most 99).
         """
         curve = self.mean("curve")
-        floor = float(self.mean("floor")) * CELLS
+        floor = float(self.mean("floor")) * RANK_BINS
         if aggregation == "budgets":
             kept = self.mean("kept")
         elif aggregation == "losses":
-            solution = solve(curve, CELLS, math.ceil(floor - 1e-9), self.scope, self.polish)
-            kept = solution.kept / CELLS
+            solution = solve(curve, RANK_BINS, math.ceil(floor - 1e-9), self.scope, self.polish)
+            kept = solution.kept / RANK_BINS
         else:
             raise ValueError(f"aggregation={aggregation!r}: use 'budgets' or 'losses'")
-        edges = hulls(curve.reshape(-1, CELLS), CELLS - math.floor(floor + 1e-9))
-        discarded = (1 - kept).sum(axis=(1, 2)) * CELLS
+        edges = hulls(curve.reshape(-1, RANK_BINS), RANK_BINS - math.floor(floor + 1e-9))
+        discarded = (1 - kept).sum(axis=(1, 2)) * RANK_BINS
         own = {
             "sample_loss": self.mean("loss").tolist(),
             "sample_lower_bound": self.mean("bound").tolist(),
@@ -111,21 +111,21 @@ class MeanSolution:
         }
         return BudgetTable(
             kept,
-            expected_loss=loss_of(curve, kept),
+            expected_loss=loss_beyond(curve, kept),
             lower_bound=hull_value(edges, discarded),
             curve=curve.astype(np.float32),
             metadata={**metadata, **own},
         )
 
 
-def by_rank(utility: np.ndarray, tokens: int) -> np.ndarray:
-    """[layers, K, CELLS] float64: the utility [layers, K, n] (best first, after tokens - n protected tokens of price
-    0) that lies in each of CELLS equal parts of the ranking of `tokens` tokens."""
+def bin_by_rank(utility: np.ndarray, tokens: int) -> np.ndarray:
+    """[layers, K, RANK_BINS] float64: the utility [layers, K, n] (best first, after tokens - n protected tokens of price
+    0) that lies in each of RANK_BINS equal parts of the ranking of `tokens` tokens."""
     protected = np.zeros((*utility.shape[:2], tokens - utility.shape[2]))
-    return parts_of(np.concatenate([protected, utility], axis=2), CELLS)
+    return sum_into_bins(np.concatenate([protected, utility], axis=2), RANK_BINS)
 
 
-def parts_of(ranked: np.ndarray, cells: int) -> np.ndarray:
+def sum_into_bins(ranked: np.ndarray, cells: int) -> np.ndarray:
     """[..., cells] float64: sums of ranked [..., n] (best first) over `cells` equal parts of the ranking; a token
     across a border counts in parts."""
     tokens = ranked.shape[-1]
@@ -135,7 +135,7 @@ def parts_of(ranked: np.ndarray, cells: int) -> np.ndarray:
     return np.diff(_at(tail, np.arange(cells + 1) * (tokens / cells)), axis=-1)[..., ::-1]
 
 
-def loss_of(curve: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def loss_beyond(curve: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """[targets] float64: utility beyond the kept shares [targets, layers, K] on curves [layers, K, M], best first."""
     cells = curve.shape[2]
     tail = np.zeros((*curve.shape[:2], cells + 1))

@@ -23,7 +23,8 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
-from lukv.scoring import PromptLayer, Scorer, row_mass
+from lukv.ops import attention_mass
+from lukv.scoring import PromptLayer, Scorer
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
 
@@ -86,18 +87,20 @@ def utility(queries: Tensor, keys: Tensor, weight: Tensor, scale: float, softcap
     if not 0 < rows <= keys.shape[1] - tokens:
         raise ValueError(f"{rows} rows cannot come after {tokens} context tokens in a cache of {keys.shape[1]}")
     first = keys.shape[1] - rows
-    mass = row_mass(queries, keys, scale, first, softcap, reduce="max", columns=tokens)  # max over steps: n is the same
+    mass = attention_mass(
+        queries, keys, scale, first, softcap, reduce="max", columns=tokens
+    )  # max over steps: n is the same
     return (mass * weight).unflatten(0, (len(keys), -1)).amax(1)
 
 
-class Oracle:
+class UtilityOracle:
     """Measures utilities with one model."""
 
     def __init__(self, loaded: LoadedModel, settings: OracleSettings | None = None) -> None:
         self.loaded, self.settings = loaded, settings or OracleSettings()
         self.grams = output_grams(loaded)
 
-    def context(self, ids: Sequence[int], scorers: Sequence[Scorer] = ()) -> MeasuredContext:
+    def prefill(self, ids: Sequence[int], scorers: Sequence[Scorer] = ()) -> MeasuredContext:
         """Prefill a context, keep everything, show its queries to the scorers that are to rank it."""
         cache = compress(
             self.loaded.model, [list(ids)], attention=self.loaded.attention, observe=scorers, record_queries=True
@@ -109,7 +112,7 @@ class MeasuredContext:
     """One context in the cache: what scorers think of its tokens, and what they turn out to be worth to each
     question."""
 
-    def __init__(self, oracle: Oracle, cache: RaggedCache, tokens: int) -> None:
+    def __init__(self, oracle: UtilityOracle, cache: RaggedCache, tokens: int) -> None:
         self.oracle, self.cache, self.tokens = oracle, cache, tokens
         self.weights = [
             value_weight(cache.entries(layer, 0)[1], gram, oracle.settings.normalise)

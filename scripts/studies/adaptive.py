@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.adakv import winners
+from baselines.adakv import count_winners
 from lukv.allocation import Budget, HeadScores
 from lukv.budgets.curve import CurveAllocator
 
@@ -22,4 +22,4 @@ class AdaptiveUtility(CurveAllocator):
     scores can be compared between the heads of a layer, as predicted utilities can."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
-        return torch.from_numpy(winners(layer.scores, int(super().counts(budget, layer).sum())))
+        return torch.from_numpy(count_winners(layer.scores, int(super().counts(budget, layer).sum())))

@@ -26,7 +26,7 @@ from baselines.random import Random
 from baselines.snapkv import SnapKV
 from evals.ruler import Ruler
 from lukv.artifacts import write_atomically
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
 from lukv.model import LoadedModel, load
@@ -72,12 +72,12 @@ def spearman(utility: Tensor, order: Tensor) -> Tensor:
 
 def measure(loaded: LoadedModel, samples: int = 5, length: int = 1024) -> dict[str, Any]:
     """{"captured" | "spearman": {scorer: [layers][KV heads]}, "facts": ...}."""
-    oracle, protection, chosen = Oracle(loaded, OracleSettings()), Protection(), scorers()
+    oracle, protection, chosen = UtilityOracle(loaded, OracleSettings()), Protection(), scorers()
     sums: dict[str, dict[str, list[Tensor]]] = {m: {s.name: [] for s in chosen} for m in ("captured", "spearman")}
     for task in Ruler(length=length, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
         for sample in task.samples:
             context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            measured = oracle.context(context, chosen)
+            measured = oracle.prefill(context, chosen)
             utility = measured.utility(question).double()
             for scorer in chosen:
                 order = measured.order(scorer, protection)

@@ -20,7 +20,7 @@ from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from evals.report.show import table
 from evals.ruler import Ruler
-from lukv.budgets.oracle import Oracle
+from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import PRUNED_PERCENT, solve
 from lukv.eviction import Protection
 from lukv.model import load
@@ -65,11 +65,11 @@ def main() -> None:
         SnapKV(name="snapkv", window=32, kernel=7, pool="max", order="pool_then_group"): Protection(4, 32),
     }
     found: dict[str, list[np.ndarray]] = {scorer.name: [] for scorer in protections}
-    oracle = Oracle(model)
+    oracle = UtilityOracle(model)
     for task in Ruler(length=1024, seed=10042).tasks(model.tokenizer, arguments.samples):
         for sample in task.samples:
             context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            measured = oracle.context(context, list(protections))
+            measured = oracle.prefill(context, list(protections))
             utility = measured.utility(question)
             for scorer, protection in protections.items():
                 whole = protection.over(scorer)

@@ -29,7 +29,7 @@ from evals.report.show import percent, table
 from evals.run.folder import read_json
 from evals.run.settings import create
 from lukv.allocation import Budget
-from lukv.budgets.oracle import MeasuredContext, Oracle
+from lukv.budgets.oracle import MeasuredContext, UtilityOracle
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
 
@@ -70,7 +70,7 @@ def predicted(model: LoadedModel, cells: Sequence[Cell], samples: int) -> np.nda
     """[cells] mean share of utility that each run's method throws away; tasks weigh the same."""
     evictions = [eviction_of(cell["config"]) for cell in cells]
     scorers = list(dict.fromkeys(eviction.scorer for eviction in evictions))
-    oracle = Oracle(model)
+    oracle = UtilityOracle(model)
     by_task = []
     for task in create(cells[0]["config"]["benchmark"]).tasks(model.tokenizer, samples):
         rows = []
@@ -78,7 +78,7 @@ def predicted(model: LoadedModel, cells: Sequence[Cell], samples: int) -> np.nda
             context, question = model.prompt_ids(
                 sample.context, sample.question, sample.answer_prefix, chat=sample.chat
             )
-            measured = oracle.context(context, scorers)
+            measured = oracle.prefill(context, scorers)
             utility = measured.utility(question)
             rows.append([lost(measured, utility, eviction) for eviction in evictions])
         by_task.append(np.mean(rows, axis=0))

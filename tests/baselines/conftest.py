@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
-from lukv.probe import OTHERS, Probe
+from lukv.probe import SCALAR_FEATURES, Probe
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -35,7 +35,11 @@ def build(tmp_path):
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
         if groups.get("scorer") == "utility_probe":
-            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 2 * head_dim + OTHERS)).astype(np.float32)
+            weights = (
+                np.random.default_rng(0)
+                .normal(size=(layers, kv_heads, 2 * head_dim + SCALAR_FEATURES))
+                .astype(np.float32)
+            )
             Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
         return [instantiate(root[group]) for group in groups]
 
