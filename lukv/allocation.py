@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept: a share of the prompt (0 < share <= 1), or a number of tokens per head. Exactly one is given."""
+    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head. Exactly one is given."""
 
     share: float | None = None
     tokens: int | None = None

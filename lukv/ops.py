@@ -48,7 +48,8 @@ def attention_mass(
         )
     if not 0 <= columns <= tokens or first_position < 0 or rows < 1:
         raise ValueError(
-            f"attention_mass needs n >= 1, first_position >= 0, columns <= T: {rows}, {first_position}, {columns} of {tokens}"
+            "attention_mass needs n >= 1, first_position >= 0, columns <= T: "
+            f"{rows}, {first_position}, {columns} of {tokens}"
         )
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce={reduce!r}: use 'mean' or 'max'")

@@ -65,8 +65,8 @@ class Scorer:
     recent: int = 0
 
     needs_utility: ClassVar[bool] = False
-    """True for an upper bound, which is not a method to deploy. `observed` is then the utility [K, T] of this prompt for
-    one question. Whoever evicts measures it first (lukv/budgets/oracle.py) and hands it to `RaggedCache.select`."""
+    """True for an upper bound, which is not a method to deploy. `observed` is then the utility [K, T] of this prompt
+    for one question. Whoever evicts measures it first (lukv/budgets/oracle.py) and hands it to `RaggedCache.select`."""
 
     needs_rope: ClassVar[bool] = False
     """True if the scorer undoes RoPE with `PromptLayer.rope` and `lukv.ops.rotate`. Models that apply another rotation

@@ -1,5 +1,8 @@
-"""Contexts and questions -> running means, one pass for all scorers. What is kept between contexts is written to the
-run folder after each: a measurement that was stopped goes on, and ends with the same bits as one that was not."""
+"""Calibration: from contexts and questions to the running means that budget tables are made of.
+
+One pass serves all scorers. After each context the means are saved. A calibration that was stopped goes on from there,
+and ends with the same bits as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CalibrationContext:
-    """Token ids of a context, and of each question about it with its answer (empty where it is not known)."""
+    """Token ids of a context, and of each (question, answer) about it. An answer that is not known is empty."""
 
     ids: TokenIds
     questions: tuple[tuple[TokenIds, TokenIds], ...]
@@ -36,9 +39,13 @@ class CalibrationContext:
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """aggregation: budgets (mean of the samples' own budgets: the paper) or losses (one solution of the mean loss
-    curve). weigh: every (context, question) pair the same (the paper), or every context. scope, polish: see
-    lukv.budgets.solver.solve. power: of the utility, for lukv.budgets.curve (which weighs contexts the same)."""
+    """How utilities become tables. The defaults are the paper's.
+
+    aggregation: `budgets` averages the budgets of all samples, `losses` solves their mean loss curve once.
+    weigh: `pairs` gives every (context, question) pair the same weight, `contexts` every context.
+    scope, polish: as in lukv.budgets.solver.solve.
+    power: the exponent of the utility in lukv.budgets.curve, which always gives every context the same weight.
+    """
 
     oracle: OracleSettings
     power: float = 1.5
@@ -56,7 +63,7 @@ class CalibrationSettings:
 
 
 class ScorerFit(Protocol):
-    """Sums from which a scorer is fitted; lukv.probe.ProbeFit is one. `state` is all there is to save."""
+    """Sums from which a scorer is fitted, as lukv.probe.ProbeFit. `state` holds all of them and is what is saved."""
 
     state: dict[str, np.ndarray]
 
@@ -67,16 +74,18 @@ class ScorerFit(Protocol):
 
 @runtime_checkable
 class LearnedScorer(Protocol):
-    """A scorer that has to be fitted before it can rank."""
+    """A scorer that must be fitted before it can rank, as lukv.probe.UtilityProbe."""
 
-    def begin_fit(self) -> ScorerFit: ...
+    def begin_fit(self) -> ScorerFit:
+        """Empty sums."""
 
-    def load_fit(self, path: str | Path) -> Scorer: ...
+    def load_fit(self, path: str | Path) -> Scorer:
+        """The scorer with what `ScorerFit.save` wrote to `path`."""
 
 
 @dataclass
 class ScorerMeans:
-    """What is averaged for one scorer: the samples' own solutions, and the loss curve."""
+    """The two means of one scorer: of the samples' own solutions, and of the loss curves."""
 
     solution: MeanSolution
     curve: MeanCurve
@@ -95,21 +104,24 @@ def fit(
     state_path: Path,
     total: int | None = None,
 ) -> list[ScorerFit]:
-    """What the learnt scorers are to be fitted from, one ScorerFit each. The state after each context is in
-    `state_path`; contexts that it holds already are skipped."""
+    """Measure the contexts for scorers that must be fitted, and return one ScorerFit for each.
+
+    `state_path` holds the sums after each context; contexts that they include already are skipped. Raises ValueError
+    for a state of other settings, and for a damaged one.
+    """
     about = [asdict(settings), [asdict(scorer) for scorer in scorers], asdict(protection), model.weights_hash]
     state = CalibrationState(state_path, hash_json(about))
-    learners = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
-    for scorer, learner in zip(scorers, learners, strict=True):
-        learner.state = state.of(scorer.name, "sums")
+    fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
+    for scorer, each in zip(scorers, fits, strict=True):
+        each.state = state.part(scorer.name, "sums")
     for number, measured, context in measure_contexts(model, contexts, settings, state, "fit", total):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
-        for scorer, learner in zip(scorers, learners, strict=True):
-            learner.add(measured.layers(scorer), worth, protection.over(scorer))
-        state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, learners, strict=True)})
-    return learners
+        for scorer, each in zip(scorers, fits, strict=True):
+            each.add(measured.layers(scorer), worth, protection.over(scorer))
+        state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, fits, strict=True)})
+    return fits
 
 
 def measure(
@@ -121,15 +133,18 @@ def measure(
     state_path: Path,
     total: int | None = None,
 ) -> list[ScorerMeans]:
-    """The means over all contexts, one for each scorer. The state after each context is in `state_path`; contexts that
-    it holds already are skipped. Raises ValueError for a context that a scorer's protection covers whole."""
+    """Measure the contexts for scorers that can rank, and return the means of each.
+
+    `state_path` holds the means after each context; contexts that they include already are skipped. Raises ValueError
+    for a state of other settings, for a damaged one, and for a context that a scorer's protection covers completely.
+    """
     about = [asdict(settings), *(describe(model, scorer, protection) for scorer in scorers)]
     state = CalibrationState(state_path, hash_json(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
         ScorerMeans(
-            MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.of(s.name, "solution")),
-            MeanCurve(model.layers, model.kv_heads, first, settings.power, state.of(s.name, "curve")),
+            MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.part(s.name, "solution")),
+            MeanCurve(model.layers, model.kv_heads, first, settings.power, state.part(s.name, "curve")),
         )
         for s, first in zip(scorers, protected, strict=True)
     ]
@@ -160,7 +175,7 @@ def measure_contexts(
     total: int | None,
     scorers: Sequence[Scorer] = (),
 ) -> Iterator[tuple[int, MeasuredContext, CalibrationContext]]:
-    """The contexts that the state does not hold yet, each prefilled once."""
+    """Prefill each context that the state does not include yet."""
     oracle = UtilityOracle(model, settings.oracle)
     bar = tqdm(contexts, title, total, unit="context", disable=not sys.stderr.isatty())
     for number, context in enumerate(bar):
@@ -169,8 +184,10 @@ def measure_contexts(
 
 
 class CalibrationState:
-    """The running means on disk: arrays "<scorer>/<part>/<name>", how many contexts they hold and what they are
-    means of."""
+    """The running means on disk: arrays named SCORER/PART/NAME, and how many contexts they include.
+
+    `made_for` is a hash of all that decides them. Raises ValueError if the file was begun for another one.
+    """
 
     def __init__(self, path: Path, made_for: str) -> None:
         self.path, self.made_for, self.contexts = path, made_for, 0
@@ -183,9 +200,10 @@ class CalibrationState:
         if header.get("made_for") != made_for:
             raise ValueError(f"{path} was begun with other settings: remove it to begin anew")
 
-    def of(self, *of: str) -> dict[str, np.ndarray]:
+    def part(self, scorer: str, part: str) -> dict[str, np.ndarray]:
+        """The arrays of one part of a scorer, by name. Empty if the state is new."""
         split = {tuple(name.split("/")): array for name, array in self.arrays.items()}
-        return {name[-1]: array for name, array in split.items() if name[:-1] == of}
+        return {name: array for (*owner, name), array in split.items() if owner == [scorer, part]}
 
     def save(self, contexts: int, states: dict[str, dict[str, dict[str, np.ndarray]]]) -> None:
         arrays = {
@@ -198,4 +216,5 @@ class CalibrationState:
 
 
 def hash_json(about: Any) -> str:
+    """16 hexadecimal digits that identify a JSON value."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
