@@ -6,8 +6,8 @@ Two forms go by this name:
 floor(alpha*n) entries. The rest of the layer's budget goes to the layer's highest remaining scores.
 
 `AdaKVOriginal` is the form of the authors' repository. Protected tokens stand outside the competition, and base is what
-a head may keep beside them. If a_h of the layer's top K*base scores are in head h, it keeps (1 - alpha)*a_h + alpha*base
-of them. If the budget does not exceed the protected tokens, every head keeps the same.
+a head may keep beside them. If a_h of the layer's top K*base scores are in head h, this head keeps
+(1 - alpha)*a_h + alpha*base of them. If the budget does not exceed the protected tokens, every head keeps the same.
 
 Differences from both codes: a layer keeps exactly round(b*K*L) entries, while theirs truncate and round head by head.
 At equal scores the heads share in proportion to their ties, while theirs take what top-k returns. The original can also

@@ -53,7 +53,7 @@ def scorers() -> list[Scorer]:
     ]
 
 
-def captured(utility: Tensor, order: Tensor, share: float) -> Tensor:
+def captured_share(utility: Tensor, order: Tensor, share: float) -> Tensor:
     """utility [..., T], order [..., T] (positions, best first) -> [...]: what the first `share` of the order holds, as
     a part of the most that so many tokens can hold."""
     count = max(1, round(share * utility.shape[-1]))
@@ -81,7 +81,7 @@ def measure(loaded: LoadedModel, samples: int = 5, length: int = 1024) -> dict[s
             utility = measured.utility(question).double()
             for scorer in chosen:
                 order = measured.order(scorer, protection)
-                sums["captured"][scorer.name].append(captured(utility, order, SHARE))
+                sums["captured"][scorer.name].append(captured_share(utility, order, SHARE))
                 sums["spearman"][scorer.name].append(spearman(utility, order))
     means = {
         measure: {name: torch.stack(each).mean(0).numpy().round(3).tolist() for name, each in by_scorer.items()}
