@@ -1,9 +1,9 @@
-"""A copy of a checkpoint in which every query head has a KV head of its own: the same function, G times the cache.
+"""Copy a checkpoint so that every query head has a KV head of its own: the same function with G times the cache.
 
     python -m models.expand models/tiny FOLDER
     python run.py model=hf model.path=FOLDER method=snapkv budget=0.05
 
-It is what the original SnapKV repository does to a grouped-query model before it compresses: KV heads are repeated, and
+The original SnapKV repository does this to a grouped-query model before it compresses: it repeats the KV heads, and
 each query head then keeps tokens of its own. A budget b of this checkpoint is G*b of the grouped model's cache.
 """
 
@@ -39,7 +39,7 @@ def expand(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def repeat_heads(weight: Tensor, kv_heads: int, times: int) -> Tensor:
-    """[K * d, ...] -> [K * times * d, ...]: each head's rows, `times` times in a row, in the order of query heads."""
+    """[K * times * d, ...] from [K * d, ...]: each head's rows `times` times in a row, in the order of query heads."""
     return weight.unflatten(0, (kv_heads, -1)).repeat_interleave(times, 0).flatten(0, 1)
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from models.tiny.data import Encoder
-from models.tiny.tasks import Dialogue, ask, by_key, cwe, fwe, needles, new_uuid, number, vt, word_key
+from models.tiny.tasks import Dialogue, ask, cwe, fwe, group_by_key, needles, new_uuid, number, vt, word_key
 
 RESERVED = 128
 
@@ -33,7 +33,7 @@ def _niah(
         names = [new_key(rng) for _ in range((tokens - 32) // size if haystack == "needles" else keys)]
         pairs = [(name, new_value(rng)) for name in names for _ in range(values)]
         rng.shuffle(pairs)
-        turn = ask(rng.sample(by_key(pairs), queries), kind)
+        turn = ask(rng.sample(group_by_key(pairs), queries), kind)
         return needles(pairs, kind, haystack, tokens, [turn], rng)
 
     return draw
@@ -61,10 +61,10 @@ def sample(encoder: Encoder, task: str, length: int, rng: random.Random) -> tupl
     room = length - (RESERVED if length > 256 else 40)
     for size in range(room, 40, -10):
         dialogue = TASKS[task](size, rng)
-        context, _ = encoder.dialogue(Dialogue(dialogue.context, ()), 10**6)
-        asked, answer = encoder.turn(dialogue.turns[0])
-        if len(context) + len(asked) <= room:
-            return context + asked, answer
+        context, _ = encoder.encode_dialogue(Dialogue(dialogue.context, ()), 10**6)
+        prompt, answer = encoder.encode_turn(dialogue.turns[0])
+        if len(context) + len(prompt) <= room:
+            return context + prompt, answer
     return None
 
 

@@ -2,17 +2,18 @@
 
     python -m scripts.studies.heads                # -> models/tiny/heads.json, docs/figures/heads.png
 
-Shares of attention, 0 to 1, of one query head, means over query rows and texts:
+Each pattern is a share of one query head's attention, from 0 to 1, averaged over query rows and texts:
 
-    look_back    at the one distance of 1 to 8 tokens that gets most (`distance` says which)
-    local        on the token itself and the 15 before it
-    sink         on the first four tokens, of rows behind the 64th
-    induction    in random tokens written twice: on the two tokens after the same token's first occurrence
-    duplicate    the same: on the first occurrence itself
-    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context
-                 and on the next, into which the previous-token heads of the layers before have copied it
+    look_back    on the one distance of 1 to 8 tokens that gets most; `distance` says which
+    local        on the token itself and the 15 tokens before it
+    sink         on the first four tokens, from rows behind the 64th
+    induction    on the two tokens after the same token's first occurrence, in random tokens written twice
+    duplicate    on the first occurrence itself, in the same text
+    retrieval    on the needle's token that the decode step is about to say, and on the next token, into which the
+                 previous-token heads of earlier layers have copied it
 
-The first three are of the contexts of RULER's prompts. Seeds are none of evaluation's, calibration's or training's.
+The first three are measured in the contexts of RULER's prompts, retrieval in whole prompts with their answers. The
+seeds are not those of evaluation, calibration or training.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m scripts.studies.near_optimal --samples 4
 
-For samples of the embedded model's calibration tasks: the utility curves of all heads are laid on a grid of 40 cells
+For samples of the embedded model's calibration tasks: the utility curves of all heads are laid on a grid of 40 bins
 each and solved twice, by the greedy of lukv/budgets/solver.py and by exact dynamic programming over all heads (the
-optimum among all allocations in whole cells). Prints by budget how much more utility the greedy throws away, and what
+optimum among all allocations in whole bins). Prints by budget how much more utility the greedy throws away, and what
 the certificate (hull bound) alone would have promised.
 """
 
@@ -25,12 +25,12 @@ from lukv.budgets.solver import PRUNED_PERCENT, solve
 from lukv.eviction import Protection
 from lukv.model import load
 
-CELLS = 40
+BINS = 40
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 def best_losses(curves: np.ndarray) -> np.ndarray:
-    """[N * CELLS + 1] the least loss of discarding so many cells in total; curves [N, CELLS + 1] loss by cells
+    """[N * BINS + 1] the least loss of discarding so many bins in total; curves [N, BINS + 1] loss by bins
     discarded. Exact: heads are folded in one by one (min-plus convolution)."""
     best = curves[0]
     for curve in curves[1:]:
@@ -42,11 +42,11 @@ def best_losses(curves: np.ndarray) -> np.ndarray:
     return best
 
 
-def gaps(utility: np.ndarray) -> np.ndarray:
+def measure_losses(utility: np.ndarray) -> np.ndarray:
     """[4, budgets] loss of the greedy, of the polished greedy, of the optimum, and the certificate's bound; utility
-    [layers, K, CELLS]."""
-    solution, polished = (solve(utility, CELLS, floor=0, polish=polish) for polish in (False, True))
-    heads = utility.reshape(-1, CELLS)
+    [layers, K, BINS]."""
+    solution, polished = (solve(utility, BINS, floor=0, polish=polish) for polish in (False, True))
+    heads = utility.reshape(-1, BINS)
     curves = np.concatenate([np.zeros((len(heads), 1)), np.cumsum(heads[:, ::-1], axis=1)], axis=1)
     optimum = best_losses(curves)
     rows = [int(np.flatnonzero(np.round(100 * (1 - b)) == PRUNED_PERCENT)[0]) for b in BUDGETS]
@@ -75,9 +75,9 @@ def main() -> None:
                 whole = protection.over(scorer)
                 order = measured.order(scorer, protection)[..., whole.sink + whole.recent :]
                 ranked = utility.gather(-1, order).numpy()
-                cut = ranked.shape[2] // CELLS * CELLS  # the best-ranked remainder is left out, so that cells are equal
-                cells = ranked[..., -cut:].reshape(*ranked.shape[:2], CELLS, -1).sum(-1)
-                found[scorer.name].append(gaps(cells.astype(np.float64)))
+                cut = ranked.shape[2] // BINS * BINS  # the best-ranked remainder is left out, so that bins are equal
+                bins = ranked[..., -cut:].reshape(*ranked.shape[:2], BINS, -1).sum(-1)
+                found[scorer.name].append(measure_losses(bins.astype(np.float64)))
     rows = [
         [
             "scorer",
@@ -97,7 +97,7 @@ def main() -> None:
             below = 100 * (1 - bound[:, index] / best)
             columns = [f(a) for a in above for f in (np.median, np.max)]
             rows.append([name, f"{budget:g}", *(f"{x:.3f}%" for x in [*columns, np.median(below)])])
-    print(f"{len(next(iter(found.values())))} samples, {model.layers} x {model.kv_heads} heads, {CELLS} cells a head")
+    print(f"{len(next(iter(found.values())))} samples, {model.layers} x {model.kv_heads} heads, {BINS} bins a head")
     print(table(rows))
 
 

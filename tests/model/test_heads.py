@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lukv.budgets.table import BudgetTable
-from scripts.studies.fidelity import TABLES, by_layer, captured_share, spearman
+from scripts.studies.fidelity import TABLES, average_over_heads, captured_share, spearman
 from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
 
@@ -73,7 +73,7 @@ def test_perfect_and_reversed_orders():
 
 def test_a_table_averaged_over_heads_keeps_each_layers_total():
     table = BudgetTable.load(TABLES / "keydiff.safetensors")
-    flat = by_layer(table)
+    flat = average_over_heads(table)
     assert (flat.kept == flat.kept[..., :1]).all()
     assert flat.kept.mean(axis=2) == pytest.approx(table.kept.mean(axis=2))
     assert flat.metadata == table.metadata
