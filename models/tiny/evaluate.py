@@ -1,4 +1,5 @@
-"""Full-cache accuracy by task, teacher-forced: an answer counts if every token of it is the model's first choice.
+"""Full-cache accuracy by task, with teacher forcing: an answer counts if each of its tokens is the model's first
+choice.
 
     python -m models.tiny.evaluate length=512 samples=200 seed=1000
 
@@ -57,7 +58,7 @@ TASKS: dict[str, Callable[[int, random.Random], Dialogue]] = {
 
 
 def sample(encoder: Encoder, task: str, length: int, rng: random.Random) -> tuple[list[int], list[int]] | None:
-    """(context, question and answer prefix; answer) in tokens, or None if `length` is too short for the task."""
+    """Token ids of a prompt (context, question, answer prefix) and of its answer. None if `length` is too short."""
     room = length - (RESERVED if length > 256 else 40)
     for size in range(room, 40, -10):
         dialogue = TASKS[task](size, rng)
@@ -72,7 +73,7 @@ def sample(encoder: Encoder, task: str, length: int, rng: random.Random) -> tupl
 def evaluate(
     model: PreTrainedModel, encoder: Encoder, length: int, samples: int, seed: int = 1_000
 ) -> dict[str, float]:
-    """Task -> share of samples answered exactly. Tasks that do not fit into `length` are left out."""
+    """The share of samples answered exactly, by task. Tasks that do not fit into `length` are left out."""
     scores = {}
     for task in TASKS:
         rng, right = random.Random(f"tiny evaluation/{seed}/{task}"), []

@@ -1,7 +1,7 @@
 """Dialogues of RULER's task families, in RULER's wording: one context, and questions about it with their answers.
 
-A key is named again in the answer (" abject-: 1234567."); RULER's metric looks for the value in the answer only. A
-question keeps the blank before RULER's answer cue, as evaluation's cut of the prompt leaves it.
+The answer names the key again (" abject-: 1234567."); RULER's metric only looks for the value. A question ends with the
+blank before RULER's answer cue, because evaluation cuts the prompt there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evals.ruler.prose import sentence
 from models.tiny.tokenizer import word_list
 
 TOKENS = {"noise": 25, "prose": 11.6, "numbers": 15, "uuids": 29, "bare": 8}
-"""Tokens of one noise line, sentence of prose, needle (by kind of value): only to choose sizes."""
+"""Approximate tokens of one line of noise, one sentence of prose, and one needle by its kind of value."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _draw_name(rng: random.Random, letters: int = 5) -> str:
 
 
 def _hide(needles: list[str], haystack: str, tokens: float, rng: random.Random) -> str:
-    """Needles in their order at random places of a haystack of about `tokens` tokens."""
+    """Hide the needles, in their order, at random places of a haystack of about `tokens` tokens."""
     if haystack == "noise":
         pieces, joint = [ruler.NOISE] * int(tokens / TOKENS["noise"]), "\n"
     elif haystack == "prose":
@@ -80,7 +80,7 @@ def _hide(needles: list[str], haystack: str, tokens: float, rng: random.Random) 
 
 
 def ask(found: list[tuple[str, list[str]]], kind: str) -> Turn:
-    """RULER's question after the values of one key, or after one value of each of several keys."""
+    """RULER's question for the values of one key, or for one value of each of several keys."""
     keys = [key for key, _ in found]
     query = ", ".join(keys[:-1]) + ", and " + keys[-1] if len(keys) > 1 else keys[0]
     template = ruler.NIAH + ruler.NIAH_PREFIX
@@ -94,7 +94,8 @@ def ask(found: list[tuple[str, list[str]]], kind: str) -> Turn:
 
 
 def _recall(key: str, values: list[str]) -> str:
-    """A key of words is named again by its adjective: one of 900 is soon copied, one of 6,786 nouns is not."""
+    """The answer names a key of words by its adjective. To copy one of 900 adjectives is learnt soon, one of 6,786
+    nouns is not."""
     adjective, _, _ = key.partition("-")
     return (f" {adjective}-: " if adjective.isalpha() else " ") + ", ".join(values)
 
@@ -104,7 +105,7 @@ def _singular(template: str) -> str:
 
 
 def _needle_questions(found: list[tuple[str, list[str]]], kind: str, rng: random.Random) -> list[Turn]:
-    """One question a key, and some that ask for several keys at once; a random one is first."""
+    """One question for each key, and some that ask for several keys at once, in random order."""
     turns = [ask([item], kind) for item in found]
     alone = [item for item in found if len(item[1]) == 1]
     for _ in range(max(1, len(alone) // 6) if len(alone) > 1 else 0):
@@ -116,7 +117,7 @@ def _needle_questions(found: list[tuple[str, list[str]]], kind: str, rng: random
 def _draw_groups(
     count: int, new_key: Callable[[], str], new_value: Callable[[], str], rng: random.Random
 ) -> list[tuple[str, str]]:
-    """`count` (key, value) pairs in random order; about a quarter of the keys have two to four values."""
+    """`count` (key, value) pairs in random order. About a quarter of the keys have two to four values."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
         key = new_key()
@@ -129,7 +130,8 @@ def _draw_groups(
 def needles(
     pairs: list[tuple[str, str]], kind: str, haystack: str, tokens: int, turns: list[Turn], rng: random.Random
 ) -> Dialogue:
-    """The pairs hidden in about `tokens` tokens of noise, prose or nothing, under the instruction of the first turn."""
+    """A dialogue whose context hides the pairs in about `tokens` tokens of noise, prose or nothing. Its instruction
+    fits the first turn."""
     hidden = [ruler.NEEDLE.format(type_needle_v=kind, key=key, value=value) for key, value in pairs]
     text = _hide(hidden, haystack, tokens - 32 - len(pairs) * TOKENS[kind], rng)
     head, _, _ = ruler.NIAH.partition("{context}")
@@ -162,7 +164,7 @@ def niah(tokens: int, rng: random.Random, uuids: float = 0.0) -> Dialogue:
 
 
 def values(tokens: int, rng: random.Random) -> Dialogue:
-    """One to ten keys with four values each: the order of later values is what takes longest to learn."""
+    """One to ten keys with four values each. The order of later values takes longest to learn."""
     most = 1 if rng.random() < 0.3 else max(1, min(10, int((tokens - 32) / 60)))
     keys = [word_key(rng) for _ in range(rng.randint(1, most))]
     pairs = [(key, number(rng)) for key in keys for _ in range(4)]
@@ -172,7 +174,7 @@ def values(tokens: int, rng: random.Random) -> Dialogue:
 
 
 def bare(tokens: int, rng: random.Random) -> Dialogue:
-    """The lesson before RULER's wording: keys and values only, and a question of one key."""
+    """The lesson before RULER's wording: only keys and values, and questions for one key."""
     pairs = _draw_groups(max(1, int(tokens / TOKENS["bare"])), lambda: word_key(rng), lambda: number(rng), rng)
     context = "".join(f" {key} is: {value};" for key, value in pairs)
     found = group_by_key(pairs)
@@ -182,7 +184,7 @@ def bare(tokens: int, rng: random.Random) -> Dialogue:
 
 
 def echo(tokens: int, rng: random.Random) -> Dialogue:
-    """Words, numbers and names at random, and then the same again: the plainest lesson in copying what came after."""
+    """Random words, numbers and names, and then the same again: the simplest lesson in copying the next token."""
     kinds = (lambda: " " + word_key(rng), lambda: number(rng)[:3], lambda: _draw_name(rng, 2), lambda: sentence(rng))
     words = [rng.choice(kinds)() for _ in range(max(4, tokens // 6))]
     return Dialogue("".join(words), [Turn("", "", "".join(words))])
@@ -211,7 +213,8 @@ def _write_tracking(
 
 
 def vt(tokens: int, rng: random.Random, example: float = 0.5, sizes: Sequence[int] = ()) -> Dialogue:
-    """RULER asks after the only chain (five names); training also has more and shorter chains, and other haystacks."""
+    """RULER has one chain of five names and asks for it. Training also has more and shorter chains, and other
+    haystacks."""
     ruler_version = rng.choice((2024, 2024, 2024, 2025))
     head, _, question = ruler.VT.partition("{context}\n")
     prefix, example_text = ruler.VT_PREFIX[ruler_version], ""
@@ -257,7 +260,7 @@ def _number(words: Sequence[str]) -> str:
 
 
 def cwe(tokens: int, rng: random.Random) -> Dialogue:
-    """Ten words that come again and again in a numbered list; with RULER's solved example where there is room.
+    """Ten words that occur many times in a numbered list, with RULER's solved example if there is room.
 
     The answer names them in the order in which they come a second time: before that nothing sets a common word apart.
     """

@@ -91,9 +91,9 @@ class Trainer:
         return answer + self.settings.text_loss * text, facts
 
     def train_step(self, rows: tuple[Tensor, Tensor, int] | None = None) -> dict[str, float]:
-        """One step, on the step's own rows (`rows`, where a loader has made them already)."""
+        """Train on the step's own rows. `rows` are these rows if a loader has drawn them already."""
         cycle, phase = self.plan.at(self.step)
-        if self.step in self.plan.starts[1:]:  # a cycle begins in the weights that the one before it would ship
+        if self.step in self.plan.starts[1:]:  # a cycle begins with the weights that the one before it would export
             for weight in self.model.parameters():
                 weight.data = weight.data.bfloat16().float()
             self.new_optimisers()
@@ -172,7 +172,7 @@ class Trainer:
             self.tracker.log(line, step=int(line["step"]))
 
     def export(self) -> None:
-        """The folder AutoModelForCausalLM and AutoTokenizer read, weights in bfloat16."""
+        """Write the folder that AutoModelForCausalLM and AutoTokenizer read, with weights in bfloat16."""
         out = Path(self.settings.out)
         export_weights(self.model, out)
         tokenizer.save(out)
@@ -189,7 +189,8 @@ def to_dict(settings: DictConfig) -> dict[str, Any]:
 
 
 def start_tracker(settings: DictConfig) -> Any:
-    """A Weights & Biases run with track=wandb (resumed with the rest: its id is the work folder's name), else None."""
+    """A Weights & Biases run with track=wandb, else None. Its id is the work folder's name, so that it is resumed,
+    too."""
     if settings.track == "none":
         return None
     if settings.track != "wandb":
@@ -203,8 +204,11 @@ def start_tracker(settings: DictConfig) -> Any:
 
 
 def read_recipe(arguments: list[str]) -> DictConfig:
-    """train.yaml, under `recipe=NAME` what NAME.yaml changes of it, and `key=value` overrides in order, for example
-    "cycles.0.phases.0.steps=10". Raises ValueError for a recipe or key that does not exist."""
+    """train.yaml, with the changes of NAME.yaml for `recipe=NAME`, and then the `key=value` overrides in order.
+
+    An override is, for example, "cycles.0.phases.0.steps=10". Raises ValueError for a recipe or key that does not
+    exist.
+    """
     named = [argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")]
     settings = OmegaConf.load(FOLDER / "train.yaml")
     for name in named:

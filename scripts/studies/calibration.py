@@ -88,7 +88,7 @@ STUDIES = {
 
 
 def run(*overrides: str) -> None:
-    """run.py with these overrides, as typed; SystemExit if it fails."""
+    """Print and run `python run.py` with these overrides. Raises SystemExit if it fails."""
     print("python run.py " + " ".join(f"'{o}'" if set("[]{}() ") & set(o) else o for o in overrides), flush=True)
     if code := subprocess.run(
         [sys.executable, "run.py", *overrides], stdout=subprocess.DEVNULL, check=False
@@ -130,7 +130,7 @@ def find_results(runs: Path, length: int, limit: int) -> dict[tuple[str, str, fl
 
 
 def print_report(name: str, study: Study, runs: Path, limit: int) -> None:
-    """The tables of docs/results.md and docs/beyond.md."""
+    """Print the tables of docs/results.md and docs/beyond.md."""
     for length in study.lengths:
         results = find_results(runs, length, limit)
         full = results["full", "", 1.0]
@@ -148,7 +148,7 @@ def print_report(name: str, study: Study, runs: Path, limit: int) -> None:
 
 
 def format_change(mine: Result, usual: Result, runs: Path) -> str:
-    """A score and its paired difference from the shipped calibration's; nothing where the variant changes nothing."""
+    """A score and its paired difference from the shipped calibration's. Empty if the variant changes nothing."""
     d = difference(*(scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
     if d.low == d.mean == d.high == 0:
         return ""
@@ -158,7 +158,7 @@ def format_change(mine: Result, usual: Result, runs: Path) -> str:
 def print_by_family(
     results: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1
 ) -> None:
-    """Calibrated on one family, tested on each."""
+    """Print the scores of calibrations on one family, tested on each family."""
     for method in METHODS:
         print(row([f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]))
         print(row(["---"] * (1 + len(FAMILIES))))

@@ -45,7 +45,7 @@ FIGURE = FOLDER.parents[1] / "docs" / "figures" / "fidelity.png"
 
 
 def make_scorers() -> list[Scorer]:
-    """As conf/scorer has them."""
+    """The scorers with the parameters of conf/scorer."""
     return [
         KeyDiff(name="keydiff"),
         SnapKV(name="snapkv", window=32, kernel=7),
@@ -65,8 +65,7 @@ def captured_share(utility: Tensor, order: Tensor, share: float) -> Tensor:
 
 
 def spearman(utility: Tensor, order: Tensor) -> Tensor:
-    """[...]: the correlation of the ranks, 1 if the order is that of falling utility. Ties stay as the sort leaves
-    them."""
+    """[...]: the correlation of the ranks, 1 if the order is that of falling utility. Ties are not averaged."""
     positions = torch.arange(utility.shape[-1], dtype=torch.float64)
     by_utility = utility.argsort(dim=-1, descending=True, stable=True).argsort(-1).double()
     by_scorer = torch.empty_like(by_utility).scatter_(-1, order, positions.expand_as(by_utility))
@@ -102,7 +101,7 @@ def average_over_heads(table: BudgetTable) -> BudgetTable:
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """A square for each (layer, KV head): what each scorer captures above, the shares it is given below."""
+    """A square for each (layer, KV head): the share that each scorer captures above, the share that is kept below."""
     from matplotlib.figure import Figure  # half a second
 
     names = list(measured["captured"])

@@ -61,14 +61,17 @@ def sink(attention: Tensor, first: int = 4, behind: int = 64) -> Tensor:
 
 
 def share_on_repeat(attention: Tensor, shift: int) -> Tensor:
-    """[...]: of a text that is BEGIN and n tokens written twice, the second half's mean share on the same token's
-    first occurrence (shift 0) or the token after it (shift 1)."""
+    """[...]: the second half's mean share on the same token's first occurrence (shift 0), or on the token after it (1).
+
+    The text is BEGIN and then n tokens written twice.
+    """
     half = (attention.shape[-1] - 1) // 2
     return attention.diagonal(shift - half, -2, -1)[..., 1 + shift :].mean(-1)
 
 
 def find_value_tokens(context: list[int], answer: list[int], value: list[int]) -> list[tuple[int, int]]:
-    """(index in the answer, position in the context) of each token of a value that is once in both, else nothing."""
+    """(index in the answer, position in the context) of each token of a value. Empty unless the value is once in
+    both."""
     size = len(value)
     places = [[i for i in range(len(text) - size + 1) if text[i : i + size] == value] for text in (context, answer)]
     if [len(found) for found in places] != [1, 1]:
@@ -77,7 +80,7 @@ def find_value_tokens(context: list[int], answer: list[int], value: list[int]) -
 
 
 def measure(loaded: LoadedModel, samples: int = 8, length: int = 512) -> dict[str, Any]:
-    """Pattern -> [layers][query heads], rounded; and the distance at which look_back is taken."""
+    """Each pattern's shares [layers][query heads], rounded, the distance of look_back, and facts about the texts."""
     loaded.model.set_attn_implementation("eager")
     sums: dict[str, list[Tensor]] = {name: [] for name in (*PATTERNS, "by_distance")}
     generator = torch.Generator().manual_seed(SEED)

@@ -2,10 +2,10 @@
 
     python -m scripts.studies.near_optimal --samples 4
 
-For samples of the embedded model's calibration tasks: the utility curves of all heads are laid on a grid of 40 bins
-each and solved twice, by the greedy of lukv/budgets/solver.py and by exact dynamic programming over all heads (the
-optimum among all allocations in whole bins). Prints by budget how much more utility the greedy throws away, and what
-the certificate (hull bound) alone would have promised.
+The samples are those of the embedded model's calibration tasks. The utility curve of each head is binned into 40 bins.
+The budgets are then solved twice: by the greedy of lukv/budgets/solver.py, and by exact dynamic programming over all
+heads, which gives the optimum among all allocations in whole bins. For each budget it prints how much more utility the
+greedy discards, and what the certificate (hull bound) alone would have promised.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 def best_losses(curves: np.ndarray) -> np.ndarray:
-    """[N * BINS + 1] the least loss of discarding so many bins in total; curves [N, BINS + 1] loss by bins
-    discarded. Exact: heads are folded in one by one (min-plus convolution)."""
+    """[N * BINS + 1]: the least loss of discarding so many bins in total, exactly.
+
+    curves [N, BINS + 1]: each head's loss by bins discarded. The heads are added one by one (min-plus convolution).
+    """
     best = curves[0]
     for curve in curves[1:]:
         longer = np.full(len(best) + len(curve) - 1, np.inf)
@@ -43,8 +45,10 @@ def best_losses(curves: np.ndarray) -> np.ndarray:
 
 
 def measure_losses(utility: np.ndarray) -> np.ndarray:
-    """[4, budgets] loss of the greedy, of the polished greedy, of the optimum, and the certificate's bound; utility
-    [layers, K, BINS]."""
+    """[4, budgets]: the loss of the greedy, of the polished greedy and of the optimum, and the certificate's bound.
+
+    utility [layers, K, BINS] is in bins of equally many tokens.
+    """
     solution, polished = (solve(utility, BINS, floor=0, polish=polish) for polish in (False, True))
     heads = utility.reshape(-1, BINS)
     curves = np.concatenate([np.zeros((len(heads), 1)), np.cumsum(heads[:, ::-1], axis=1)], axis=1)

@@ -23,8 +23,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def build(tmp_path):
-    """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. What has to be measured on a model (the
-    budget table, the curve, the probe) is made up."""
+    """build(scorer="snapkv", allocator="budget_table", ...) gives these objects. Budget table, curve and probe are
+    synthetic."""
 
     def build(layers=3, kv_heads=2, head_dim=16, **groups):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})

@@ -1,4 +1,4 @@
-"""The calibrate job's core: many scorers in one pass, exact resume, refusal of a state that belongs elsewhere."""
+"""The calibrate job's core: many scorers in one pass, exact resume, and a state of other settings is refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
 
 
 def test_a_scorer_that_knows_the_answer_is_measured_on_each_question_s_own_order(model, tmp_path):
-    """Behind the protected tokens that is the perfect ranking, and no other scorer's table loses less."""
+    """Behind the protected tokens its ranking is perfect, and no other scorer's table loses less."""
     key_norm, oracle = measure(model, [UP, OracleScorer()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state")
     mean = MeanSolution(model.layers, model.kv_heads)
     for context in CONTEXTS:

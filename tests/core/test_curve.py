@@ -55,7 +55,7 @@ def brute_force(price, total):
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
 def test_budgets_are_the_dearest_ranks_of_the_mean_curve(power):
-    """At the calibrated length, where every rank is a cell of its own."""
+    """At the calibrated length every rank has a bin of its own."""
     tokens = 40
     some = [u[..., :tokens] for u in samples(5, tokens=80)]
     mean = mean_of(some, protected=tokens - 1, power=power)  # one free rank: a cell wide as a token

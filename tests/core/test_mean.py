@@ -14,8 +14,7 @@ LAYERS, HEADS, PROTECTED = 2, 3, 5
 
 
 def samples(count, seed=0, tokens=None):
-    """(utility of the unprotected tokens best-ranked first, tokens): a few heads matter much more, others by the
-    sample."""
+    """Utility of the unprotected tokens, best-ranked first, and the number of tokens. A few heads matter much more."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         length = tokens or int(random.integers(40, 300))

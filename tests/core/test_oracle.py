@@ -121,7 +121,7 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
 
 @pytest.mark.parametrize("look", [1, 4])
 def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypatch):
-    """And none after it, on a device that is looked at once in a while, too (a GPU)."""
+    """No later step counts, even on a device that is synchronised only once in several steps (a GPU)."""
     monkeypatch.setitem(generate.LOOK, "cpu", look)
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
@@ -133,7 +133,7 @@ def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypat
 
 
 class Recorder(Scorer):
-    """Scores by the prompt's summed queries, so that a wrong or a second observation shows."""
+    """Scores by the sum of the prompt's queries, so that a wrong or a second observation changes them."""
 
     def observe(self, observed, queries, start, rope):
         total = queries.sum(1)

@@ -120,7 +120,7 @@ def test_turned_back_keys_are_those_before_rope():
 
 
 def test_a_utility_that_is_linear_in_the_features_is_learnt_on_a_model(tmp_path):
-    """Through a real cache: the layers that the oracle shows are those that score() sees when it evicts."""
+    """Through a real cache: the oracle shows the same layers that score() sees in an eviction."""
     loaded = small_model("llama")
     fit, weights = ProbeFit(ridge=0.0), None
     for seed in range(4):
@@ -189,7 +189,7 @@ def test_impossible_settings():
 
 
 def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
-    """Nothing is gone before, so what stays is what it keeps of the whole prompt; later on each head goes its way."""
+    """The first later eviction sees the whole prompt and keeps the same. After it each head holds tokens of its own."""
     prompt, more = rows([40]), rows([9], seed=1)
     model = tiny_model("qwen2", layers=2)
     keys, values = compress(model, prompt).entries(0, 0)
