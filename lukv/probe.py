@@ -96,7 +96,7 @@ class UtilityProbe(Scorer):
             total = w_value @ values.mT + w_rest @ scalar_features(keys, values, direction).mT
             if layer.rope is None:
                 total += w_key @ keys.mT
-            else:  # RoPE of the weights: they times cos, plus their quarter turn times sin
+            else:  # RoPE of the weights: the weights times cos, plus their quarter turn times sin
                 cos, sin = angles(layer.rope, layer.token_positions(at), keys)
                 total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
             scores[:, at] = total[:, 0]

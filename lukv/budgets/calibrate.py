@@ -194,7 +194,7 @@ class CalibrationState:
         self.arrays: dict[str, np.ndarray] = {}
         if not path.exists():
             return
-        with reading(path, "state of a calibration that can go on (remove it to begin anew)"):
+        with reading(path, "calibration state (remove it to begin anew)"):
             self.arrays, header = read_tensors(path)
             self.contexts = int(header["contexts"])
         if header.get("made_for") != made_for:

@@ -1,10 +1,10 @@
-"""Full-cache accuracy by task, with teacher forcing: an answer counts if each of its tokens is the model's first
-choice.
+"""Full-cache accuracy by task, with teacher forcing: each token of the answer must be the model's first choice.
 
     python -m models.tiny.evaluate length=512 samples=200 seed=1000
 
-The same as greedy decoding with exact match, in one forward pass; stricter than RULER's metric, which gives credit for
-each value found. Context and question take at most `length` - 128 tokens, as in RULER, which keeps 128 for the answer.
+This equals greedy decoding with exact match, in one forward pass. It is stricter than RULER's metric, which gives
+credit for each value found. Context and question take at most `length` - 128 tokens, as in RULER, which keeps 128 for
+the answer.
 """
 
 from __future__ import annotations

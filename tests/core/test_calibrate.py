@@ -127,7 +127,7 @@ def test_a_state_of_other_settings_is_refused(model, tmp_path, changes):
 
 def test_a_damaged_state_is_refused(tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"\0" * 40)
-    with pytest.raises(ValueError, match="is not a state of a calibration"):
+    with pytest.raises(ValueError, match="is not a calibration state"):
         CalibrationState(tmp_path / "state.safetensors", "x")
 
 
