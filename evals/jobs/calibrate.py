@@ -19,9 +19,18 @@ from evals.run import build
 from evals.run.folder import RunFolder, git, installed
 from evals.run.settings import CONF, InputError, Run, create
 from evals.task import Sample
-from lukv.budgets.calibrate import Context, Ids, Learnt, Settings, digest, fit, measure
+from lukv.artifacts import describe
+from lukv.budgets.calibrate import (
+    CalibrationContext,
+    CalibrationSettings,
+    LearnedScorer,
+    TokenIds,
+    fit,
+    hash_json,
+    measure,
+)
 from lukv.budgets.oracle import OracleSettings
-from lukv.budgets.table import BudgetTable, description
+from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
@@ -35,7 +44,7 @@ def made(folder: RunFolder) -> dict[str, Any]:
         scorers, protection = chosen_scorers(run), create(run["protection"])
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")
-        settings = Settings(oracle, **{name: job[name] for name in rest})
+        settings = CalibrationSettings(oracle, **{name: job[name] for name in rest})
         source = create(job["data"]["benchmark"])
         model = build.model(run)
         tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
@@ -43,7 +52,7 @@ def made(folder: RunFolder) -> dict[str, Any]:
     data = {"name": job["data"]["name"], **dict(source.facts()), "hash": hash_of(groups)}
     folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
 
-    def contexts() -> Iterable[Context]:
+    def contexts() -> Iterable[CalibrationContext]:
         return (tokenized(group, model, job["data"]["answers"]) for group in groups)
 
     facts = metadata(model, settings, data)
@@ -57,28 +66,28 @@ def make_tables(
     model: LoadedModel,
     scorers: Sequence[Scorer],
     protection: Protection,
-    contexts: Callable[[], Iterable[Context]],
+    contexts: Callable[[], Iterable[CalibrationContext]],
     total: int,
-    settings: Settings,
+    settings: CalibrationSettings,
     facts: dict[str, Any],
     folder: Path,
 ) -> list[str]:
     """Fit what has to be fitted, then measure; the names of the files in folder/tables."""
     tables, files = folder / "tables", []
-    learnt = [scorer for scorer in scorers if isinstance(scorer, Learnt)]
+    learnt = [scorer for scorer in scorers if isinstance(scorer, LearnedScorer)]
     if learnt:
         ready: dict[str, Scorer] = {}
         learners = fit(model, learnt, protection, contexts(), settings, folder / "fit.safetensors", total)
         for each, learner in zip(learnt, learners, strict=True):
             files.append(f"{each.name}.probe.safetensors")
             learner.save(tables / files[-1], facts)
-            ready[each.name] = each.fitted(tables / files[-1])
+            ready[each.name] = each.load_fit(tables / files[-1])
         scorers = [ready.get(scorer.name, scorer) for scorer in scorers]
     means = measure(model, scorers, protection, contexts(), settings, folder / "state.safetensors", total)
     for scorer, mean in zip(scorers, means, strict=True):
         samples, tokens = mean.solution.state["samples"], mean.solution.mean("tokens")
         count = {"samples": int(samples), "mean_tokens": round(float(tokens), 1)}
-        about = {**facts, **description(model, scorer, protection), **count}
+        about = {**facts, **describe(model, scorer, protection), **count}
         mean.solution.table(settings.aggregation, about).save(tables / f"{scorer.name}.safetensors")
         mean.curve.table(about).save(tables / f"{scorer.name}.curve.safetensors")
         files += [f"{scorer.name}.safetensors", f"{scorer.name}.curve.safetensors"]
@@ -116,9 +125,9 @@ def by_context(samples: Iterable[Sample]) -> list[list[Sample]]:
     return list(groups.values())
 
 
-def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Context:
+def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> CalibrationContext:
     """answers: which of a sample's references are its answer, "all" or the "first"."""
-    questions: list[tuple[Ids, Ids]] = []
+    questions: list[tuple[TokenIds, TokenIds]] = []
     context: list[int] = []
     for sample in group:
         context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
@@ -128,14 +137,16 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
     longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:
         raise InputError(f"{group[0].id}: {len(context)} tokens and a question, {model.name} takes {longest}")
-    return Context(tuple(context), tuple(questions))
+    return CalibrationContext(tuple(context), tuple(questions))
 
 
 def hash_of(groups: Iterable[Sequence[Sample]]) -> str:
-    return digest([[[s.context, s.question, s.answer_prefix, list(s.references), s.chat] for s in g] for g in groups])
+    return hash_json(
+        [[[s.context, s.question, s.answer_prefix, list(s.references), s.chat] for s in g] for g in groups]
+    )
 
 
-def metadata(model: LoadedModel, settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
+def metadata(model: LoadedModel, settings: CalibrationSettings, data: dict[str, Any]) -> dict[str, Any]:
     """How a table or a probe was made (METHODS: LU-KV, 5)."""
     return {
         "model": model.name,

@@ -16,7 +16,7 @@ from evals.run.folder import RunFolder
 from evals.run.settings import Run
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel
 
@@ -145,8 +145,8 @@ def utilities(batch: Sequence[Context], model: LoadedModel) -> list[list[torch.T
     measured = []
     for (prompt,) in batch:
         sample = prompt.sample
-        oracle = Oracle(model, OracleSettings(horizon=sample.max_new_tokens))
-        measured.append([*oracle.context(prompt.context).utility(prompt.question, stop=model.stop_at(sample.stop))])
+        oracle = UtilityOracle(model, OracleSettings(horizon=sample.max_new_tokens))
+        measured.append([*oracle.prefill(prompt.context).utility(prompt.question, stop=model.stop_at(sample.stop))])
     return measured
 
 

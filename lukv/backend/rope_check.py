@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.rope import rope_of
-from lukv.scoring import Rope, Scorer, rotate
+from lukv.ops import rotate
+from lukv.scoring import Rope, Scorer
 
 POSITION = 3
 CLOSE = 0.05

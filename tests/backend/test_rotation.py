@@ -13,7 +13,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
 from lukv.backend.rope_check import turned_otherwise
 from lukv.eviction import Eviction, Protection
-from lukv.scoring import rotate
+from lukv.ops import rotate
 from tests.reference.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
 
 OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}

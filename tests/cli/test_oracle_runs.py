@@ -11,7 +11,7 @@ from baselines.adakv import AdaKV
 from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction, Protection
 from lukv.model import load
 from tests.cli import random_model
@@ -59,7 +59,7 @@ def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, sha
     seen = []
     for number, (context, question) in enumerate((c, q) for c in CONTEXTS for q in QUESTIONS):
         ids, after = loaded.prompt_ids(context, question, "")
-        utility = Oracle(loaded, OracleSettings(horizon=7)).context(ids).utility(after)
+        utility = UtilityOracle(loaded, OracleSettings(horizon=7)).prefill(ids).utility(after)
         full = compress(loaded, [ids])
         cache = full.keeping([full.select(eviction, [list(utility)])])
         line = found[f"data-{number}"]

@@ -11,7 +11,7 @@ from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
-from lukv.budgets.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
+from lukv.budgets.oracle import OracleSettings, UtilityOracle, output_gram, sampler, utility, value_weight
 from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
 from tests.core.small_models import small_model, text
@@ -79,7 +79,7 @@ def greedy(loaded, ids, steps):
 @pytest.mark.parametrize("options", [{}, {"normalise": False}, {"question_rows": True}], ids=str)
 def test_equals_the_definition(family, options):
     loaded, context = small_model(family), text(1, 70)
-    measured = Oracle(loaded, OracleSettings(horizon=7, **options)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=7, **options)).prefill(context)
     for question in (text(2, 9), text(3, 1)):  # several questions on one context: rolled back in between
         ours = measured.utility(question)
         answer = greedy(loaded, context + question, 7)
@@ -93,7 +93,7 @@ def test_sliding_layers_have_no_utility():
         "gemma2", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4096
     )
     context, question, answer = text(1, 50), text(2, 5), text(4, 3)
-    ours = Oracle(loaded, OracleSettings(continuation="reference")).context(context).utility(question, answer)
+    ours = UtilityOracle(loaded, OracleSettings(continuation="reference")).prefill(context).utility(question, answer)
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer)[1:], rtol=1e-9, atol=1e-12)
 
 
@@ -101,19 +101,19 @@ def test_sliding_layers_have_no_utility():
 def test_equals_the_definition_with_one_or_all_kv_heads(kv_heads):
     loaded, context, question, answer = small_model("llama", kv_heads=kv_heads), text(1, 50), text(2, 5), text(4, 6)
     settings = OracleSettings(continuation="reference", horizon=4)
-    ours = Oracle(loaded, settings).context(context).utility(question, answer)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, answer)
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer[:4]), rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_answers_are_seeded_and_measured_as_drawn():
     loaded, context, question = small_model("qwen2"), text(1, 60), text(2, 6)
     settings = OracleSettings(continuation="sampled", horizon=5, seed=3)
-    ours = Oracle(loaded, settings).context(context).utility(question, index=4)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, index=4)
     pick, answer = sampler(settings, 4), []
     for _ in range(5):
         answer.append(int(pick(whole_text(loaded, [*context, *question, *answer])[-1:])))
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer), rtol=1e-9, atol=1e-12)
-    again = Oracle(loaded, settings).context(context)
+    again = UtilityOracle(loaded, settings).prefill(context)
     other = again.utility(question, index=5)
     torch.testing.assert_close(again.utility(question, index=4), ours, rtol=0, atol=0)
     assert not torch.equal(other, ours)
@@ -121,19 +121,19 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
 
 @pytest.mark.parametrize("look", [1, 4])
 def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypatch):
-    """And none after it, on a device that is looked at once in a while, too (a GPU)."""
+    """No later step counts, even on a device that is synchronised only once in several steps (a GPU)."""
     monkeypatch.setitem(generate.LOOK, "cpu", look)
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
     end = next(i for i in range(1, 6) if answer[i] not in answer[:i])
     loaded.model.generation_config.eos_token_id = answer[end]
-    ours = Oracle(loaded, OracleSettings(horizon=6)).context(context).utility(question)
+    ours = UtilityOracle(loaded, OracleSettings(horizon=6)).prefill(context).utility(question)
     expected = by_definition(loaded, context, question, answer[: end + 1])
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 class Recorder(Scorer):
-    """Scores by the prompt's summed queries, so that a wrong or a second observation shows."""
+    """Scores by the sum of the prompt's queries, so that a wrong or a second observation changes them."""
 
     def observe(self, observed, queries, start, rope):
         total = queries.sum(1)
@@ -146,7 +146,7 @@ class Recorder(Scorer):
 def test_the_order_is_that_of_the_run_time_scorer_and_protection():
     loaded, context = small_model("llama"), text(1, 40)
     scorer, protection = Recorder(name="recorder", sink=2, recent=1), Protection(0, 3)
-    measured = Oracle(loaded).context(context, [scorer])
+    measured = UtilityOracle(loaded).prefill(context, [scorer])
     measured.utility(text(2, 4))
     order = measured.order(scorer, protection).numpy()
     assert order.shape == (3, 2, 40)
@@ -195,7 +195,7 @@ def test_impossible_settings_are_one_line(options, message):
 
 
 def test_reference_answers_must_be_there():
-    measured = Oracle(small_model("llama"), OracleSettings(continuation="reference")).context(text(1, 20))
+    measured = UtilityOracle(small_model("llama"), OracleSettings(continuation="reference")).prefill(text(1, 20))
     with pytest.raises(ValueError, match="needs a reference answer"):
         measured.utility(text(2, 3))
     with pytest.raises(ValueError, match="rows cannot come after"):

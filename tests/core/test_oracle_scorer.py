@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_oracle import by_definition, greedy
 
 from baselines.adakv import AdaKV
 from baselines.keydiff import KeyDiff
@@ -12,9 +11,10 @@ from baselines.oracle import Oracle as OracleScorer
 from baselines.random import Random
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction, Protection
 from tests.core.small_models import small_model, text
+from tests.core.test_oracle import by_definition, greedy
 
 STEPS = 6
 PROTECTION = Protection(sink=4, recent=1)
@@ -49,7 +49,7 @@ def best_by_definition(utility, counts, protection):
 def test_each_question_keeps_what_its_answer_needs(family, allocator):
     loaded, context = small_model(family), text(1, 70)
     full = compress(loaded.model, [context])
-    measured = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context)
     eviction = Eviction(OracleScorer(), allocator, PROTECTION, Budget(share=0.3))
     sets = []
     for question in (text(2, 9), text(3, 1)):
@@ -64,8 +64,8 @@ def test_each_question_keeps_what_its_answer_needs(family, allocator):
 
 def test_rows_of_a_batch_have_utilities_of_their_own():
     loaded, contexts, question = small_model("qwen2"), [text(1, 50), text(2, 31)], text(3, 4)
-    oracle = Oracle(loaded, OracleSettings(horizon=STEPS))
-    utilities = [oracle.context(context).utility(question) for context in contexts]
+    oracle = UtilityOracle(loaded, OracleSettings(horizon=STEPS))
+    utilities = [oracle.prefill(context).utility(question) for context in contexts]
     eviction = Eviction(OracleScorer(), Uniform(), PROTECTION, Budget(share=0.4))
     together = evicted(compress(loaded.model, contexts), eviction, utilities)
     for row, (context, utility) in enumerate(zip(contexts, utilities, strict=True)):
@@ -78,7 +78,7 @@ def test_sliding_layers_are_left_as_they_are():
         "gemma2", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=20
     )
     context, question = text(1, 40), text(2, 3)
-    utility = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context).utility(question)
+    utility = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context).utility(question)
     eviction = Eviction(OracleScorer(), Uniform(), PROTECTION, Budget(share=0.5))
     cache = evicted(compress(loaded.model, [context]), eviction, [utility])
     assert kept(cache) == best_by_definition(utility, cache.kept()[:, 0], PROTECTION)
@@ -86,7 +86,7 @@ def test_sliding_layers_are_left_as_they_are():
 
 def test_no_other_ranking_keeps_more_utility():
     loaded, context, question = small_model("llama"), text(1, 80), text(2, 5)
-    measured = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context)
     utility, full = measured.utility(question), compress(loaded.model, [context])
 
     def retained(scorer):

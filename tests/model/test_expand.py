@@ -35,7 +35,7 @@ def grouped(family):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
 def test_the_same_function(family):
     model = grouped(family)
-    twin = expand.expanded(model)
+    twin = expand.expand(model)
     assert twin.config.num_key_value_heads == 6
     assert model.config.num_key_value_heads == 2
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_the_same_function(family):
 
 def test_snapkv_scores_every_query_head_for_itself():
     model, scorer = grouped("llama"), SnapKV()
-    twin = expand.expanded(model)
+    twin = expand.expand(model)
     for one in (model, twin):
         use_ragged_attention(one)
     few, many = (compress(one, IDS, observe=[scorer]) for one in (model, twin))
@@ -87,4 +87,4 @@ def test_fused_projections_are_refused():
         num_key_value_heads=2, pad_token_id=None,
     )  # fmt: skip
     with pytest.raises(ValueError, match="phi3 has no k_proj and v_proj"):
-        expand.expanded(AutoModelForCausalLM.from_config(config))
+        expand.expand(AutoModelForCausalLM.from_config(config))
