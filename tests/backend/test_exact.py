@@ -80,7 +80,7 @@ def test_keeping_everything_equals_the_stock_cache(family):
         wanted = [model(torch.tensor([[t]]), past_key_values=stock).logits for t in after[0]]
     use_ragged_attention(model)
     assert (got - torch.cat(wanted, 1)).abs().max() <= EXACT
-    assert ragged.kept().min() == ragged.kept().max() == 70
+    assert ragged.kept_counts.min() == ragged.kept_counts.max() == 70
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -150,16 +150,16 @@ def test_a_batch_of_questions_equals_each_alone(family):
         assert (append(model, batch, questions)[row] - logits[0]).abs().max() <= EXACT
 
 
-def test_looking_seldom_changes_no_answer(monkeypatch):
-    """On a GPU the tokens are looked at every few steps: rows end in between, before the first look and never."""
+def test_synchronising_seldom_changes_no_answer(monkeypatch):
+    """On a GPU the host reads tokens every few steps: rows end in between, before the first reading and never."""
     model, prompts, questions = model_of("llama"), rows([40, 70, 55]), rows([9, 2, 30], seed=1)
     batch = compress(model, prompts, eviction=eviction(0.4))
     free = answer(model, batch, questions, 14).tokens
     for ends in ({free[0][0]}, {free[0][4], free[1][6]}, {free[2][13]}, set(), {row[2] for row in free}):
         wanted = []
-        for look in (1, 4, 5, 99):
+        for sync_every in (1, 4, 5, 99):
             batch.rollback()
-            monkeypatch.setitem(generate.LOOK, "cpu", look)
+            monkeypatch.setitem(generate.SYNC_EVERY, "cpu", sync_every)
             wanted.append(answer(model, batch, questions, 14, eos_ids=tuple(ends)).tokens)
         assert wanted[1:] == wanted[:1] * 3
     assert wanted[0] != free
@@ -174,9 +174,9 @@ def test_a_prompt_in_pieces_equals_one_piece(family, chunk):
         compress(model, prompts, eviction=eviction(0.3), chunk=chunk),
     )
     for one, other in zip(whole.layers, cut.layers, strict=True):
-        assert (one.arena.lengths == other.arena.lengths).all()
-        assert (one.positions == other.positions).all() or one.is_sliding
-        for a, b in zip(one.arena.packed(), other.arena.packed(), strict=True):
+        for sequence in one.stored.sequences:
+            assert torch.equal(one.stored.find_positions(sequence), other.stored.find_positions(sequence))
+        for a, b in zip(one.stored.arena.gather(), other.stored.arena.gather(), strict=True):
             assert (a - b).abs().max() <= EXACT
     assert (append(model, whole, question) - append(model, cut, question)).abs().max() <= EXACT
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.backend.kernels import loop, names, pick
+from lukv.backend.kernels import list_kernels, loop, pick
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -60,7 +60,7 @@ def usable(name, dtype, d, dv, softcap):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("n", [1, 5, 70])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_kernels())
 def test_equals_dense_attention(name, dtype, n, softcap, whole):
     d, dv = 24, 40
     decode = usable(name, dtype, d, dv, softcap is not None)
@@ -103,8 +103,8 @@ def test_loop_reads_short_sequences_together(softcap, monkeypatch):
     start, length = start[order], length[order]
     query = torch.randn(40, 3, 1, 16)
     calls = []
-    attend = loop.masked_attention
-    monkeypatch.setattr(loop, "masked_attention", lambda *a: (calls.append(a), attend(*a))[1])
+    attend = loop.attend_masked
+    monkeypatch.setattr(loop, "attend_masked", lambda *a: (calls.append(a), attend(*a))[1])
     out = loop.decode(query, keys, values, start, length, max(lengths), 0.25, softcap)
     assert len(calls) == 1
     wanted = expected(query, keys, values, start, length, 0.25, softcap)

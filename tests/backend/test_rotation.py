@@ -11,7 +11,7 @@ from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
-from lukv.backend.rope_check import turned_otherwise
+from lukv.backend.rope_check import find_mismatched_layers
 from lukv.eviction import Eviction, Protection
 from lukv.scoring import rotate
 from tests.reference.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
@@ -26,7 +26,7 @@ def test_layers_that_turn_otherwise_are_found(family, dtype):
     model = tiny_model(family, dtype)
     if not model._supports_attention_backend:
         pytest.skip("an attention of its own in this transformers")
-    assert turned_otherwise(model) == OTHERS.get(family, [])
+    assert find_mismatched_layers(model) == OTHERS.get(family, [])
 
 
 @pytest.mark.parametrize("family", OTHERS)
@@ -49,9 +49,9 @@ def test_a_model_without_rotary_positions_turns_nothing():
     config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1)
     model = GPT2LMHeadModel(config).eval()
     use_ragged_attention(model)
-    assert turned_otherwise(model) == []
+    assert find_mismatched_layers(model) == []
     wanted = Eviction(ExpectedAttention(), Uniform(), Protection(), Budget(share=0.5))
-    assert (compress(model, rows([40]), eviction=wanted).kept() == 20).all()
+    assert (compress(model, rows([40]), eviction=wanted).kept_counts == 20).all()
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -69,7 +69,7 @@ def test_a_piece_is_turned_as_the_whole_prompt_was(kind):
     for piece in (slice(0, 10), slice(40, 90)):
         assert torch.equal(rope(torch.arange(100)[piece])[0], cos[piece])
         assert torch.equal(rope(torch.arange(100)[piece])[1], sin[piece])
-    same = compress(model, [[5] * 100]).entries(0, 0)[0].float()  # one token again and again: only turned
+    same = compress(model, [[5] * 100]).view_entries(0, 0)[0].float()  # one token again and again: only turned
     factor = cos[0, 0]
     assert torch.allclose(rotate(same[:, :1] / factor, cos[57], sin[57]), same[:, 57:58], atol=1e-4)
 
