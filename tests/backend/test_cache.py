@@ -1,4 +1,4 @@
-"""What a cache is good for after the prompt: roll back, evict again and again, stream, save, observe."""
+"""What a cache can do after the prompt: roll back, evict again, stream, save, show its queries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HYBRID = tiny_model("gemma3_text", layers=2)
 
 @dataclass(frozen=True)
 class LastQuery(Scorer):
-    """Scores by the sum of all queries of the prompt, piece by piece: needs `observe`, knows the positions."""
+    """Scores by the sum of all the prompt's queries, weighted by position: it needs `observe` in every chunk."""
 
     name: str = "last_query"
 
@@ -102,7 +102,7 @@ def test_many_evictions_need_the_queries():
         compress(MODEL, rows([20]), eviction=eviction(0.5)).fork_for(eviction(0.5))
 
 
-def test_queries_are_observed_without_padding_and_in_any_pieces():
+def test_queries_are_observed_without_padding_and_in_any_chunks():
     prompts = rows([60, 33])
     alone = [compress(MODEL, [p], observe=[LastQuery()]) for p in prompts]
     for options in ({}, {"chunk": 1}, {"chunk": 25}):
@@ -169,8 +169,8 @@ def test_saved_and_loaded(model, tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_in_one_row_stays_there(bad):
-    """Rows of a batch whose new tokens stand in other columns are asked apart: the memory between them is another's.
-    The first has 64 rows of it, the third 101 entries."""
+    """Rows whose new tokens stand in different columns are decoded apart, and between them lies another row's memory.
+    The first row's head takes up 64 rows of memory, the third has 101 entries."""
     model = tiny_model("qwen2", layers=2, num_key_value_heads=1)
     prompts, after = rows([30, 60, 100]), rows([1, 2, 1], seed=1)
     wanted = append(model, compress(model, prompts), after)
@@ -184,7 +184,7 @@ def test_what_is_not_finite_in_one_row_stays_there(bad):
 
 
 def test_a_sliding_row_does_not_see_what_left_the_window_of_the_next():
-    """64 entries in 64 rows of memory, then a row of 113, of which 80 are seen."""
+    """The first head fills its 64 rows of memory. Of the 113 entries of the next one 80 are in the window."""
     model = tiny_model("gemma3_text", layers=2, sliding_window=80, num_key_value_heads=1)
     prompts, after = rows([30, 100]), rows([34, 34], seed=1)
     answers = []
@@ -227,7 +227,7 @@ def tokens(size: int, scorer: Scorer | None = None) -> Eviction:
 
 @pytest.fixture
 def stages(monkeypatch):
-    """Every eviction after the prompt, as (tokens seen, kept of row 0); the largest arena before each."""
+    """Of every eviction after the prompt: tokens seen -> what row 0 keeps, and the longest head before it."""
     seen: dict[int, dict] = {}
     sizes: list[int] = []
     evict = RaggedLayer.evict_again

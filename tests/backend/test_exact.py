@@ -31,7 +31,7 @@ def logits_after(model, ragged, after, n):
     return torch.cat(outs, 1)
 
 
-def padded(prompts, side):
+def pad(prompts, side):
     longest = max(map(len, prompts))
     ids, mask = (
         torch.zeros(len(prompts), longest, dtype=torch.long),
@@ -54,7 +54,7 @@ SLOW = pytest.mark.slow
 def test_evicted_equals_minus_infinity(family, side, n):
     """Batch 2 with padding, 80 tokens after the prompt (more than the arena's first slack)."""
     model, prompts, after = model_of(family), rows([70, 57]), rows([80, 80], seed=1)
-    ids, mask = padded(prompts, side)
+    ids, mask = pad(prompts, side)
     ragged = RaggedCache(model, eviction(0.3))
     with torch.no_grad():
         model(ids, attention_mask=mask, past_key_values=ragged, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
@@ -88,7 +88,7 @@ def test_generate_gives_identical_tokens(family):
     """model.generate: with everything kept as with the stock cache; evicted as our own loop; a batch as its rows
     alone."""
     model, prompts = model_of(family, layers=2), rows([70, 57])
-    ids, mask = padded(prompts, "left")
+    ids, mask = pad(prompts, "left")
     options = {"max_new_tokens": 20, "do_sample": False}
     kept = model.generate(ids, attention_mask=mask, past_key_values=RaggedCache(model), **options)
     evicted = model.generate(ids, attention_mask=mask, past_key_values=RaggedCache(model, eviction(0.3)), **options)
@@ -105,10 +105,10 @@ def test_generate_gives_identical_tokens(family):
 
 
 @pytest.mark.skipif(version.parse(transformers.__version__) < version.parse("5.3"), reason="broken in transformers 5.2")
-def test_generate_with_its_prompt_in_pieces():
+def test_generate_with_its_prompt_in_chunks():
     """transformers' own prefill_chunk_size, where the cache is told how long the prompt is."""
     model, prompts = model_of("llama", layers=2), rows([70, 57])
-    ids, mask = padded(prompts, "left")
+    ids, mask = pad(prompts, "left")
     options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     whole = model.generate(ids, past_key_values=RaggedCache(model, eviction(0.3)), **options)
     ragged = RaggedCache(model, eviction(0.3), prompt_columns=70)
@@ -167,7 +167,7 @@ def test_synchronising_seldom_changes_no_answer(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [16, pytest.param(1, marks=SLOW), pytest.param(69, marks=SLOW)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_in_pieces_equals_one_piece(family, chunk):
+def test_a_prompt_in_chunks_equals_one_forward(family, chunk):
     model, prompts, question = model_of(family), rows([70, 57]), rows([7, 7], seed=1)
     whole, cut = (
         compress(model, prompts, eviction=eviction(0.3)),

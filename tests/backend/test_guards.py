@@ -164,7 +164,7 @@ def test_a_wrong_number_of_rows():
         append(MODEL, cache, rows([3]))
 
 
-def test_empty_rows_and_pieces():
+def test_empty_rows_and_chunks():
     for empty in ([], [[]], [[1, 2], []]):
         with pytest.raises(ValueError, match="at least one token"):
             pad_left(empty, None, "cpu")

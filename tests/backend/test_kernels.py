@@ -1,4 +1,4 @@
-"""Every decode kernel that runs here against dense float64 attention, written out once more below."""
+"""Every decode kernel that runs here, against dense float64 attention written out below."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, tor
 
 
 def garbage_of(name, whole):
-    """What the rows between sequences hold. Of a whole arena the loop may read them under a mask; the others must not,
-    and it must not if they belong to others."""
+    """What the rows between sequences hold. Only the loop may read them, under a mask, and only in a whole arena."""
     return 50.0 if name == "loop" and whole else math.nan
 
 
 def arena(lengths, d, dv, dtype, seed, garbage, step=None):
-    """Sequences with free rows before, between and behind them; what is in those must not matter. step: each takes up
-    a multiple of it, in any order."""
+    """Sequences with free rows before, between and behind them, which must not matter. step: each sequence takes up a
+    multiple of so many rows."""
     generator = torch.Generator().manual_seed(seed)
     capacity = torch.tensor([math.ceil((n + 3) / step) * step if step else n + 3 for n in lengths])
     start = capacity.cumsum(0) - capacity + 2

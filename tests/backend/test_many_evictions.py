@@ -1,4 +1,4 @@
-"""Many evictions of one prefill as the rows of one batch; rows that leave it."""
+"""Many evictions of one prefill as the rows of one batch, and rows that leave it."""
 
 from __future__ import annotations
 
