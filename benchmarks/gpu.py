@@ -24,7 +24,7 @@ from benchmarks.decode_model import KeyNorm, eviction
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
-from lukv.backend.kernels import names, pick
+from lukv.backend.kernels import list_kernels, pick
 from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import solve
 from lukv.eviction import Protection
@@ -82,7 +82,7 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
     }
     many = {"full cache, SDPA": len(fulls)}
     errors: dict[str, str] = {}
-    for name in names():
+    for name in list_kernels():
         try:
             _, decode = pick(name, DEVICE, DTYPE, d, d)
         except ValueError:
@@ -143,7 +143,7 @@ def whole_model(section: Section, stock: PreTrainedModel, ours: PreTrainedModel,
 
     variants: dict[str, tuple[Callable[[], None], Callable[[], Callable[[int], object]]]] = {
         "stock, full cache": (full, lambda: lambda i: stock(new, past_key_values=kept[0], logits_to_keep=1)),
-        f"ours, {SHARE:.0%} kept": (ragged, lambda: step(ours, kept[0].rows([0] * batch), new)),
+        f"ours, {SHARE:.0%} kept": (ragged, lambda: step(ours, kept[0].select_rows([0] * batch), new)),
     }
     base = None
     for name, (prefill, stepper) in variants.items():
@@ -184,7 +184,7 @@ def largest_batch(section: Section, ours: PreTrainedModel, tokens: int, limit: i
         batch = 1
         while batch <= limit:
             try:
-                append(ours, one.rows([0] * batch), ids_of(1, batch))
+                append(ours, one.select_rows([0] * batch), ids_of(1, batch))
             except torch.OutOfMemoryError:
                 break
             fits[name] = batch

@@ -133,7 +133,7 @@ def answer_batch(
             continue
         start = time.perf_counter()
         whole = len(chosen) == 1 and chosen[0].eviction is None
-        cache = full if whole else full.keeping(selections)
+        cache = full if whole else full.fork(selections)
         synchronize(model.device)
         kept_s = (time.perf_counter() - start) / len(chosen)
         lines = asked(chosen, batch, cache, model, [prefill + s + kept_s for s in seconds], prefill, len(at_work))
@@ -180,7 +180,7 @@ def asked(
 
     prefill: seconds until each cell's cache was there, `common` of them spent for `sharing` cells at once.
     """
-    kept = np.asarray(cache.kept())
+    kept = np.asarray(cache.kept_counts)
     stored, full = cache.row_nbytes, cache.full_row_nbytes
     turns = len(batch[0])
     lines: list[list[Line]] = [[] for _ in cells]

@@ -129,7 +129,7 @@ class MeasuredContext:
     def __init__(self, oracle: UtilityOracle, cache: RaggedCache, tokens: int) -> None:
         self.oracle, self.cache, self.tokens = oracle, cache, tokens
         self.weights = [
-            value_weight(cache.entries(layer, 0)[1], gram, oracle.settings.normalise)
+            value_weight(cache.view_entries(layer, 0)[1], gram, oracle.settings.normalise)
             for layer, gram in enumerate(oracle.grams)
         ]
 
@@ -149,7 +149,7 @@ class MeasuredContext:
         """What the scorer sees of the context, layer by layer."""
         views = []
         for index, layer in enumerate(self.cache.evictable):
-            keys, values = (entries[:, : self.tokens] for entries in self.cache.entries(index, 0))
+            keys, values = (entries[:, : self.tokens] for entries in self.cache.view_entries(index, 0))
             views.append(layer.view(0, keys, values, scorer))
         return views
 
@@ -177,9 +177,9 @@ class MeasuredContext:
         rows = self._decode(list(question), reference_answer, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
-            _, scale, softcap = self.cache.evictable[layer].attributes
-            queries = self.cache.future_queries(layer)[0, :, -rows:]
-            layers.append(utility(queries, self.cache.entries(layer, 0)[0], weight, scale, softcap).cpu())
+            p = self.cache.evictable[layer].parameters
+            queries = self.cache.read_queries(layer)[0, :, -rows:]
+            layers.append(utility(queries, self.cache.view_entries(layer, 0)[0], weight, p.scale, p.softcap).cpu())
         self.cache.rollback()
         return torch.stack(layers)
 

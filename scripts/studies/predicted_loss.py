@@ -60,7 +60,7 @@ def lost_share(measured: MeasuredContext, utility: torch.Tensor, eviction: Evict
     """The share of a context's utility [layers, K, T] that an eviction throws away."""
     gone = 0.0
     for index, layer in enumerate(measured.cache.evictable):
-        keys, values = (x[:, : measured.tokens] for x in measured.cache.entries(index, 0))
+        keys, values = (x[:, : measured.tokens] for x in measured.cache.view_entries(index, 0))
         keep = eviction.keep(layer.view(0, keys, values, eviction.scorer))
         gone += float(utility[index][~keep].sum())
     return gone / float(utility.sum())

@@ -61,10 +61,10 @@ def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, sha
         ids, after = loaded.prompt_ids(context, question, "")
         utility = UtilityOracle(loaded, OracleSettings(horizon=7)).prefill(ids).utility(after)
         full = compress(loaded, [ids])
-        cache = full.keeping([full.select(eviction, [list(utility)])])
+        cache = full.fork([full.select(eviction, [list(utility)])])
         line = found[f"data-{number}"]
         seen.append(line["kept"])
-        assert line["kept"] == cache.kept()[:, 0].tolist()
+        assert line["kept"] == cache.kept_counts[:, 0].tolist()
         assert line["prediction"] == loaded.decode(answer(loaded, cache, [after], 7, loaded.eos_ids).tokens[0])
     assert seen[0] != seen[1]
     assert seen[2] != seen[3]

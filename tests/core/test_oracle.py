@@ -119,10 +119,10 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
     assert not torch.equal(other, ours)
 
 
-@pytest.mark.parametrize("look", [1, 4])
-def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypatch):
+@pytest.mark.parametrize("sync_every", [1, 4])
+def test_an_answer_that_ends_early_counts_the_step_that_ended_it(sync_every, monkeypatch):
     """No later step counts, even on a device that is synchronised only once in several steps (a GPU)."""
-    monkeypatch.setitem(generate.LOOK, "cpu", look)
+    monkeypatch.setitem(generate.SYNC_EVERY, "cpu", sync_every)
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
     end = next(i for i in range(1, 6) if answer[i] not in answer[:i])
@@ -153,7 +153,7 @@ def test_the_order_is_that_of_the_run_time_scorer_and_protection():
     np.testing.assert_array_equal(np.sort(order), np.broadcast_to(np.arange(40), (3, 2, 40)))
     assert (order[..., :5] == [0, 1, 39, 38, 37]).all()
     for index, layer in enumerate(measured.cache.evictable):
-        keys, values = (entries[:, :40] for entries in measured.cache.entries(index, 0))
+        keys, values = (entries[:, :40] for entries in measured.cache.view_entries(index, 0))
         scores = scorer.score(layer.view(0, keys, values, scorer)).numpy()
         for head in range(2):
             rest = order[index, head, 5:]

@@ -22,12 +22,12 @@ PROTECTION = Protection(sink=4, recent=1)
 
 def kept(cache, row=0):
     """[layer][head] -> set of positions."""
-    heads = cache.evictable[0].arena.heads
-    return [[set(layer.positions_of(row * heads + k).tolist()) for k in range(heads)] for layer in cache.evictable]
+    layers = range(len(cache.evictable))
+    return [[set(positions.tolist()) for positions in cache.find_positions(layer, row)] for layer in layers]
 
 
 def evicted(full, eviction, utilities):
-    return full.keeping([full.select(eviction, utilities)])
+    return full.fork([full.select(eviction, utilities)])
 
 
 def best_by_definition(utility, counts, protection):
@@ -55,9 +55,9 @@ def test_each_question_keeps_what_its_answer_needs(family, allocator):
     for question in (text(2, 9), text(3, 1)):
         cache = evicted(full, eviction, [measured.utility(question)])
         dense = by_definition(loaded, context, question, greedy(loaded, context + question, STEPS))
-        assert cache.kept().sum(axis=(1, 2)).tolist() == [42] * 3  # 0.3 of 2 x 70
+        assert cache.kept_counts.sum(axis=(1, 2)).tolist() == [42] * 3  # 0.3 of 2 x 70
         sets.append(kept(cache))
-        assert sets[-1] == best_by_definition(dense, cache.kept()[:, 0], PROTECTION)
+        assert sets[-1] == best_by_definition(dense, cache.kept_counts[:, 0], PROTECTION)
         append(loaded.model, cache, [question])
     assert sets[0] != sets[1]
 
@@ -81,7 +81,7 @@ def test_sliding_layers_are_left_as_they_are():
     utility = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context).utility(question)
     eviction = Eviction(OracleScorer(), Uniform(), PROTECTION, Budget(share=0.5))
     cache = evicted(compress(loaded.model, [context]), eviction, [utility])
-    assert kept(cache) == best_by_definition(utility, cache.kept()[:, 0], PROTECTION)
+    assert kept(cache) == best_by_definition(utility, cache.kept_counts[:, 0], PROTECTION)
 
 
 def test_no_other_ranking_keeps_more_utility():

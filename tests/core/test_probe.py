@@ -192,7 +192,7 @@ def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
     """The first later eviction sees the whole prompt and keeps the same. After it each head holds tokens of its own."""
     prompt, more = rows([40]), rows([9], seed=1)
     model = tiny_model("qwen2", layers=2)
-    keys, values = compress(model, prompt).entries(0, 0)
+    keys, values = compress(model, prompt).view_entries(0, 0)
     shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + SCALAR_FEATURES
     weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     Probe(weights, {}).save(tmp_path / "any.probe.safetensors")
@@ -205,4 +205,4 @@ def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
     append(model, later, more)
     later.evict_again()
-    assert (later.kept() == 12).all()
+    assert (later.kept_counts == 12).all()

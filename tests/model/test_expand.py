@@ -50,7 +50,7 @@ def test_snapkv_scores_every_query_head_for_itself():
     few, many = (compress(one, IDS, observe=[scorer]) for one in (model, twin))
     assert many.nbytes == 3 * few.nbytes
     for index, (a, b) in enumerate(zip(few.evictable, many.evictable, strict=True)):
-        view = a.view(0, *few.entries(index, 0), scorer)
+        view = a.view(0, *few.view_entries(index, 0), scorer)
         alone = []
         for head in range(6):  # one query head on its KV head, as if there were no others
             kv = slice(head // 3, head // 3 + 1)
@@ -60,7 +60,7 @@ def test_snapkv_scores_every_query_head_for_itself():
                     replace(view, keys=view.keys[kv], values=view.values[kv], query_heads=1, observed=observed)
                 )
             )
-        scores = scorer.score(b.view(0, *many.entries(index, 0), scorer))
+        scores = scorer.score(b.view(0, *many.view_entries(index, 0), scorer))
         torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-6, atol=1e-9)
         assert not torch.allclose(scores[0], scores[1])
 
