@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 NAMES = {
     str: "a string",
     bool: "true or false",
@@ -67,3 +69,24 @@ def check_strings(values: Any, name: str, place: str) -> tuple[str, ...]:
     if not strings or not all(isinstance(value, str) for value in strings):
         raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
     return strings
+
+
+def check_references(values: Any, name: str, place: str) -> tuple[str, ...]:
+    """The right answers of a question: strings, at least one, none of them blank. A blank one is part of every text."""
+    references = check_strings(values, name, place)
+    for reference in references:
+        if is_blank(reference):
+            raise ValueError(
+                f"{place}: {name!r} holds an empty answer, {reference!r}: every prediction would contain it; "
+                f"remove it, or write the word that is expected"
+            )
+    return references
+
+
+def is_blank(text: str) -> bool:
+    """Nothing to be seen: blanks, control and format characters (as the zero-width space) only.
+
+    >>> is_blank("\t "), is_blank("-")
+    (True, False)
+    """
+    return all(unicodedata.category(letter) in INVISIBLE for letter in text)

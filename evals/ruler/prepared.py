@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.rows import check_columns, check_strings, read_rows
+from evals.rows import check_columns, check_references, read_rows
 from evals.task import Sample
 
 COLUMNS: Mapping[str, Any] = {
@@ -45,7 +45,7 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
                 context=row["context"],
                 question=row["question"],
                 answer_prefix=row["answer_prefix"],
-                references=check_strings(row["answer"], "answer", place),
+                references=check_references(row["answer"], "answer", place),
                 max_new_tokens=row["max_new_tokens"],
             )
         )

@@ -160,6 +160,12 @@ def test_available_tasks_and_missing_ones(tmp_path: Path, words: Words) -> None:
         list(LongBench(str(tmp_path / "none")).tasks(words))
 
 
+def test_rows_without_any_answer_are_refused(tmp_path: Path, words: Words) -> None:
+    write_rows(tmp_path, "qasper", [row(), row(answers=["", "Ann"]), row(answers=["", " "])])
+    with pytest.raises(ValueError, match=r"qasper\.jsonl line 3: all its 'answers' are empty"):
+        list(LongBench(str(tmp_path)).tasks(words))
+
+
 def test_longbench_e_has_three_buckets(tmp_path: Path, words: Words) -> None:
     write_rows(tmp_path, "qasper_e", [row(3999), row(4000), row(9000), row(10)])
     tasks = {

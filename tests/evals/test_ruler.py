@@ -131,6 +131,31 @@ def test_missing_sources_say_what_to_get_and_where_to_put_it(words: Words, tmp_p
         ("qa_1", "squad.json", "version https://git-lfs", "is not JSON"),
         ("qa_1", "squad.json", '{"data": [{}]}', "lacks 'paragraphs'"),
         ("qa_2", "hotpotqa.json", '[{"context": 3}]', "is not HotpotQA's"),
+        (
+            "qa_2",
+            "hotpotqa.json",
+            '[{"question": "Who?", "answer": " ", "context": [["Ann", ["Ann lives."]]]}]',
+            "is not HotpotQA's .*'Who\\?': 'answer' holds an empty answer",
+        ),
+        (
+            "qa_1",
+            "squad.json",
+            json.dumps(
+                {
+                    "data": [
+                        {
+                            "paragraphs": [
+                                {
+                                    "context": "Ann lives.",
+                                    "qas": [{"question": "Who?", "answers": [{"text": ""}], "is_impossible": False}],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ),
+            r"squad\.json, 'Who\?': 'answers' holds an empty answer",
+        ),
         ("niah_single_2", "PaulGrahamEssays.json", '["text"]', "should be"),
     ],
 )
@@ -215,6 +240,21 @@ def test_prepared_samples_that_are_not_there(words: Words, tmp_path: Path) -> No
     (tmp_path / "short.jsonl").write_text('{"context": "x"}')
     with pytest.raises(ValueError, match=r"short\.jsonl line 1 has no 'question'"):
         next(Ruler(prepared=str(tmp_path / "short.jsonl")).tasks(words, 1))
+    (tmp_path / "blank.jsonl").write_text(json.dumps(prepared_row(answer=["7", " "])))
+    with pytest.raises(ValueError, match=r"blank\.jsonl line 1: 'answer' holds an empty answer"):
+        next(Ruler(prepared=str(tmp_path / "blank.jsonl")).tasks(words, 1))
+
+
+def prepared_row(number: int = 0, **columns: object) -> dict:
+    return {
+        "context": f"Haystack {number}.",
+        "question": "Which?",
+        "answer_prefix": "It is",
+        "answer": [str(number)],
+        "task": "vt",
+        "max_new_tokens": 8,
+        **columns,
+    }
 
 
 def test_prompts_measured_by_the_models_own_tokenizer(bpe8k: Tokenizer) -> None:
