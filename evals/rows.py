@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,38 @@ def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any
         raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
     check_columns(row, place, columns)
     return row
+
+
+def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files of these kinds (".jsonl") in a folder and its subfolders, sorted. Hidden files and folders are not data
+    (.ipynb_checkpoints, the ._copies of a Mac)."""
+    found = sorted(file for file in folder.rglob("*") if file.suffix in suffixes and file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def check_twins(files: Sequence[Path]) -> None:
+    """Raises ValueError that names two files of which one is to go, because both would be read as one set of samples:
+    the same name in two formats, or two splits (train.jsonl beside test.jsonl)."""
+    names: dict[Path, Path] = {}
+    splits: dict[str, Path] = {}
+    for file in files:
+        other = names.setdefault(file.with_suffix(""), file)
+        if other is not file:
+            raise ValueError(f"{other} and {file} are one file in two formats: samples would count twice; keep one")
+        if split := split_of(file):
+            splits.setdefault(split, file)
+    if len(splits) > 1:
+        first, second, *_ = splits.values()
+        raise ValueError(f"{first} and {second} are two splits of one data set: keep one, or name one file")
+
+
+SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test)(-\d+-of-\d+)?")
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's name or its folder's states, as in the hub's data sets ("test-00000-of-00001"), or ""."""
+    named = [match[1] for part in (file.stem, file.parent.name) if (match := SPLIT.fullmatch(part.lower()))]
+    return named[0] if named else ""
 
 
 def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:

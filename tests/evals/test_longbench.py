@@ -259,6 +259,25 @@ def test_logs_must_be_named_after_a_task(tmp_path: Path) -> None:
         score_predictions(tmp_path, protocol="mine")
 
 
+def test_hidden_predictions_are_left_out_and_two_files_of_a_task_refused(tmp_path: Path) -> None:
+    log = '{"pred": "a", "answers": ["a"], "length": 3}'
+    for name in ("qasper", ".qasper", "._qasper", "trec_e", ".ipynb_checkpoints/qasper"):
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(log)
+    assert [scored.task for scored in score_predictions(tmp_path)] == ["qasper", "trec"]
+    (tmp_path / "qasper_e.jsonl").write_text(log)
+    with pytest.raises(ValueError, match=r"qasper\.jsonl and .*qasper_e\.jsonl are predictions of one task"):
+        score_predictions(tmp_path)
+
+
+def test_hidden_rows_are_not_tasks(tmp_path: Path, words: Words) -> None:
+    write_rows(tmp_path, "qasper", [row()])
+    for name in (".trec", ".ipynb_checkpoints/trec", "qasper-checkpoint"):
+        write_rows((tmp_path / name).parent, Path(name).name, [row()])
+    assert [(task.name, len(task.samples)) for task in LongBench(str(tmp_path)).tasks(words)] == [("qasper", 1)]
+
+
 def test_classes_written_as_text_are_read_without_evaluating_them() -> None:
     assert parse_classes("['Food', \"Children's\", 'Order, rank']", "x") == ("Food", "Children's", "Order, rank")
     assert parse_classes(None, "x") == ()

@@ -245,6 +245,62 @@ def test_prepared_samples_that_are_not_there(words: Words, tmp_path: Path) -> No
         next(Ruler(prepared=str(tmp_path / "blank.jsonl")).tasks(words, 1))
 
 
+def put(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/vt-checkpoint.jsonl", "._vt.jsonl", ".vt.parquet", ".cache/1024/vt.jsonl"]
+)
+@pytest.mark.parametrize("length", ["", "1024/"])
+def test_hidden_files_are_not_data(hidden: str, length: str, words: Words, tmp_path: Path) -> None:
+    rows = [prepared_row(i) for i in range(3)]
+    put(tmp_path / length / "vt.jsonl", rows)
+    put(tmp_path / length / hidden, rows)
+    (task,) = Ruler(1024, prepared=str(tmp_path)).tasks(words)
+    assert len(task.samples) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ("vt.jsonl", "vt.parquet", "one file in two formats"),
+        ("test.jsonl", "train.jsonl", "two splits of one data set"),
+        ("test-00000-of-00001.parquet", "validation-00000-of-00001.parquet", "two splits of one data set"),
+        ("vt/validation.jsonl", "vt/train.jsonl", "two splits of one data set"),
+        ("test/vt.jsonl", "dev/vt.jsonl", "two splits of one data set"),
+        ("vt.jsonl", "all.parquet", "is the same sample as"),
+        ("vt.jsonl", "vt-Copy1.jsonl", "is the same sample as"),
+        ("a/vt.jsonl", "b/vt.jsonl", "is the same sample as"),
+    ],
+)
+@pytest.mark.parametrize("length", ["", "1024/"])
+def test_twins_are_refused_by_both_names(
+    one: str, other: str, message: str, length: str, words: Words, tmp_path: Path
+) -> None:
+    rows = [prepared_row(i) for i in range(3)]
+    put(tmp_path / length / one, rows)
+    put(tmp_path / length / other, rows[2:])
+    with pytest.raises(ValueError, match=message) as error:
+        list(Ruler(1024, prepared=str(tmp_path)).tasks(words))
+    assert one in str(error.value)
+    assert other in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_and_files_of_other_samples_are_read_together(words: Words, tmp_path: Path) -> None:
+    put(tmp_path / "vt/test-00000-of-00002.parquet", [prepared_row(0)])
+    put(tmp_path / "vt/test-00001-of-00002.parquet", [prepared_row(1)])
+    put(tmp_path / "cwe/test-00000-of-00001.parquet", [prepared_row(0, task="cwe")] * 2)  # twice in one file: as given
+    tasks = {task.name: len(task.samples) for task in Ruler(1024, prepared=str(tmp_path)).tasks(words)}
+    assert tasks == {"vt": 2, "cwe": 2}
+
+
 def prepared_row(number: int = 0, **columns: object) -> dict:
     return {
         "context": f"Haystack {number}.",
