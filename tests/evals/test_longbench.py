@@ -16,7 +16,7 @@ from evals.longbench.catalog import CATALOG, ENGLISH
 from evals.longbench.protocols import PROTOCOLS, cut_middle, cut_right
 from evals.longbench.score import Scorer, parse_classes
 from evals.task import Tokenizer
-from tests.evals.conftest import SHARED, Words, read_jsonl
+from tests.evals.conftest import SHARED, Chat, Words, read_jsonl
 
 
 def golden(name: str) -> list[dict[str, Any]]:
@@ -312,6 +312,22 @@ def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path
     tokenizer.model_max_length = 150
     with pytest.raises(ValueError, match="no room for a context"):
         list(LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer))
+
+
+@pytest.mark.parametrize("template", [0, 40, 60, 100, 300])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_auto_length_leaves_room_for_the_chat_template(protocol: str, template: int, tmp_path: Path) -> None:
+    for name in ("qasper", "trec"):  # with a template, and in two protocols without
+        write_rows(tmp_path, name, [row(context="many words " * 500, input="What is it?", all_classes=["Ann"])])
+    tokenizer = Chat(700, template)
+    for task in LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer):
+        (sample,) = task.samples
+        text = sample.context + sample.question + sample.answer_prefix
+        around = template if sample.chat else 0
+        used = len(tokenizer.encode(text)) + around + sample.max_new_tokens
+        assert 700 - 80 <= used <= 700
+        if around <= 40:  # as before there were templates of other lengths
+            assert used - around >= 700 - 80
 
 
 def test_cuts_keep_short_texts_and_the_right_ends(words: Words) -> None:

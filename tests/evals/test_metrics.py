@@ -19,7 +19,9 @@ texts = st.text(max_size=60) | st.text(alphabet="ab .\n", max_size=60)
 word_lists = st.lists(st.sampled_from("abcde"), max_size=12)
 
 
-@pytest.mark.parametrize("module", [evals.metrics, evals.rouge, evals.rows, evals.ruler.split], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [evals.metrics, evals.rouge, evals.rows, evals.ruler.split], ids=lambda module: module.__name__
+)
 def test_worked_examples(module: object) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -15,7 +15,7 @@ from evals.ruler import Ruler
 from evals.ruler.suite import RULER, STAND_INS, TASKS
 from evals.ruler.words import SortedPairs, common_words, needle_words
 from evals.task import Tokenizer, count_tokens
-from tests.evals.conftest import Words
+from tests.evals.conftest import Chat, Words
 
 NO_SOURCES = {"niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "qa_1", "qa_2"}
 
@@ -318,6 +318,33 @@ def test_prompts_measured_by_the_models_own_tokenizer(bpe8k: Tokenizer) -> None:
     for sample in task.samples:
         text = sample.context + sample.question + sample.answer_prefix
         assert count_tokens(bpe8k, text) + 128 == sample.extra["length"] <= 2048
+
+
+@pytest.mark.parametrize("vintage", [2024, 2025])
+@pytest.mark.parametrize("template", [0, 7, 200])
+@pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES - {"vt_plain"}))
+def test_samples_fill_a_models_window_beside_its_template(task: str, template: int, vintage: int) -> None:
+    window = 1400
+    benchmark = Ruler(length=window, tasks=[task], vintage=vintage)
+    tokenizer = Chat(window, template)
+    (made,) = benchmark.tasks(tokenizer, 3)
+    for sample in made.samples:
+        parts = (sample.context, sample.question, sample.answer_prefix)
+        used = (
+            sum(count_tokens(tokenizer, part) for part in parts) + 2 + template + sample.max_new_tokens
+        )  # BOS, line end
+        assert used <= window
+    assert benchmark.facts()["made_for"][task] <= window - template
+
+
+def test_where_the_window_is_large_enough_samples_are_rulers_own(words: Words) -> None:
+    for task in ("niah_multikey_2", "vt", "fwe"):
+        own = next(Ruler(1024, [task]).tasks(words, 2)).samples
+        benchmark = Ruler(1024, [task])
+        assert next(benchmark.tasks(Chat(1024 + 16 + 50 + 30, 30), 2)).samples == own
+        assert benchmark.facts()["made_for"] == {}
+        assert list(benchmark.tasks(Chat(1024 + 15 + 30, 30), 2))
+        assert 0 < 1024 - benchmark.facts()["made_for"][task] <= 51
 
 
 letters = st.text(alphabet="ab-", min_size=1, max_size=3)
