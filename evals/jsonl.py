@@ -107,13 +107,15 @@ class Jsonl:
         )
 
     def references(self, answers: Any, place: str) -> tuple[str, ...]:
-        """The right answers. Raises ValueError for one that the metric would score 0 if the model gave it: qa_f1 deletes
-        the article "A" and the sign "-", google_rouge_l knows no letter but a to z."""
+        """The right answers. Raises ValueError for one that the metric would score 0 if the model gave it.
+
+        qa_f1 deletes the article "A" and the sign "-"; google_rouge_l knows no letter but a to z.
+        """
         references = check_references(answers, "answers", place)
         for reference in references:
             if METRICS[self.metric](reference, [reference]) == 0:
                 raise ValueError(
-                    f"{place}: benchmark.metric={self.metric} scores the right answer {shorten(reference)!r} 0, because "
+                    f"{place}: benchmark.metric={self.metric} scores the right answer {shorten(reference)!r} 0: "
                     f"it leaves nothing of it; use benchmark.metric=answer_f1 or exact_match"
                 )
         return references

@@ -82,7 +82,7 @@ def clopper_pearson(successes: int, n: int, tail: float = (1 - LEVEL) / 2) -> tu
 
 
 def weighted_means(values: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Means of `values` [n] under `draws` random weights ~ Dirichlet(1, ..., 1): [draws]. In blocks of bounded memory."""
+    """Means of `values` [n] under random weights ~ Dirichlet(1, ..., 1): [draws]. In blocks of bounded memory."""
     block = max(1, 4_000_000 // len(values))
     means = []
     for start in range(0, draws, block):

@@ -23,7 +23,8 @@ class LongBench:
     tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
     e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
     max_length       tokens of a prompt (official) or a context; pred.py takes 3500, 7500, 15500, 31500 for windows of
-                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question, answer and chat template
+                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question, answer
+                     and chat template
     recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
     """
 

@@ -8,9 +8,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from evals.rows import check_references
 from evals.ruler.essays import Essays
 from evals.ruler.qa import Collection, Question
-from evals.rows import check_references
 
 ESSAYS = "PaulGrahamEssays.json"
 PUNKT = "punkt_tab/english"

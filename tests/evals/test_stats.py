@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from scipy.stats import binom, binomtest
 
 from evals.stats import mean_interval, paired_bootstrap, resampled_means
