@@ -40,7 +40,7 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
 
 
 def data_state(settings: Any) -> tuple[tuple[str | int, ...], ...]:
-    """Path, inode, size and times of every file that the settings name, in folders too. It changes with their content."""
+    """Path, inode, size and times of every file that the settings name, also in folders: it tells that one changed."""
     if isinstance(settings, (dict, list)):
         values = settings.values() if isinstance(settings, dict) else settings
         return tuple(state for value in values for state in data_state(value))
