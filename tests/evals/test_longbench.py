@@ -271,6 +271,21 @@ def test_hidden_predictions_are_left_out_and_two_files_of_a_task_refused(tmp_pat
         score_predictions(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "ends"), [("official", True), ("defensivekv", True), ("kvpress", False), ("lukv", False)]
+)
+def test_samsum_ends_at_a_line_end_after_its_first_token(
+    protocol: str, ends: bool, tmp_path: Path, words: Words
+) -> None:
+    """pred.py: the line end is an end of text token and min_length is one more than the prompt's; only for samsum."""
+    for name in ("samsum", "trec", "qasper"):
+        write_rows(tmp_path, name, [row(all_classes=["Ann"])])
+    samples = {task.name: task.samples[0] for task in LongBench(str(tmp_path), protocol=protocol).tasks(words)}
+    assert (samples["samsum"].stop, samples["samsum"].min_new_tokens) == ((("\n",), 1) if ends else ((), 0))
+    for name in ("trec", "qasper"):
+        assert (samples[name].stop, samples[name].min_new_tokens) == ((), 0)
+
+
 def test_hidden_rows_are_not_tasks(tmp_path: Path, words: Words) -> None:
     write_rows(tmp_path, "qasper", [row()])
     for name in (".trec", ".ipynb_checkpoints/trec", "qasper-checkpoint"):
@@ -334,5 +349,7 @@ def test_cuts_keep_short_texts_and_the_right_ends(words: Words) -> None:
     text = "one two three four five six"
     assert cut_middle(text, 7, words) == text
     assert cut_middle(text, 4, words) == "one five six"
+    assert cut_middle(text, 5, words) == "one five six"  # an odd length: 2 tokens of each end, BOS the first
+    assert cut_middle(text, 6, words) == "one two four five six"
     assert cut_right(text, 2, words) == "one two"
     assert cut_right(text, 6, words) == text

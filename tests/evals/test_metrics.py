@@ -98,6 +98,20 @@ def test_recursion_zero_is_an_option() -> None:
     assert rouge_l(deep, deep, too_deep=None) == pytest.approx(1)
 
 
+def test_the_chinese_rouge_overflows_one_word_earlier() -> None:
+    """LongBench calls it one frame deeper: at 990 words, where the English one does at 991."""
+    fits, deep = (" ".join(f"w{i}" for i in range(length)) for length in (989, 990))
+    assert evals.metrics.rouge_l_zh(fits, fits) == pytest.approx(1)
+    assert evals.metrics.rouge_l_zh(deep, deep) == 0.0
+    assert rouge_l(deep, deep) == pytest.approx(1)
+    assert rouge_l(f"{deep} w990", f"{deep} w990") == 0.0
+
+
+def test_blanks_between_chinese_words_are_no_words() -> None:
+    assert evals.metrics.qa_f1_zh("北京 上海\n广州", "北京上海广州") == 1.0
+    assert evals.metrics.chinese_words("北京  上海 。\n广州") == ["北京", "上海", "广州"]
+
+
 @pytest.mark.parametrize("name", METRICS)
 @given(prediction=texts, references=st.lists(texts, min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.ruler import Ruler
+from evals.ruler.generator import Generator, Prompt, Unfit
 from evals.ruler.suite import RULER, STAND_INS, TASKS
 from evals.ruler.words import SortedPairs, common_words, needle_words
-from evals.task import Tokenizer, count_tokens
+from evals.task import Sample, Tokenizer, count_tokens
 from tests.evals.conftest import Chat, Words
 
 NO_SOURCES = {"niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "qa_1", "qa_2"}
@@ -73,6 +75,34 @@ def test_sample_i_does_not_depend_on_the_limit(words: Words) -> None:
     for task in ("niah_multikey_2", "vt", "cwe", "fwe", "niah_multiquery_prose"):
         few, many = (next(Ruler(length=1024, tasks=[task]).tasks(words, limit)).samples for limit in (2, 5))
         assert list(few) == list(many)[:2]
+
+
+def test_one_answer_of_several_is_enough_in_questions_only() -> None:
+    sample = Sample("x", "x", "", "", ("Paris", "Paris, France", "Lutetia"), 8)
+    for family, score in (("qa", 1.0), ("niah", 1 / 3), ("vt", 1 / 3), ("cwe", 1 / 3), ("fwe", 1 / 3)):
+        assert Ruler().metric(family)("in paris", sample) == {"official": score, "kvpress": score}
+
+
+class Lines(Generator):
+    """10 tokens a unit, and nothing else: what is measured is how samples are sized."""
+
+    step = 1
+
+    def probe(self, units: int) -> int:
+        return 10 * units
+
+    def draw(self, units: int, index: int) -> Prompt:
+        return Prompt("", ("x",), 10 * units + self.tokens_to_generate, units)
+
+
+@pytest.mark.parametrize(("vintage", "extra", "units"), [(2024, 0, 5), (2024, 9, 5), (2025, 0, 5), (2025, 9, 5)])
+def test_a_sample_may_have_exactly_the_limit(vintage: int, extra: int, units: int) -> None:
+    """5 units and 4 tokens to generate are 54 tokens. 2024 goes one step too far there, and every sample steps back."""
+    lines = Lines("x", 54 + extra, 4, len, vintage)
+    assert [prompt.units for prompt in islice(lines.samples(), 3)] == [units] * 3
+    with pytest.raises(Unfit):
+        next(Lines("x", 13, 4, len, vintage).samples())
+    assert next(Lines("x", 14, 4, len, vintage).samples()).length == 14
 
 
 def test_other_seed_other_samples(words: Words) -> None:
