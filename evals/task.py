@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -71,6 +73,29 @@ class Tokenizer(Protocol):
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
     """The number of tokens of the bare text, without special tokens."""
     return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+NO_WINDOW = 10**9  # transformers' tokenizers say 1e30 where they do not know
+SLACK = 16  # tokens that a prompt may have more when its parts are tokenised apart, and for BOS and a line end
+
+
+def window(tokenizer: Tokenizer) -> int | None:
+    """Tokens the model takes, prompt and answer together; None: the tokenizer does not know."""
+    longest = getattr(tokenizer, "model_max_length", NO_WINDOW)
+    return None if longest >= NO_WINDOW else int(longest)
+
+
+def template_tokens(tokenizer: Tokenizer) -> int:
+    """Tokens that the model's chat template puts around a message; 0 without a template, and for one that cannot be
+    rendered: whoever uses it says what is wrong with it."""
+    if not getattr(tokenizer, "chat_template", None):
+        return 0
+    message = [{"role": "user", "content": "x"}]
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    try:
+        return count_tokens(tokenizer, str(tokenizer.apply_chat_template(message, **options))) - 1  # type: ignore[attr-defined]
+    except (TemplateError, ValueError):
+        return 0
 
 
 class Benchmark(Protocol):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from evals.run import build
@@ -32,10 +33,29 @@ Context = list[Prompt]
 """Prompts that share one context."""
 
 
-@lru_cache(maxsize=1)
 def prepared(model_settings: str, benchmark_settings: str, limit: int | None) -> tuple[list[Prompt], dict[str, Any]]:
-    """All samples as token ids, and the benchmark's facts; made once for the runs of a sweep that share them. Raises
-    InputError for a sample that does not fit into the model."""
+    """All samples as token ids, and the benchmark's facts; made once for the runs of a sweep that share them, and again
+    where a data file has changed. Raises InputError for a sample that does not fit into the model."""
+    return _prepared(model_settings, benchmark_settings, limit, data_state(json.loads(benchmark_settings)))
+
+
+def data_state(settings: Any) -> tuple[tuple[str | int, ...], ...]:
+    """Path, inode, size and times of every file that the settings name, also in folders: it tells that one changed."""
+    if isinstance(settings, (dict, list)):
+        values = settings.values() if isinstance(settings, dict) else settings
+        return tuple(state for value in values for state in data_state(value))
+    if not isinstance(settings, str) or "\0" in settings or len(settings) > 4096:
+        return ()
+    path = Path(settings).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in found)
+
+
+@lru_cache(maxsize=1)
+def _prepared(
+    model_settings: str, benchmark_settings: str, limit: int | None, state: tuple[tuple[str | int, ...], ...]
+) -> tuple[list[Prompt], dict[str, Any]]:
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
     prompts: list[Prompt] = []

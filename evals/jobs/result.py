@@ -1,4 +1,4 @@
-"""From lines of samples to a result: means, bootstrap intervals, budget, times, memory."""
+"""From lines of samples to a result: means, intervals, budget, times, memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from evals.run.settings import Run, benchmark_name
-from evals.stats import RESAMPLES, bootstrap_ci, resampled_means
+from evals.stats import mean_interval
 
 
 def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {
-            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(bootstrap_ci(s))}
+            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(mean_interval([s]))}
             for name, s in by_task.items()
         },
         "budget": {
@@ -71,13 +71,6 @@ def times(each: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
         "shared": float(np.median([t.get("shared", 1) for t in each])),
         "total_s": float(sum(t["total_s"] for t in each)),
     }
-
-
-def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of the groups' means, each group resampled within itself."""
-    draws = [resampled_means(np.asarray(group), seed, RESAMPLES) for seed, group in enumerate(groups)]
-    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def peak_bytes() -> int:

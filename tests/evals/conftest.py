@@ -84,3 +84,18 @@ def bpe8k(shared: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(shared / "golden/tokenizer_bpe8k")
+
+
+class Chat(Words):
+    """A tokenizer that knows its model's window, and a chat template of `length` words around the message."""
+
+    chat_template = "a template"
+
+    def __init__(self, window: int, length: int) -> None:
+        super().__init__()
+        self.model_max_length = window
+        self.around = [" system"] * (length // 2), [" assistant"] * (length - length // 2)
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        head, tail = self.around
+        return "".join([*head, " ", messages[0]["content"], *tail])
