@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_table import PROTECTION, SCORER, Model, scores
+from tests.core.test_table import PROTECTION, SCORER, Model, scores
 
 from lukv.allocation import Budget
 from lukv.budgets.curve import CELLS, CurveAllocator, Knots, MeanCurve

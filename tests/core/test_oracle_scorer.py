@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_oracle import by_definition, greedy
+from tests.core.test_oracle import by_definition, greedy
 
 from baselines.adakv import AdaKV
 from baselines.keydiff import KeyDiff
