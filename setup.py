@@ -11,7 +11,8 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = ("conf/**/*.yaml", "models/tiny/*.json", "models/tiny/*.safetensors", "models/tiny/tables/*.safetensors")
-PROGRAMS = {"run.py": "run/__main__.py", "report.py": "report/__main__.py"}  # python -m evals.run, python -m evals.report
+PROGRAMS = {"run.py": "run/__main__.py", "report.py": "report/__main__.py"}
+"""Installed, they are `python -m evals.run` and `python -m evals.report`."""
 
 
 class BuildWithData(build_py):

@@ -373,7 +373,7 @@ def model_name(path: Any) -> str:
 
 
 def shipped(path: str) -> str:
-    """A folder that comes with this program: as it is named if it is there, seen from the current folder, else in full."""
+    """A folder that comes with this program: as it is named if the current folder has it, else its full path."""
     return path if Path(path).exists() else str(ROOT / path)
 
 

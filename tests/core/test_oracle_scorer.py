@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.core.test_oracle import by_definition, greedy
 
 from baselines.adakv import AdaKV
 from baselines.keydiff import KeyDiff
@@ -15,6 +14,7 @@ from lukv.backend.generate import append, compress
 from lukv.budgets.oracle import Oracle, OracleSettings
 from lukv.eviction import Eviction, Protection
 from tests.core.small_models import small_model, text
+from tests.core.test_oracle import by_definition, greedy
 
 STEPS = 6
 PROTECTION = Protection(sink=4, recent=1)
