@@ -15,7 +15,7 @@ import pytest
 
 from tests.checkpoints.fake_hub import COMMIT, hub
 from tests.checkpoints.families import save
-from tests.cli.as_typed import ROOT
+from tests.as_typed import ROOT
 
 LOAD = """
 import json, sys

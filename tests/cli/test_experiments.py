@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.run import cli as commandline
-from tests.cli.as_typed import ROOT, Command
+from tests.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
 

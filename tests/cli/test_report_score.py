@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.as_typed import ROOT, process
+from tests.as_typed import ROOT, process
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "longbench_preds" / "llama2-7b-chat"
 

@@ -8,7 +8,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from evals.run import cli as commandline
-from tests.cli.as_typed import Command, process
+from tests.as_typed import Command, process
 
 MODEL_LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tokenizers", "scipy", "matplotlib"}
 

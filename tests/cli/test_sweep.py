@@ -19,7 +19,7 @@ import torch
 from baselines.keydiff import KeyDiff
 from evals.jobs import decode as answering
 from evals.run.tracking import Tracker, Wandb
-from tests.cli.as_typed import ROOT, Command
+from tests.as_typed import ROOT, Command
 
 METHODS = ["method=snapkv,keydiff,adakv,full", "budget=0.1,0.4", "model.dtype=float64"]
 CELLS = 7  # snapkv, keydiff, adakv at two budgets, and the reference

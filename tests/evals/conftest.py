@@ -1,4 +1,4 @@
-"""Where the golden cases and the foreign data are (a folder beside the repository), and tokenizers made of nothing."""
+"""Tokenizers: one made of nothing, and those of the golden cases."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-SHARED = Path(__file__).parents[3] / "shared"
-REASON = "needs ../shared (golden cases and data of others, not part of this repository)"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not (SHARED / "golden").is_dir():
-        pytest.skip(REASON)
-    return SHARED
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

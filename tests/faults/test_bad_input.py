@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.as_typed import Command, process
+from tests.as_typed import Command, process
 from tests.faults.conftest import Refuses, jsonl, only, question
 from tests.faults.test_bad_table import disguised
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from evals.run.settings import CONF, folder_name
-from tests.cli.as_typed import ROOT, Command
+from tests.as_typed import ROOT, Command
 from tests.faults.conftest import Refuses, only
 
 PACKAGES = ("lukv", "evals", "baselines", "models", "benchmarks")

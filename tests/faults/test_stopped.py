@@ -18,7 +18,7 @@ import pytest
 
 from evals.run.signals import finish_first
 from lukv.budgets.table import BudgetTable
-from tests.cli.as_typed import ROOT, Command
+from tests.as_typed import ROOT, Command
 from tests.faults.conftest import lines, only
 from tests.faults.forked import KillAt, composed, end, job, noted, start, typed
 

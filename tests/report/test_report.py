@@ -14,7 +14,7 @@ from scipy import stats
 from evals.report.compare import TOGETHER, comparisons, difference, differences
 from evals.report.runs import experiments, finished, label, latencies
 from evals.stats import holm
-from tests.cli.as_typed import process
+from tests.as_typed import process
 from tests.report.finished_runs import DATA, evaluation, latency
 
 RNG = np.random.default_rng(0)
