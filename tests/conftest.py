@@ -15,18 +15,19 @@ import transformers  # noqa: F401 - its log handler keeps the stderr of the firs
 
 from tests.as_typed import ROOT, Command
 
+SHARED = ROOT.parent / "shared"
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden cases and of others' data, beside the repository. Where it is absent the test is skipped; in
     CI it fails, unless LUKV_NO_SHARED=1 says that the folder is not to be had."""
-    folder = ROOT.parent / "shared"
-    if not (folder / "golden").is_dir():
-        reason = f"needs {folder} (golden cases and data of others, not part of this repository)"
+    if not (SHARED / "golden").is_dir():
+        reason = f"needs {SHARED} (golden cases and data of others, not part of this repository)"
         if os.environ.get("CI") and not os.environ.get("LUKV_NO_SHARED"):
             pytest.fail(f"{reason}; LUKV_NO_SHARED=1 goes without")
         pytest.skip(reason)
-    return folder
+    return SHARED
 
 
 @pytest.fixture

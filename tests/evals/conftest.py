@@ -10,10 +10,21 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import SHARED
+
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def golden(name: str) -> list[Any]:
+    """The cases of a golden file, to run a test on each. Where the file is absent there is one case of nothing: the
+    test asks for the fixture `shared`, which skips it or, in CI, fails it."""
+    path = SHARED / "golden" / name
+    if not path.is_file():
+        return [pytest.param(None, id="absent")]
+    return list(read_jsonl(path))
 
 
 class Words:

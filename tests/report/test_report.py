@@ -194,25 +194,6 @@ def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
     assert panels["lukv-keydiff"] == stored["budget"]["heads"]
 
 
-def test_a_legend_of_many_methods_leaves_room_for_the_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from evals import plots
-
-    drawn = []
-    monkeypatch.setattr(plots.plt, "close", drawn.append)
-    row = {"kept_share": 0.2, "cache_bytes": 2**20, "score": 0.5, "ci95": [0.4, 0.6]}
-    lines = {f"lukv-expected_attention-budget_table_shuffled_in_layers-{i}": [row] for i in range(40)}
-    plots.score_against("kept_share", lines, None, "many", tmp_path / "many.png")
-    (figure,) = drawn
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    assert axes.get_position().width > 0.4
-    assert axes.get_position().height > 0.75
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 > axes.get_window_extent().x1
-    assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
-
-
 def test_names_are_broken_between_their_words() -> None:
     from evals.plots import broken
 
