@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: on matrices as small as these, threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import transformers  # noqa: F401 - its log handler keeps the stderr of the first import: that must not be a test's
 
 from tests.as_typed import ROOT, Command
