@@ -68,4 +68,4 @@ flash: $(READY) ## flash-attn, for attention=flash_attn (needs nvcc)
 	$(PY) -m pip install --no-build-isolation -e '.[flash]'
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -247,6 +247,9 @@ def installed(package: str) -> str | None:
 
 
 def git(*args: str) -> str | None:
+    """What git says of this repository; None for an installed package, whatever repository it lies in."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

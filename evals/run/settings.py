@@ -24,7 +24,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+"""Where conf/ and models/ lie: the repository, or the installed package, into which setup.py copies them."""
 CONF = ROOT / "conf"
 
 RESULT_KEYS = (
@@ -370,6 +372,12 @@ def model_name(path: Any) -> str:
     return slug(Path(str(path)).name.lower())
 
 
+def shipped(path: str) -> str:
+    """A folder that comes with this program: as it is named if the current folder has it, else its full path."""
+    return path if Path(path).exists() else str(ROOT / path)
+
+
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_id", resolve_run_id, replace=True)
 OmegaConf.register_new_resolver("model_name", model_name, replace=True)
+OmegaConf.register_new_resolver("shipped", shipped, replace=True)

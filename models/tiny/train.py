@@ -140,7 +140,7 @@ class Trainer:
     # ---- the whole run
     def run(self) -> None:
         self.resume()
-        total, since, seen = self.plan.steps, time.time(), 0
+        total, since, seen = self.plan.steps, time.perf_counter(), 0
         facts: list[dict[str, float]] = []
         steps = range(self.step, total)
         loader = DataLoader(self.rows, sampler=steps, batch_size=None, num_workers=self.settings.workers)
@@ -149,16 +149,16 @@ class Trainer:
             seen += int(facts[-1]["tokens"])
             if self.step % 50 == 0 or self.step == total:
                 mean = {name: round(sum(f[name] for f in facts) / len(facts), 4) for name in facts[0]}
-                speed = round(seen / (time.time() - since))
+                speed = round(seen / (time.perf_counter() - since))
                 rate = round(self.plan.rate(self.step - 1), 3)
                 self.log({"step": self.step, **mean, "rate": rate, "tokens_per_s": speed})
-                facts, seen, since = [], 0, time.time()
+                facts, seen, since = [], 0, time.perf_counter()
             if self.step % self.settings.evaluate_every == 0 or self.step == total:
                 length = min(max(256, *self.plan.at(self.step - 1)[1].lengths), self.settings.evaluate_longest)
                 scores = evaluate(self.model, self.encoder, length, self.settings.evaluate_samples)
                 tokens = self.plan.tokens(self.step)
                 self.log({"step": self.step, "trained_tokens": tokens, "evaluated_at": length, **scores})
-                since = time.time()
+                since = time.perf_counter()
             if self.step % self.settings.checkpoint_every == 0 or self.step == total:
                 self.save()
         self.export()

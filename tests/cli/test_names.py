@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.as_typed import Command, process
+from tests.as_typed import Command, process
 
 BAD = [
     ("method=lukw", "no method named 'lukw'. Did you mean 'lukv'? Known: "),

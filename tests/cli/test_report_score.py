@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evals.longbench.second_opinion import compare_rouge
-from tests.cli.as_typed import ROOT, process
+from tests.as_typed import ROOT, process
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "longbench_preds" / "llama2-7b-chat"
 
@@ -25,9 +25,9 @@ def test_a_log_is_scored_by_name(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].split()[:3] == ["hotpotqa", "2", "50.00"]
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no ../shared: the published predictions are not ours to ship")
-def test_a_published_number_comes_out() -> None:
-    done = process("score", "--predictions", str(PUBLISHED / "lcc.jsonl"), program="report.py")
+def test_a_published_number_comes_out(shared: Path) -> None:
+    published = shared / "data" / "longbench_preds" / "llama2-7b-chat" / "lcc.jsonl"
+    done = process("score", "--predictions", str(published), program="report.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].split()[:3] == ["lcc", "500", "54.57"]
 

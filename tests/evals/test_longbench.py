@@ -16,12 +16,7 @@ from evals.longbench.catalog import CATALOG, ENGLISH
 from evals.longbench.protocols import PROTOCOLS, cut_middle, cut_right
 from evals.longbench.score import Scorer, parse_classes
 from evals.task import Tokenizer
-from tests.evals.conftest import SHARED, Chat, Words, read_jsonl
-
-
-def golden(name: str) -> list[dict[str, Any]]:
-    path = SHARED / "golden" / name
-    return list(read_jsonl(path)) if path.is_file() else []
+from tests.evals.conftest import Chat, Words, golden, read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evals.run import cli as commandline
-from tests.cli.as_typed import Command
+from tests.as_typed import Command
 from tests.faults.conftest import jsonl, question
 
 MINUTES = float(os.environ.get("LUKV_SOAK_MINUTES", "3"))

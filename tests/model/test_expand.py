@@ -14,7 +14,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
 from lukv.model import load
 from models import expand
-from tests.cli import random_model
+from tests import random_model
 
 IDS = torch.randint(1, 60, (1, 90), generator=torch.Generator().manual_seed(0))
 

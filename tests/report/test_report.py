@@ -17,7 +17,7 @@ from evals.report.figures import choose_heads
 from evals.report.runs import group_by_experiment, label, read_latencies, read_results
 from evals.stats import holm
 from evals.text import size
-from tests.cli.as_typed import process
+from tests.as_typed import process
 from tests.report.finished_runs import DATA, write_evaluation, write_latency
 
 RNG = np.random.default_rng(0)
