@@ -14,9 +14,9 @@ from typing import Any
 
 from evals.report.compare import comparisons, reference_of
 from evals.report.runs import Result, experiments, finished, keeps_all, label, latencies
-from evals.report.show import table
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.folder import read_json, read_samples
+from evals.text import table
 
 SHOWN = 2
 """Samples of each task that the page shows of a run."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evals.report.show import result_table
 from evals.run import sweep
 from evals.run.folder import RunFolder, read_samples
 from evals.run.settings import Run
 from evals.run.tracking import following
+from evals.text import result_table
 
 
 def evaluate(run: Run) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from evals.report.show import size, table
 from evals.run.folder import RunFolder
 from evals.run.settings import Run
 from evals.run.tracking import following
+from evals.text import size, table
 
 
 def latency(run: Run) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from evals.report.runs import label
 from evals.run.settings import slug
+from evals.text import size
 
 PAGE = Path(__file__).parent / "assets"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -220,11 +221,6 @@ def sample(line: Mapping[str, Any]) -> str:
     score = "failed" if line.get("score") is None else f"{100 * line['score']:.0f}"
     texts = (line["task"], line.get("prediction", ""), ", ".join(map(str, line.get("references", ()))), score)
     return f"<tr>{''.join(f'<td>{escape(str(text))}</td>' for text in texts)}</tr>"
-
-
-def size(count: float) -> str:
-    power = min(int(math.log(max(count, 1), 1024)), 4)
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 def figure(caption: str, file: Path) -> str:

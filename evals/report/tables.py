@@ -7,7 +7,7 @@ from typing import Any
 
 from evals.report.compare import Difference
 from evals.report.runs import Result, asked, keeps_all, label, order
-from evals.report.show import percent, table
+from evals.text import percent, table
 
 Compared = Mapping[str, Mapping[str, Mapping[str, Difference]]]
 """run id -> "method" or "full" -> task or "mean" -> difference (compare.comparisons)."""

@@ -18,8 +18,8 @@ import torch
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
-from evals.report.show import table
 from evals.ruler import Ruler
+from evals.text import table
 from lukv.budgets.oracle import Oracle
 from lukv.budgets.solver import PRUNED_PERCENT, solve
 from lukv.eviction import Protection

@@ -25,9 +25,9 @@ import yaml
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from evals.report.show import percent, table
 from evals.run.folder import read_json
 from evals.run.settings import create
+from evals.text import percent, table
 from lukv.allocation import Budget
 from lukv.budgets.oracle import MeasuredContext, Oracle
 from lukv.eviction import Eviction
