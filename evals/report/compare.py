@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.report.runs import Result, asked, keeps_all, label, scores
-from evals.run.settings import method_defaults
+from evals.run.conf import read_method_defaults
 from evals.stats import RESAMPLES, holm, resampled_means, verdict
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -75,7 +75,7 @@ def reference_of(method: str, group: Sequence[Result]) -> str | None:
     """The label that stands for `method` in these results: a label itself, or a method's with its own scorer (or the
     only one it has)."""
     labels = sorted({label(r) for r in group if not keeps_all(r)})
-    usual = f"{method}-{method_defaults(method).get('scorer')}"
+    usual = f"{method}-{read_method_defaults(method).get('scorer')}"
     of_method = sorted({label(r) for r in group if r["method"] == method and not keeps_all(r)})
     return next((name for name in (method, usual, *of_method) if name in labels), None)
 

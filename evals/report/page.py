@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.report.runs import label
-from evals.run.settings import slug
+from evals.run.run_id import make_slug
 from evals.text import size
 
 PAGE = Path(__file__).parent / "assets"
@@ -81,7 +81,7 @@ def comparable(rows: Sequence[Row]) -> list[list[Row]]:
 def drawn(row: Row) -> str:
     """Which of the benchmark's samples were used, and what else the table's runs have in common."""
     limit, seed = row["config"]["limit"], row["config"]["seed"]
-    named = {slug(row["benchmark"]), f"n{limit}", f"s{seed}"}
+    named = {make_slug(row["benchmark"]), f"n{limit}", f"s{seed}"}
     _, *settings = row["experiment"].split("__")
     more = [setting for setting in settings if setting not in named]
     return ", ".join([*([f"{limit} sample{'s' * (limit != 1)} a task"] if limit else []), f"seed {seed}", *more])

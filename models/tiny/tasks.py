@@ -200,23 +200,23 @@ def _chain(names: list[str], value: str) -> list[str]:
 
 
 def _tracking(
-    chains: list[tuple[list[str], str]], haystack: str, tokens: float, vintage: int, rng: random.Random
+    chains: list[tuple[list[str], str]], haystack: str, tokens: float, ruler_version: int, rng: random.Random
 ) -> str:
     streams = [_chain(names, value) for names, value in chains]
     order = [index for index, stream in enumerate(streams) for _ in stream]
     rng.shuffle(order)
     statements = [streams[index].pop(0) for index in order]
     text = _hide(statements, haystack, tokens - 11 * len(statements), rng)
-    return text.replace("\n", " ").replace("again.", "again.\n") if vintage == 2024 else text
+    return text.replace("\n", " ").replace("again.", "again.\n") if ruler_version == 2024 else text
 
 
 def vt(tokens: int, rng: random.Random, example: float = 0.5, sizes: Sequence[int] = ()) -> Dialogue:
     """RULER asks after the only chain (five names); training also has more and shorter chains, and other haystacks."""
-    vintage = rng.choice((2024, 2024, 2024, 2025))
+    ruler_version = rng.choice((2024, 2024, 2024, 2025))
     head, _, question = ruler.VT.partition("{context}\n")
-    prefix, shown = ruler.VT_PREFIX[vintage], ""
+    prefix, shown = ruler.VT_PREFIX[ruler_version], ""
     if tokens > 470 and rng.random() < example:
-        shown = _solved(vintage, rng)
+        shown = _solved(ruler_version, rng)
         tokens -= 370
     most = max(1, int((tokens - 20) / 11))
     if not sizes:
@@ -224,7 +224,7 @@ def vt(tokens: int, rng: random.Random, example: float = 0.5, sizes: Sequence[in
         sizes = [5] if alone else _split(max(1, int(most * rng.uniform(0.1, 0.9))), rng)
     chains = [([_name(rng) for _ in range(size)], str(rng.randint(10_000, 99_999))) for size in sizes]
     haystack = rng.choices(("noise", "prose"), (0.75, 0.25))[0]
-    text = _tracking(chains, haystack, tokens - 20, vintage, rng)
+    text = _tracking(chains, haystack, tokens - 20, ruler_version, rng)
     turns = [
         Turn(question.format(query=value) + " ", prefix[1:].format(query=value, num_v=len(names)), " ".join(names))
         for names, value in chains
@@ -233,15 +233,15 @@ def vt(tokens: int, rng: random.Random, example: float = 0.5, sizes: Sequence[in
     return Dialogue(f"{shown}{head}{text}\n", turns)
 
 
-def _solved(vintage: int, rng: random.Random) -> str:
+def _solved(ruler_version: int, rng: random.Random) -> str:
     """RULER's worked example. In 2024 its line ends and its question's last word are lost (evals/ruler/vt.py)."""
     names, value = [_name(rng, 3) for _ in range(5)], str(rng.randint(10_000, 99_999))
-    text = _tracking([(names, value)], "noise", 310, vintage, rng)
-    template, prefix = ruler.VT, ruler.VT_PREFIX[vintage]
-    if vintage == 2024:
+    text = _tracking([(names, value)], "noise", 310, ruler_version, rng)
+    template, prefix = ruler.VT, ruler.VT_PREFIX[ruler_version]
+    if ruler_version == 2024:
         template = " ".join(template.split()[:-1])
     solved = (template + prefix).format(context=text, query=value, num_v=5)
-    return f" {solved} {' '.join(names)}\n\n\n\n" if vintage == 2024 else f"{solved} {' '.join(names)}\n\n"
+    return f" {solved} {' '.join(names)}\n\n\n\n" if ruler_version == 2024 else f"{solved} {' '.join(names)}\n\n"
 
 
 def _split(total: int, rng: random.Random) -> list[int]:

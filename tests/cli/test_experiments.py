@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.run import cli as commandline
+from evals.run import cli
 from tests.cli.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -17,10 +17,10 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_to_a_sweep(name: str) -> None:
-    planned = commandline.plan([f"experiment={name}", "budget=0.2"])  # composing takes a moment for each run
+    planned = cli.plan([f"experiment={name}", "budget=0.2"]).planned  # composing takes a moment for each run
     assert len(planned) > 3
     last = planned[-1]  # the command that repeats one run of the sweep asks for that run
-    assert commandline.plan(shlex.split(last.command)[2:]) == [last]
+    assert cli.plan(shlex.split(last.command)[2:]).planned == [last]
 
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "embedded"])
@@ -40,7 +40,7 @@ def test_takes_as_many_runs_as_it_says(name: str) -> None:
     said = re.findall(
         r"(\d+) (?:runs|calibrations)", text[text.index("# Takes: ") : text.index("# Needs: ")].split(".")[0]
     )
-    assert len(commandline.plan([f"experiment={name}"])) == sum(map(int, said))
+    assert len(cli.plan([f"experiment={name}"]).planned) == sum(map(int, said))
 
 
 SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]", "benchmark.length=512", "calibration.benchmark.length=512"]

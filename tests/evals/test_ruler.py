@@ -42,16 +42,16 @@ def test_tasks_that_do_not_fit_are_left_out_with_the_reason(words: Words) -> Non
     assert "does not fit into 512 tokens" in benchmark.facts()["left_out"]["vt"]
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES))
-def test_samples(task: str, vintage: int, words: Words) -> None:
+def test_samples(task: str, ruler_version: int, words: Words) -> None:
     length = 1100
-    (made,) = Ruler(length=length, tasks=[task], vintage=vintage).tasks(words, limit=3)
+    (made,) = Ruler(length=length, tasks=[task], ruler_version=ruler_version).tasks(words, limit=3)
     assert len(made.samples) == 3
     assert len({sample.id for sample in made.samples}) == 3
     for sample in made.samples:
         text = sample.context + sample.question + sample.answer_prefix
-        surplus = 50 if task == "fwe" and vintage == 2024 else 4 if task == "vt" and vintage == 2024 else 0
+        surplus = 50 if task == "fwe" and ruler_version == 2024 else 4 if task == "vt" and ruler_version == 2024 else 0
         assert count_tokens(words, text) + sample.max_new_tokens <= length + surplus
         assert all(answer in sample.context for answer in sample.references)
         assert sample.references
@@ -101,7 +101,7 @@ def test_scoring_puts_the_chosen_score_first(words: Words) -> None:
     [
         ({"tasks": ["niah_multkey_2"]}, "did you mean niah_multikey_2"),
         ({"tasks": "vtt"}, "did you mean vt"),
-        ({"vintage": 2023}, "choose 2024 or 2025"),
+        ({"ruler_version": 2023}, "choose 2024 or 2025"),
         ({"scoring": "strict"}, "choose official or kvpress"),
         ({"length": 0}, "must be at least 1"),
         ({"samples": 0}, "must be at least 1"),
@@ -154,10 +154,10 @@ def squad(questions: int) -> dict:
     return {"data": [{"paragraphs": paragraphs[: questions // 2]}, {"paragraphs": paragraphs[questions // 2 :]}]}
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
-def test_questions_over_documents(vintage: int, words: Words, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
+def test_questions_over_documents(ruler_version: int, words: Words, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(squad(30)))
-    benchmark = Ruler(length=700, tasks=["qa_1"], vintage=vintage, sources=str(tmp_path))
+    benchmark = Ruler(length=700, tasks=["qa_1"], ruler_version=ruler_version, sources=str(tmp_path))
     (task,) = benchmark.tasks(words, 12)
     for number, sample in enumerate(task.samples):
         assert sample.references == (str(number),)
