@@ -45,9 +45,8 @@ def measure(section: Section) -> None:
     samples = options.samples or (100 if section.full else 20)
     lengths = options.lengths or ([4096, 32768] if section.full else [4096])
     tokenizer = Timed(AutoTokenizer.from_pretrained(options.tokenizer))
-    section.text(
-        f"{samples} samples a task, version {options.ruler_version} of its code, tokenizer {options.tokenizer}; processor time."
-    )
+    code = f"version {options.ruler_version} of its code"
+    section.text(f"{samples} samples a task, {code}, tokenizer {options.tokenizer}; processor time.")
     section.head("task", "length", "units", "seconds", "in the tokenizer")
     left_out: dict[str, str] = {}
     for length in lengths:

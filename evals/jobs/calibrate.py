@@ -119,7 +119,7 @@ def group_by_context(samples: Iterable[Sample]) -> list[list[Sample]]:
 
 
 def tokenize(group: Sequence[Sample], model: LoadedModel, answers: str) -> Context:
-    """A context with its questions as token ids. answers: which of a sample's references are its answer, "all" or the "first"."""
+    """A context with its questions as token ids. answers: which references of a sample count, "all" or the "first"."""
     questions: list[tuple[Ids, Ids]] = []
     context: list[int] = []
     for sample in group:

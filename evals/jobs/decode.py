@@ -1,4 +1,4 @@
-"""One batch of contexts, many methods: prefill it once, evict it by each method, ask the questions, score the answers."""
+"""One batch of contexts, many methods: prefill it once, evict it by each method, ask the questions, score."""
 
 from __future__ import annotations
 

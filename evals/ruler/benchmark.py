@@ -57,9 +57,7 @@ class Ruler:
         name: str = "ruler",
     ) -> None:
         if ruler_version not in (2024, 2025):
-            raise ValueError(
-                f"benchmark.ruler_version={ruler_version}: RULER's code changed in 2025; choose 2024 or 2025"
-            )
+            raise ValueError(f"benchmark.ruler_version={ruler_version}: its code changed in 2025; choose 2024 or 2025")
         if scoring not in CLEAN:
             raise ValueError(f"benchmark.scoring={scoring}: choose {' or '.join(CLEAN)}")
         if length < 1 or samples < 1:

@@ -1,4 +1,5 @@
-"""How RULER sizes its samples: as much haystack as the length allows, found by trial. Both versions of its code (2024, 2025).
+"""How RULER sizes its samples: as much haystack as the length allows, found by trial, in both versions of its
+code (2024, 2025).
 
 Every trial draws random numbers, so the contents of a sample depend on the trials before it: their order is kept to the
 letter. Where the originals try for ever or give samples without content, these raise a ValueError.

@@ -32,7 +32,7 @@ class Method(NamedTuple):
 
 @contextmanager
 def input_errors(run: Run) -> Iterator[None]:
-    """Turn what is raised while objects are built into InputError. The same exceptions later on are the run's faults."""
+    """Turn what is raised while objects are built into InputError. Raised later on, the same is the run's fault."""
     try:
         yield
     except (ValueError, OSError, ImportError, TypeError) as e:
@@ -40,7 +40,7 @@ def input_errors(run: Run) -> Iterator[None]:
 
 
 def name_model_as_asked(message: str, run: Run) -> str:
-    """The message with the model as this run's command line names it. lukv/ gives commands with the model's name only."""
+    """The message, with the model as this run's command line names it: lukv/ knows only the model's name."""
     option = run["model"]["name"] if (CONF / "model" / f"{run['model']['name']}.yaml").is_file() else "hf"
     model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
     return re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
@@ -65,7 +65,7 @@ def load_model(settings: str) -> LoadedModel:
 
 
 def build_method(run: Run) -> Method | None:
-    """The method's parts; None keeps everything. Needs no model, so that a missing table is said before one is loaded."""
+    """The method's parts; None keeps everything. They need no model: a missing table is said before one is loaded."""
     return Method(*(create(run[part]) for part in Method._fields)) if run.evicts else None
 
 

@@ -27,21 +27,21 @@ class Provenance(TypedDict):
 
 
 class BegunRun(Provenance):
-    """run.json as it is written before the first sample."""
+    """What every run.json has from the start."""
 
     run_id: str
     config_hash: str  # of the settings that can change the result
     inputs: dict[str, str]  # path of an input file -> fingerprint
-    prompts: dict[str, str]  # task and version -> hash of all its token ids
-    benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason
     model_commit: str | None
     command: str
     started: str  # ISO 8601, UTC
 
 
 class RunRecord(BegunRun, total=False):
-    """run.json. job=latency has no prompts and no benchmark."""
+    """run.json."""
 
+    prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
+    benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
     resumed: list[str]  # when the run went on after a stop
     attention: list[str] | None  # decode kernels in use
     finished: str

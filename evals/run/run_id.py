@@ -63,7 +63,7 @@ def name_setting(run: Run) -> list[str]:
     if run["attention"] != "auto":
         parts.append(run["attention"])
     unsaid = NAMED_ELSEWHERE if reads_tables(run) else (*NAMED_ELSEWHERE, "model.tables")
-    return parts + [restore_in_run_id(n) for n in run.nested if n.split("=")[0] not in unsaid]
+    return parts + sorted(restore_in_run_id(n) for n in run.nested if n.split("=")[0] not in unsaid)
 
 
 def reads_tables(run: Run) -> bool:
@@ -79,7 +79,7 @@ def name_data(config: Mapping[str, Any]) -> str:
 
 
 def find_job(config: Mapping[str, Any]) -> Any:
-    """The class that job= names. This is the one place where evals/run/ reaches for evals/jobs/, and it does so late."""
+    """The class that job= names. This is the one place where evals/run/ imports evals/jobs/, and it does so late."""
     target = config["job"]["_target_"]
     job = locate(target)
     if not hasattr(job, "name_data"):

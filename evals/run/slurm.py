@@ -51,13 +51,13 @@ def wait_for_tasks(sweep: Sweep) -> Iterator[None]:
 
 
 def find_arrays(folders: Set[Path]) -> set[str]:
-    """Ids of the job arrays submitted for runs in these folders. submitit makes a folder ID_TASK, or ID, for each job."""
+    """Ids of the job arrays submitted for runs in these folders. submitit makes a folder ID_TASK, or ID, a job."""
     jobs = (re.fullmatch(r"(\d+)(_\d+)?", p.name) for folder in folders for p in (folder / ".submitit").glob("*"))
     return {job[1] for job in jobs if job}
 
 
 def has_tasks(ids: Set[str]) -> bool:
-    """Whether Slurm has a task of these arrays that waits, runs or ends. True while it does not answer: it may be busy."""
+    """Whether Slurm has a task of these arrays that waits, runs or ends. True while Slurm is too busy to answer."""
     if not ids:
         return False
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(sorted(ids))}"]
