@@ -1,4 +1,4 @@
-"""What a run writes is what evals/run/records.py says: the files of a new run, and of runs that an older version made."""
+"""What a run writes is what evals/run/records.py says: the files of a new run, and of runs of an older version."""
 
 from __future__ import annotations
 
