@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 demo: $(READY) ## LU-KV on the embedded model at 20% of the cache, beside the full cache
-	$(PY) run.py method=lukv budget=0.2
+	$(PY) run.py method=lukv budget=0.2 limit=50
 
 test: $(READY) ## the tests that need nothing but this machine, in minutes
 	$(PY) -m pytest

@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 from evals.report.compare import compare_group, find_label
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
+from evals.run.conf import read_method_defaults
 from evals.run.folder import read_json, read_samples
-from evals.run.settings import method_defaults, nearest
+from evals.run.instantiate import suggest_nearest
 from evals.text import table
 
 SAMPLES_A_TASK = 2
@@ -32,7 +33,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
         return stop(f"no finished run in {runs}/: start with  python run.py method=lukv budget=0.2")
     groups = group_by_experiment(results)
     method = against or "lukv"
-    own_scorer = method_defaults(method).get("scorer")
+    own_scorer = read_method_defaults(method).get("scorer")
     others = {name: find_label(method, own_scorer, group) for name, group in groups.items()}
     if against is not None and not any(others.values()):
         known = sorted({label(r) for r in results if not keeps_all(r)})
@@ -107,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         known = ["--help", *re.findall(r"--\w+", self.format_usage())]
         for option in (a.partition("=")[0] for a in takewhile(lambda a: a != "score", args) if a.startswith("--")):
             if not any(name.startswith(option) for name in known):
-                self.error(f"no option {option}.{nearest(option, known)}")
+                self.error(f"no option {option}.{suggest_nearest(option, known)}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

@@ -21,11 +21,13 @@ from hydra import initialize_config_dir
 
 from benchmarks._kvpress import PYTHON, no_peers
 from benchmarks._section import Section, run
-from evals.jobs.job import result_of
+from evals.jobs.job import Evaluate
 from evals.ruler import Ruler
-from evals.run import build, sweep
-from evals.run import cli as commandline
-from evals.run.settings import CONF, Run
+from evals.run import build
+from evals.run.compose import compose_run
+from evals.run.conf import CONF
+from evals.run.settings import Run
+from evals.run.sweep import PlannedRun, Sweep
 from lukv.budgets.table import BudgetTable
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue_noise", "vt")
@@ -42,15 +44,15 @@ TABLE = CONF.parent / "models" / "tiny" / "tables" / "keydiff.safetensors"
 def compose(*overrides: str) -> Run:
     """The run of a command line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return commandline.composed([*overrides, "reference=null"], [])
+        return compose_run([*overrides, "reference=null"])
 
 
 def seconds(runs: Sequence[Run]) -> float:
     """Processor seconds of these runs as one command."""
-    sweep.begin(runs)
+    sweep = Sweep([PlannedRun(one) for one in runs])
     start = time.process_time()
     for one in runs:
-        result_of(one)
+        Evaluate(one, sweep).finish()
     return time.process_time() - start
 
 
@@ -61,7 +63,7 @@ def answers(one: Run) -> dict[str, str]:
 
 def write_samples(path: Path, length: int, limit: int) -> int:
     """What kvpress is asked: the samples of the benchmark, as text."""
-    tokenizer = build.model(compose()).tokenizer
+    tokenizer = build.get_model(compose()).tokenizer
     rows = [
         {
             "id": s.id,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,23 +34,20 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """command("method=snapkv", ...) -> exit code of run.py, run in this process."""
     import run
-    from evals.run import cli as commandline
 
     monkeypatch.chdir(ROOT)
 
     def call(*args: str) -> int:
         monkeypatch.setattr(sys, "argv", ["run.py", *args])
-        commandline.faults.clear()
         try:
             return run.run()
         except SystemExit as stopped:
             return int(stopped.code or 0)
 
-    yield call
-    commandline.faults.clear()
+    return call
 
 
 @pytest.fixture(scope="session")

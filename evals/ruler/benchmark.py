@@ -29,14 +29,14 @@ CLEAN: Mapping[str, Callable[[str], str]] = {
 
 
 class Ruler:
-    """Samples are the same for the same length, vintage, seed and tokenizer, whatever `limit` is.
+    """Samples are the same for the same length, ruler_version, seed and tokenizer, whatever `limit` is.
 
     length          tokens of a sample, those to generate included. Where the model's window does not hold as many
                     beside its chat template, samples are made for what it does hold (`facts`: "made_for")
     tasks           names, or "available": all of RULER's 13 whose sources are there and that fit; for the others their
                     stand-ins (niah_multivalue_noise, niah_multivalue_prose, vt_plain ...), which are not RULER's tasks
     samples         at most so many a task (RULER: 500)
-    vintage         2024 (the code behind kvpress's data and most papers) or 2025
+    ruler_version   2024 (the code behind kvpress's data and most papers) or 2025
     sources         folder with PaulGrahamEssays.json, punkt_tab/, squad.json, hotpotqa.json
     prepared        take samples from here (simonjegou/ruler or files in its layout) instead of generating them
     question_aware  the question is part of what is compressed
@@ -49,7 +49,7 @@ class Ruler:
         length: int = 4096,
         tasks: str | Sequence[str] = "available",
         samples: int = 500,
-        vintage: int = 2024,
+        ruler_version: int = 2024,
         seed: int = 42,
         sources: str | None = None,
         prepared: str | None = None,
@@ -57,14 +57,14 @@ class Ruler:
         scoring: str = "official",
         name: str = "ruler",
     ) -> None:
-        if vintage not in (2024, 2025):
-            raise ValueError(f"benchmark.vintage={vintage}: RULER's code changed in 2025; choose 2024 or 2025")
+        if ruler_version not in (2024, 2025):
+            raise ValueError(f"benchmark.ruler_version={ruler_version}: its code changed in 2025; choose 2024 or 2025")
         if scoring not in CLEAN:
             raise ValueError(f"benchmark.scoring={scoring}: choose {' or '.join(CLEAN)}")
         if length < 1 or samples < 1:
             raise ValueError(f"benchmark.length={length} and benchmark.samples={samples} must be at least 1")
         self.name = f"{name}-{length}"
-        self.length, self.samples, self.vintage, self.seed = length, samples, vintage, seed
+        self.length, self.samples, self.ruler_version, self.seed = length, samples, ruler_version, seed
         self.question_aware, self.scoring = question_aware, scoring
         self.sources = Sources(sources)
         self.prepared = prepared
@@ -119,7 +119,9 @@ class Ruler:
         longest = window(tokenizer)
         if longest is None:
             return self.length
-        forgotten = TOKENS_TO_GENERATE["fwe"] if name == "fwe" and self.vintage == 2024 else 0  # evals/ruler/fwe.py
+        forgotten = (
+            TOKENS_TO_GENERATE["fwe"] if name == "fwe" and self.ruler_version == 2024 else 0
+        )  # evals/ruler/fwe.py
         return min(self.length, longest - template_tokens(tokenizer) - SLACK - forgotten)
 
     def make(self, name: str, tokenizer: Tokenizer, wanted: int) -> Task:
@@ -131,7 +133,7 @@ class Ruler:
             limit=limit,
             tokens_to_generate=TOKENS_TO_GENERATE[definition.family],
             count_tokens=partial(count_tokens, tokenizer),
-            vintage=self.vintage,
+            ruler_version=self.ruler_version,
             seed=self.seed,
         )
         prompts = list(islice(generator.samples(), wanted))
@@ -181,7 +183,7 @@ class Ruler:
             "benchmark": "ruler",
             "length": self.length,
             "made_for": self.made_for,
-            "vintage": self.vintage,
+            "ruler_version": self.ruler_version,
             "seed": self.seed,
             "question_aware": self.question_aware,
             "scoring": self.scoring,

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from evals.run.folder import read_json
-from evals.run.settings import create
+from evals.run.instantiate import create
 from evals.text import percent, table
 from lukv.allocation import Budget
 from lukv.budgets.oracle import MeasuredContext, UtilityOracle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from evals.run import cli as commandline
+from evals.run import cli
 from tests.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -18,10 +19,10 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_to_a_sweep(name: str) -> None:
-    planned = commandline.plan([f"experiment={name}", "budget=0.2"])  # composing takes a moment for each run
+    planned = cli.plan([f"experiment={name}", "budget=0.2"]).planned  # composing takes a moment for each run
     assert len(planned) > 3
     last = planned[-1]  # the command that repeats one run of the sweep asks for that run
-    assert commandline.plan(shlex.split(last.command)[2:]) == [last]
+    assert cli.plan(shlex.split(last.command)[2:]).planned == [last]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -30,6 +31,16 @@ def test_tasks_are_chosen_where_they_show(name: str) -> None:
     written: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml"))
     assert "tasks" not in (written.get("benchmark") or {})
     assert written["hydra"]["sweeper"]["params"]
+
+
+@pytest.mark.slow  # composing 300 runs
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_takes_as_many_runs_as_it_says(name: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    said = re.findall(
+        r"(\d+) (?:runs|calibrations)", text[text.index("# Takes: ") : text.index("# Needs: ")].split(".")[0]
+    )
+    assert len(cli.plan([f"experiment={name}"]).planned) == sum(map(int, said))
 
 
 SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]", "benchmark.length=512", "calibration.benchmark.length=512"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.run import cli as commandline
+from evals.run import cli
 from tests.as_typed import Command, process
 
 MODEL_LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tokenizers", "scipy", "matplotlib"}
@@ -103,11 +103,11 @@ LAUNCHED_BY_HYDRA = [
 
 @pytest.mark.parametrize("args", LAUNCHED_BY_HYDRA, ids=" ".join)
 def test_what_hydra_is_asked_to_do_it_does(args: list[str]) -> None:
-    (run,) = commandline.plan([*args, "method=snapkv"])
-    assert not run.here
-    (plain,) = commandline.plan(["method=snapkv"])
-    assert plain.here
-    assert plain.run == run.run
+    asked = cli.plan([*args, "method=snapkv"])
+    assert not asked.in_process
+    plain = cli.plan(["method=snapkv"])
+    assert plain.in_process
+    assert [p.run for p in plain.planned] == [p.run for p in asked.planned]
 
 
 def test_through_hydra(command: Command, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

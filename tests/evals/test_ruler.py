@@ -44,16 +44,16 @@ def test_tasks_that_do_not_fit_are_left_out_with_the_reason(words: Words) -> Non
     assert "does not fit into 512 tokens" in benchmark.facts()["left_out"]["vt"]
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES))
-def test_samples(task: str, vintage: int, words: Words) -> None:
+def test_samples(task: str, ruler_version: int, words: Words) -> None:
     length = 1100
-    (made,) = Ruler(length=length, tasks=[task], vintage=vintage).tasks(words, limit=3)
+    (made,) = Ruler(length=length, tasks=[task], ruler_version=ruler_version).tasks(words, limit=3)
     assert len(made.samples) == 3
     assert len({sample.id for sample in made.samples}) == 3
     for sample in made.samples:
         text = sample.context + sample.question + sample.answer_prefix
-        surplus = 50 if task == "fwe" and vintage == 2024 else 4 if task == "vt" and vintage == 2024 else 0
+        surplus = 50 if task == "fwe" and ruler_version == 2024 else 4 if task == "vt" and ruler_version == 2024 else 0
         assert count_tokens(words, text) + sample.max_new_tokens <= length + surplus
         assert all(answer in sample.context for answer in sample.references)
         assert sample.references
@@ -95,14 +95,14 @@ class Lines(Generator):
         return Prompt("", ("x",), 10 * units + self.tokens_to_generate, units)
 
 
-@pytest.mark.parametrize(("vintage", "extra", "units"), [(2024, 0, 5), (2024, 9, 5), (2025, 0, 5), (2025, 9, 5)])
-def test_a_sample_may_have_exactly_the_limit(vintage: int, extra: int, units: int) -> None:
+@pytest.mark.parametrize(("ruler_version", "extra", "units"), [(2024, 0, 5), (2024, 9, 5), (2025, 0, 5), (2025, 9, 5)])
+def test_a_sample_may_have_exactly_the_limit(ruler_version: int, extra: int, units: int) -> None:
     """5 units and 4 tokens to generate are 54 tokens. 2024 goes one step too far there, and every sample steps back."""
-    lines = Lines("x", 54 + extra, 4, len, vintage)
+    lines = Lines("x", 54 + extra, 4, len, ruler_version)
     assert [prompt.units for prompt in islice(lines.samples(), 3)] == [units] * 3
     with pytest.raises(Unfit):
-        next(Lines("x", 13, 4, len, vintage).samples())
-    assert next(Lines("x", 14, 4, len, vintage).samples()).length == 14
+        next(Lines("x", 13, 4, len, ruler_version).samples())
+    assert next(Lines("x", 14, 4, len, ruler_version).samples()).length == 14
 
 
 def test_other_seed_other_samples(words: Words) -> None:
@@ -131,7 +131,7 @@ def test_scoring_puts_the_chosen_score_first(words: Words) -> None:
     [
         ({"tasks": ["niah_multkey_2"]}, "did you mean niah_multikey_2"),
         ({"tasks": "vtt"}, "did you mean vt"),
-        ({"vintage": 2023}, "choose 2024 or 2025"),
+        ({"ruler_version": 2023}, "choose 2024 or 2025"),
         ({"scoring": "strict"}, "choose official or kvpress"),
         ({"length": 0}, "must be at least 1"),
         ({"samples": 0}, "must be at least 1"),
@@ -209,10 +209,10 @@ def squad(questions: int) -> dict:
     return {"data": [{"paragraphs": paragraphs[: questions // 2]}, {"paragraphs": paragraphs[questions // 2 :]}]}
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
-def test_questions_over_documents(vintage: int, words: Words, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
+def test_questions_over_documents(ruler_version: int, words: Words, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(squad(30)))
-    benchmark = Ruler(length=700, tasks=["qa_1"], vintage=vintage, sources=str(tmp_path))
+    benchmark = Ruler(length=700, tasks=["qa_1"], ruler_version=ruler_version, sources=str(tmp_path))
     (task,) = benchmark.tasks(words, 12)
     for number, sample in enumerate(task.samples):
         assert sample.references == (str(number),)
@@ -350,12 +350,12 @@ def test_prompts_measured_by_the_models_own_tokenizer(bpe8k: Tokenizer) -> None:
         assert count_tokens(bpe8k, text) + 128 == sample.extra["length"] <= 2048
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
 @pytest.mark.parametrize("template", [0, 7, 200])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES - {"vt_plain"}))
-def test_samples_fill_a_models_window_beside_its_template(task: str, template: int, vintage: int) -> None:
+def test_samples_fill_a_models_window_beside_its_template(task: str, template: int, ruler_version: int) -> None:
     window = 1400
-    benchmark = Ruler(length=window, tasks=[task], vintage=vintage)
+    benchmark = Ruler(length=window, tasks=[task], ruler_version=ruler_version)
     tokenizer = Chat(window, template)
     (made,) = benchmark.tasks(tokenizer, 3)
     for sample in made.samples:

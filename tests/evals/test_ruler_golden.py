@@ -33,7 +33,7 @@ def sources(shared: Path) -> Sources:
     return Sources(shared / "data/ruler")
 
 
-def make(task: str, length: int, vintage: int, sources: Sources, tokenizer: Tokenizer) -> Generator:
+def make(task: str, length: int, ruler_version: int, sources: Sources, tokenizer: Tokenizer) -> Generator:
     family = TASKS[task].family
     return TASKS[task].make(
         sources,
@@ -41,7 +41,7 @@ def make(task: str, length: int, vintage: int, sources: Sources, tokenizer: Toke
         limit=length,
         tokens_to_generate=TOKENS_TO_GENERATE[family],
         count_tokens=partial(count_tokens, tokenizer),
-        vintage=vintage,
+        ruler_version=ruler_version,
         seed=42,
     )
 
@@ -100,7 +100,7 @@ WITHOUT_CONTENT = {(2024, "niah_single_2", 512), (2024, "cwe", 512), (2024, "nia
 
 
 @pytest.mark.parametrize(("group", "rows"), golden_samples(), ids=lambda value: str(value)[:40])
-def test_golden_samples_of_both_vintages(
+def test_golden_samples_of_both_versions(
     group: tuple[int, str, int],
     rows: list[dict[str, Any]],
     sources: Sources,
@@ -108,19 +108,19 @@ def test_golden_samples_of_both_vintages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(generator_module, "Random", OneWordLess)
-    vintage, task, length = group
+    ruler_version, task, length = group
     if group in WITHOUT_CONTENT:
         assert all(row["haystack_units"] == 0 for row in rows)
         with pytest.raises(Unfit, match="does not fit into"):
-            make(task, length, vintage, sources, bpe8k).samples()
+            make(task, length, ruler_version, sources, bpe8k).samples()
         return
-    prompts = list(islice(make(task, length, vintage, sources, bpe8k).samples(), 3))
+    prompts = list(islice(make(task, length, ruler_version, sources, bpe8k).samples(), 3))
     for row in rows:
         prompt = prompts[row["sample"]]
         assert prompt.text == row["input"] + row.get("answer_prefix", "")
         assert list(prompt.answers) == row["outputs"]
         assert prompt.length == row["length"]
-        if vintage == 2024:
+        if ruler_version == 2024:
             context, question, answer_prefix = split(prompt.text, TASKS[task].family)
             expected = row["kvpress_split"]
             assert (len(context), question, answer_prefix) == (

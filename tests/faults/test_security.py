@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from evals.run.settings import CONF, folder_name
+from evals.run.conf import CONF
+from evals.run.run_id import join_name
 from tests.as_typed import ROOT, Command
 from tests.faults.conftest import Refuses, only
 
@@ -102,7 +103,7 @@ def test_a_package_of_the_users_own(
 @given(st.lists(st.text(max_size=300), min_size=1, max_size=6))
 @settings(max_examples=300, deadline=None)
 def test_no_name_leads_out_of_the_runs_folder(parts: list[str]) -> None:
-    name = folder_name(parts)
+    name = join_name(parts)
     assert Path("runs", name).resolve().parent == Path("runs").resolve()
     assert "/" not in name
     assert not name.startswith(".")

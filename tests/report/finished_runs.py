@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import initialize_config_dir
 
-from evals.jobs.result import aggregate
+from evals.jobs.result import summarize
+from evals.run.compose import compose_run
+from evals.run.conf import CONF
 from evals.run.settings import Run
-from tests.faults.forked import composed
 
 DATA = "ruler-512__n40__s0"
 """What the ids of these runs end in."""
@@ -25,7 +27,8 @@ TOKENS = 1000
 @lru_cache
 def compose(*overrides: str) -> Run:
     """The run that `python run.py OVERRIDES` asks for."""
-    return composed(*overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose_run(overrides)
 
 
 def sample_lines(scores: Mapping[str, Sequence[float]], share: float) -> list[dict[str, Any]]:
@@ -51,7 +54,7 @@ def evaluate(
     if method is not None:
         run = replace(run, config={**run.config, "method": method})
     lines = sample_lines(scores, run["budget"] or 1.0)
-    return aggregate(run, lines), lines
+    return dict(summarize(run, lines)), lines
 
 
 def write_evaluation(runs: Path, scores: Mapping[str, Sequence[float]], *overrides: str) -> str:
