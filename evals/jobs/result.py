@@ -29,6 +29,7 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
         "status": "done",
         "run_id": run.id,
         "experiment": run.comparison_id,
+        "label": run.label,
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {
@@ -50,7 +51,10 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
         "method": run["method"],
         "model": run["model"]["name"],
         "benchmark": name_benchmark(run["benchmark"]),
-        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
+        "config": {
+            **{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")},
+            **{group: run.choices[group] for group in ("scorer", "allocator", "protection")},
+        },
         "config_hash": run.hash,
         "left_out": sorted(left_out),
     }

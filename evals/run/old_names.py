@@ -1,7 +1,7 @@
 """Names that have changed, so that older command lines, yaml files and run folders are still understood.
 
 Classes have moved and a few settings have better names. What is read is translated here, once. What is written has the
-new names, except in run ids: a run's folder keeps the name it was begun under.
+new names. A run that was begun keeps its folder, whose name may have the old ones (identity.py finds it).
 """
 
 from __future__ import annotations
@@ -64,12 +64,6 @@ def translate_override(text: str) -> str:
     """KEY=VALUE as typed, with today's key."""
     sign, key, rest = split_override(text)
     return sign + SETTINGS.get(key, key) + rest
-
-
-def restore_in_run_id(text: str) -> str:
-    """KEY=VALUE with the key that run ids have: one experiment has one folder, whichever key was typed."""
-    sign, key, rest = split_override(text)
-    return sign + {new: old for old, new in SETTINGS.items()}.get(key, key) + rest
 
 
 def split_override(text: str) -> tuple[str, str, str]:

@@ -30,8 +30,8 @@ class BegunRun(Provenance):
     """What every run.json has from the start."""
 
     run_id: str
-    config_hash: str  # of the settings that can change the result
-    inputs: dict[str, str]  # path of an input file -> fingerprint
+    config_hash: str  # of everything that can change the result: settings, and contents of input files
+    inputs: dict[str, str]  # setting that names a file or folder -> fingerprint of its content
     model_commit: str | None
     command: str
     started: str  # ISO 8601, UTC
@@ -41,6 +41,8 @@ class RunRecord(BegunRun, total=False):
     """run.json."""
 
     prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
+    references: dict[str, str]  # task and version -> hash of the right answers; job=evaluate only
+    weights_hash: str  # of the model as it was loaded; job=evaluate only
     benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
     resumed: list[str]  # when the run went on after a stop
     attention: list[str] | None  # decode kernels in use
@@ -126,7 +128,8 @@ class Evaluation(TypedDict):
 
     status: Literal["done"]
     run_id: str
-    experiment: str  # Run.comparison_id: results with the same one may stand in one table
+    experiment: str  # Run.comparison_id: how a table of such results is called
+    label: str  # the method and each setting of its own: the row's name in a table
     score: float  # mean of the tasks' scores
     ci95: list[float]
     tasks: dict[str, TaskScore]

@@ -64,6 +64,8 @@ def write_evaluation(runs: Path, scores: Mapping[str, Sequence[float]], *overrid
     folder.mkdir(parents=True)
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "run.json").write_text(json.dumps({"command": f"python run.py {' '.join(overrides)}"}))
+    config = compose("benchmark.length=512", "limit=40", *overrides).config
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
     (folder / "result.json").write_text(json.dumps(result))
     return str(result["run_id"])
 
