@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from lukv.backend.kernels import list_kernels, pick
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
+DATE_CODES = ("%-d", "%-m", "%d", "%m", "%y", "%Y", "%b", "%B", "%a", "%A", "%j")
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
 
 
@@ -41,7 +43,7 @@ SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat 
 class LoadedModel:
     """name: what results call it. path: folder or hub id. attention: the decode kernel asked for. chat: whether its
     chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known. commit: the
-    hub's commit that was read, None for a folder."""
+    hub's commit that was read, None for a folder. date: what its chat template takes for today, None: today."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -52,6 +54,7 @@ class LoadedModel:
     chat: bool = True
     max_length: int | None = None
     commit: str | None = None
+    date: datetime.date | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -107,6 +110,8 @@ class LoadedModel:
     def _template(self, context: str) -> tuple[str, str]:
         """The rendered chat template around a user message: (up to the end of its text, the rest)."""
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        if self.date is not None:
+            options["chat_template"] = pin_date(self.tokenizer.get_chat_template(), self.date)
         text = self.tokenizer.apply_chat_template([{"role": "user", "content": context + SEPARATOR}], **options)
         head, found, tail = str(text).rpartition(SEPARATOR)
         if not found:
@@ -142,6 +147,7 @@ def load(
     chat: bool = True,
     max_length: int | None = None,
     made_by: str | None = None,
+    date: str | None = None,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
 
@@ -149,7 +155,7 @@ def load(
     if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
     attention: a decode kernel of lukv.backend.kernels, or auto. chat, max_length: see LoadedModel; by default a model
     takes as many tokens as its config has positions. made_by: the command that makes the folder, for the message where
-    it is missing.
+    it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -157,6 +163,7 @@ def load(
         raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(list_kernels())}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
+    day = parse_date(date)
     place = torch_device(device)
     source = Source(str(path), revision, made_by)
     config = source.read("configuration", supported_config)
@@ -175,7 +182,21 @@ def load(
     tokenizer.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
     kind = hash_config(model.config)
-    return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)
+    return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit, day)
+
+
+def parse_date(text: str | None) -> datetime.date | None:
+    """YYYY-MM-DD as a date. Raises ValueError for anything else."""
+    try:
+        return None if text is None else datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"date={text} is no date: write it as 2024-07-26") from None
+
+
+def pin_date(template: str, day: datetime.date) -> str:
+    """The chat template with a `strftime_now` of its own, the function by which templates ask for today."""
+    said = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in DATE_CODES)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{said} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 @contextmanager
