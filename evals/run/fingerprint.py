@@ -109,7 +109,7 @@ def matches_old_record(path: Path, was: str, now: str, record: Mapping[str, Any]
     """Whether a path has the content that an older run.json says: there `inputs` goes from path to fingerprint.
 
     Of a folder it knows a model's weights, and RULER's sources by the benchmark's own facts. A model or a table of
-    which it says nothing is taken to be the same at the same path; data is not. was, now: the path of then and of today.
+    which it says nothing is taken to be the same at the same path; data is not. was, now: the path then and today.
     """
     inputs: Mapping[str, str] = record.get("inputs", {})
     if path.is_file():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,9 @@ VT = "benchmark.tasks=[vt]"
 
 
 @pytest.fixture(autouse=True)
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(ROOT)
-    yield tmp_path / "runs"
+    return tmp_path / "runs"
 
 
 @pytest.fixture
@@ -76,15 +75,15 @@ def test_what_changes_no_result_changes_no_name(same: list[str], plan) -> None:
 
 
 def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None:
-    """Names that differ in symbols, blanks, capitals, digits far behind the point; folders of one name; ids too long."""
+    """Names that differ in symbols, blanks, capitals, late digits; folders of one name; ids too long."""
     a, b = (copy_model(tmp_path / name / "checkpoint-500") for name in "ab")
     config = json.loads((b / "config.json").read_text())
     (b / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     long = "x" * 300
     swept = [
         ["budget=0.1234567"], ["budget=0.1234568"], ["budget_tokens=12"], ["seed=1"], ["limit=1"], ["attention=loop"],
-        *([f"model.name={name}"] for name in ("'a b'", "a-b", "a_b", "'a/b'", "A-b", "'a--b'", "'[a-b]'", long, f"{long}y")),
-        ["benchmark.max_length=null", "benchmark=longbench"], ["benchmark=longbench"],
+        *([f"model.name={name}"] for name in ("'a b'", "a-b", "a_b", "'a/b'", "A-b", "'a--b'", "'[a-b]'")),
+        [f"model.name={long}"], [f"model.name={long}y"], ["benchmark.tasks=vt"],
         ["model=hf", f"model.path={a}"], ["model=hf", f"model.path={b}"],
         ["scorer.window=16"], ["protection=equal"], ["protection.sink=1"],
     ]  # fmt: skip
@@ -134,13 +133,13 @@ def test_a_chat_template_of_its_own_counts(plan, tmp_path: Path) -> None:
 def test_data_is_told_by_its_content_wherever_it_lies(plan, tmp_path: Path) -> None:
     data = tmp_path / "here" / "data"
     data.mkdir(parents=True)
-    (data / "trec.jsonl").write_text("one \n")
+    (data / "trec.jsonl").write_text("one two")
     (data / ".hidden").write_text("never read")
     args = ["method=snapkv", "benchmark=longbench"]
     [before] = plan(*args, f"benchmark.data={data}")
     begin(before)
     shutil.copytree(data, tmp_path / "there" / "other")
-    shutil.rmtree(data / "..")
+    shutil.rmtree(data)
     [moved] = plan(*args, f"benchmark.data={tmp_path}/there/other")
     assert (moved.id, moved.hash) == (before.id, before.hash)
     assert str(tmp_path) not in moved.id
