@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from evals.run.conf import read_option
 from evals.run.files import read_json, read_settings
-from evals.run.fingerprint import names_path
-from evals.run.folder import read_samples
-from evals.run.identity import select_identity
-from evals.run.instantiate import locate
-from evals.run.run_id import LONGEST_NAME, hash_text
+from evals.run.folder import read_experiment, read_samples
 
 Result = Mapping[str, Any]
 """The content of a result.json."""
+
+CUT = 200
+"""Characters of an older run id that was too long."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """task -> sample id -> score (0..1)."""
@@ -27,7 +23,7 @@ Scores = Mapping[str, Mapping[str, float]]
 def read_results(runs: Path) -> list[Result]:
     """The result of every finished evaluation in `runs`, sorted by run id, with what decides which stand together."""
     results = [(path.parent, read_json(path)) for path in sorted(runs.glob("*/result.json"))]
-    return [{**r, **describe_data(folder, r)} for folder, r in results if "tasks" in r]
+    return [{**r, **read_experiment(folder)} for folder, r in results if "tasks" in r]
 
 
 def read_latencies(runs: Path) -> dict[str, list[Result]]:
@@ -66,9 +62,9 @@ def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
 
     An older run that does not record its weights and its right answers stands with the newer ones, if these agree.
     """
-    alike: dict[str, dict[str | None, list[Result]]] = {}
+    alike: dict[tuple[str, ...], dict[str | None, list[Result]]] = {}
     for r in results:
-        alike.setdefault(r["asked"], {}).setdefault(r["known"], []).append(r)
+        alike.setdefault((r["asked"], *sorted(r["tasks"])), {}).setdefault(r["known"], []).append(r)
     found = []
     for by_content in alike.values():
         unknown = by_content.pop(None, [])
@@ -79,8 +75,7 @@ def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
     names = [next((r for r in group if "label" in r), group[0])["experiment"] for group in found]
     groups = {}
     for name, group in sorted(zip(names, found, strict=True), key=lambda pair: str(pair[0])):
-        ids = hash_text(group[0]["asked"] + str(group[0]["known"]))
-        own = f"{name}__{ids}" if names.count(name) > 1 else name
+        own = f"{name}__{group[0]['data']}" if names.count(name) > 1 else name
         groups[own] = [{**r, "experiment": own, "label": text} for r, text in zip(group, name_rows(group), strict=True)]
     return groups
 
@@ -90,28 +85,6 @@ def name_rows(group: Sequence[Result]) -> list[str]:
     settings and contents tells them apart."""
     count = Counter((label(r), budget_label(r)) for r in group)
     return [f"{label(r)} {r['config_hash'][:8]}" if count[label(r), budget_label(r)] > 1 else label(r) for r in group]
-
-
-def describe_data(folder: Path, result: Result) -> dict[str, str | None]:
-    """What results in one table agree in. asked: the settings of model and benchmark and the hashes of all prompts,
-    whatever the paths were. known: the hashes of the weights and of the right answers, None in older runs."""
-    config, about = read_settings(folder / "config.yaml"), read_json(folder / "run.json")
-    prompts = about.get("prompts")
-    settings = {}
-    for key, value in select_identity(config).items():
-        group = key.partition(".")[0]
-        by_content = prompts is not None and names_path(key, value)
-        if group in ("model", "benchmark", "seed", "limit", "attention") and value is not None and not by_content:
-            settings[key] = value
-    target = config["benchmark"]["_target_"]
-    usual: dict[str, Any] = {f"model.{key}": value for key, value in read_option("model", "hf").items()}
-    usual |= {f"benchmark.{key}": p.default for key, p in signature(locate(target)).parameters.items()}
-    settings = {key: value for key, value in settings.items() if usual.get(key) != value}  # older runs lack newer ones
-    known = [about[key] for key in ("weights_hash", "references") if key in about]
-    return {
-        "asked": json.dumps([settings, prompts, sorted(result["tasks"])], sort_keys=True),
-        "known": json.dumps(known, sort_keys=True) if known else None,
-    }
 
 
 def keeps_all(r: Result) -> bool:
@@ -130,7 +103,7 @@ def label(r: Result) -> str:
     shared = r["experiment"].split("__")
     _, method, *rest = r["run_id"].split("__")
     own = [part for part in rest if part not in shared]
-    if len(r["run_id"]) == LONGEST_NAME:
+    if len(r["run_id"]) == CUT:
         own = own[:-1]
     return " ".join([method, *(own if keeps_all(r) else own[1:])])  # the first of its own parts is the budget
 

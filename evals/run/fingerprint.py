@@ -128,6 +128,10 @@ def matches_old_record(path: Path, was: str, now: str, record: Mapping[str, Any]
 def fingerprint_as_before(path: Path) -> str:
     """As older run.json files have it: larger files by size and time."""
     at = path.stat()
-    if at.st_size > LARGE:
-        return f"{at.st_size} bytes, {at.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return _read_as_before(path.resolve(), at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_as_before(path: Path, *state: int) -> str:
+    _, size, time, _ = state
+    return f"{size} bytes, {time}" if size > LARGE else hashlib.sha256(path.read_bytes()).hexdigest()[:16]

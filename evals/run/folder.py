@@ -23,7 +23,7 @@ import yaml
 
 from evals.run.conf import flatten
 from evals.run.files import read_json, read_settings, write_json
-from evals.run.identity import list_changes
+from evals.run.identity import describe_experiment, list_changes
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command, stamp_time
 from evals.run.settings import Run
@@ -145,6 +145,11 @@ class RunFolder:
         about = read_json(self.path / "run.json")
         write_json(self.path / "run.json", {**about, "attention": result.get("attention"), "finished": stamp_time()})
         write_json(self.path / "result.json", result)
+
+
+def read_experiment(folder: Path) -> dict[str, str | None]:
+    """What the results that stand in one table with this folder's agree in: identity.describe_experiment."""
+    return describe_experiment(read_settings(folder / "config.yaml"), read_json(folder / "run.json"))
 
 
 def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:

@@ -11,18 +11,17 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from glob import escape
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
 from evals.run.conf import read_option
 from evals.run.files import read_json, read_settings
-from evals.run.fingerprint import find_path, matches_old_record
-from evals.run.run_id import find_job
-
-if TYPE_CHECKING:
-    from evals.run.settings import Run
+from evals.run.fingerprint import find_path, matches_old_record, names_path
+from evals.run.instantiate import locate
+from evals.run.run_id import find_job, hash_text
 
 NESTED = ("model", "scorer", "allocator", "protection", "benchmark", "job")
 
@@ -31,6 +30,25 @@ RESULT_KEYS = ("method", *NESTED, "budget", "budget_tokens", "seed", "limit", "a
 
 UNTOLD = {"model.device", "model.device_map", "model.tables", "model.made_by", "job.save", "job.overwrite"}
 """Settings inside these groups that change no result. The tables' folder is one: the allocator's path says which."""
+
+
+class Identified(Protocol):
+    """What tells a run; evals.run.settings.Run is one."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def usual(self) -> Mapping[str, Any]: ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
+
+    @property
+    def hash(self) -> str: ...
 
 
 def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +115,7 @@ def hash_identity(identity: Mapping[str, Any], inputs: Mapping[str, str]) -> str
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Run) -> list[str]:
+def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Identified) -> list[str]:
     """In which settings and input files a run differs from the one that a folder records: ["budget: 0.2 -> 0.3", ...].
 
     was, record: the folder's config.yaml and run.json. A file is compared by content, whatever its path was. A setting
@@ -121,10 +139,10 @@ def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Run) ->
     return changes
 
 
-def find_folder(run: Run, name: str) -> str:
+def find_folder(run: Identified, name: str) -> str:
     """The name of the run's folder in `runs`: `name`, unless the experiment has another folder already, as one that an
     older version named, or another experiment has this one. Then the identity's hash makes the difference."""
-    folder = Path(run["runs"])
+    folder = Path(run.config["runs"])
     if is_of(folder / name, run, damaged=True):
         return name
     method = "__".join(name.split("__")[:2])
@@ -138,7 +156,7 @@ def is_begun(folder: Path) -> bool:
     return (folder / "run.json").exists()
 
 
-def is_of(folder: Path, run: Run, damaged: bool = False) -> bool:
+def is_of(folder: Path, run: Identified, damaged: bool = False) -> bool:
     """Whether the folder holds this very experiment. damaged: what to say of one that cannot be read."""
     if not is_begun(folder):
         return False
@@ -158,3 +176,26 @@ def read_cached(path: Path) -> Any:
 def _read(path: Path, *_: int) -> Any:
     """The many runs of a sweep look at the same folders."""
     return read_json(path) if path.suffix == ".json" else read_settings(path)
+
+
+def describe_experiment(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str | None]:
+    """What results in one table agree in, as hashes. config, record: a folder's config.yaml and run.json.
+
+    asked: the settings of model and benchmark and all prompts, wherever the files lay. known: the weights and the right
+    answers; None in older runs, which do not record them. data: both.
+    """
+    prompts = record.get("prompts")
+    settings = {}
+    for key, value in select_identity(config).items():
+        group = key.partition(".")[0]
+        by_content = prompts is not None and names_path(key, value)
+        if group in ("model", "benchmark", "seed", "limit", "attention") and value is not None and not by_content:
+            settings[key] = value
+    usual = {f"model.{key}": value for key, value in read_option("model", "hf").items()}
+    parameters = signature(locate(config["benchmark"]["_target_"])).parameters
+    usual |= {f"benchmark.{key}": parameter.default for key, parameter in parameters.items()}
+    settings = {key: value for key, value in settings.items() if usual.get(key) != value}  # older runs lack newer ones
+    asked = hash_text(json.dumps([settings, prompts], sort_keys=True, default=str))
+    known = [record[key] for key in ("weights_hash", "references") if key in record]
+    content = hash_text(json.dumps(known, sort_keys=True)) if known else None
+    return {"asked": asked, "known": content, "data": hash_text(f"{asked} {content}")}

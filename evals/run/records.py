@@ -123,13 +123,12 @@ class MemoryReport(TypedDict):
     peak_bytes: int  # of the GPU, or without one of the process
 
 
-class Evaluation(TypedDict):
-    """result.json of job=evaluate."""
+class OlderEvaluation(TypedDict):
+    """What every result.json of job=evaluate has."""
 
     status: Literal["done"]
     run_id: str
     experiment: str  # Run.comparison_id: how a table of such results is called
-    label: str  # the method and each setting of its own: the row's name in a table
     score: float  # mean of the tasks' scores
     ci95: list[float]
     tasks: dict[str, TaskScore]
@@ -143,6 +142,12 @@ class Evaluation(TypedDict):
     config: dict[str, Any]  # budget, budget_tokens, seed, limit, and the options chosen for the method's parts
     config_hash: str
     left_out: list[str]  # tasks; run.json says why
+
+
+class Evaluation(OlderEvaluation, total=False):
+    """result.json of job=evaluate."""
+
+    label: str  # the method and each setting of its own: the row's name in a table
 
 
 class LatencyRow(TypedDict):

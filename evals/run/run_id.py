@@ -11,23 +11,40 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from evals.run.conf import read_method_defaults
 from evals.run.instantiate import InputError, create, locate
 
-if TYPE_CHECKING:
-    from evals.run.settings import Run
-
 LONGEST_NAME = 200
 """Bytes of a folder's name. File systems take 255."""
+
+
+class Described(Protocol):
+    """What names are made of; evals.run.settings.Run is one."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def choices(self) -> Mapping[str, str | None]: ...
+
+    @property
+    def evicts(self) -> bool: ...
+
+    @property
+    def departures(self) -> Mapping[str, Any]: ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
+
 
 TOLD = {"model.name", "job.data.name"}
 """Nested settings that other parts of a name already tell."""
 
 
-def make_name(run: Run) -> str:
-    return join_name([run["model"]["name"], *name_method(run), *name_setting(run)])
+def make_name(run: Described) -> str:
+    return join_name([run.config["model"]["name"], *name_method(run), *name_setting(run)])
 
 
 def join_name(parts: Sequence[str]) -> str:
@@ -36,34 +53,34 @@ def join_name(parts: Sequence[str]) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{hash_text(name)}"
 
 
-def name_method(run: Run) -> list[str]:
+def name_method(run: Described) -> list[str]:
     """The method with its scorer and whatever it does not choose by itself; its budget."""
     if not run.evicts:
-        return [run["method"] or "none"]
-    usual = read_method_defaults(run["method"]) if run["method"] else run.choices
+        return [run.config["method"] or "none"]
+    usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.choices
     chosen = {group: run.choices[group] for group in ("allocator", "protection")}
-    extra = [c for g, c in chosen.items() if run[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run["method"], run.choices["scorer"], *extra] if c is not None)]
-    if run["budget"] is not None:
+    extra = [c for g, c in chosen.items() if run.config[g] is not None and c != usual.get(g)]
+    parts = ["-".join(str(c) for c in [run.config["method"], run.choices["scorer"], *extra] if c is not None)]
+    if run.config["budget"] is not None:
         parts.append(f"b{show_value(run['budget'])}")
-    elif run["budget_tokens"] is not None:
+    elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run['budget_tokens']}")
     return parts
 
 
-def name_setting(run: Run, groups: Sequence[str] = ()) -> list[str]:
+def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:
     """What the method is tried on, and the nested settings of these groups (of all groups without any) that are not
     the chosen options' own."""
     parts = [name_data(run.config)]
-    if run["limit"] is not None:
+    if run.config["limit"] is not None:
         parts.append(f"n{run['limit']}")
     parts.append(f"s{run['seed']}")
-    if run["attention"] != "auto":
-        parts.append(run["attention"])
+    if run.config["attention"] != "auto":
+        parts.append(run.config["attention"])
     return parts + list_departures(run, groups)
 
 
-def list_departures(run: Run, groups: Sequence[str] = ()) -> list[str]:
+def list_departures(run: Described, groups: Sequence[str] = ()) -> list[str]:
     """KEY=VALUE for each nested setting that is not what the chosen option says. A file or folder stands with the first
     eight digits of its content, wherever it lies."""
     told = name_data(run.config)
