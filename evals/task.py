@@ -12,9 +12,11 @@ class Sample:
     """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where
     both are empty the answer follows the context (and the tail of the chat template) directly.
 
-    `chat`: put the model's chat template around it (if it has one). `stop`: strings that end the answer besides the
-    model's end-of-text token; none of them may be among the first `min_new_tokens`. `extra`: whatever the metric or an
-    analysis needs (all_classes, length ...).
+    `chat`: put the model's chat template around it (if it has one). `layout`: how its parts become token ids: apart,
+    whole or bare (LoadedModel.prompt_ids). `context_tokens`: the compressed part ends after so many token ids, at
+    most. `stop`: strings that end the answer besides the model's end-of-text token; none of them may be among the first
+    `min_new_tokens`. `first_token_may_end`: false goes on where the very first token is end-of-text, as kvpress's
+    pipeline does. `extra`: whatever the metric or an analysis needs (all_classes, length ...).
     """
 
     id: str
@@ -25,8 +27,11 @@ class Sample:
     max_new_tokens: int
     answer_prefix: str = ""
     chat: bool = True
+    layout: str = "apart"
+    context_tokens: int | None = None
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
+    first_token_may_end: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

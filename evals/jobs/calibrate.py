@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from evals.jobs.prompts import ids_of
 from evals.plots import head_budgets, loss_curves
 from evals.run import build
 from evals.run.folder import RunFolder, git, installed
@@ -108,9 +109,11 @@ def chosen_scorers(run: Run) -> list[Scorer]:
 
 def by_context(samples: Iterable[Sample]) -> list[list[Sample]]:
     """Samples that share a context together, in the order in which contexts first appear."""
-    groups: dict[tuple[str, bool], list[Sample]] = {}
+    groups: dict[tuple[Any, ...], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.context, sample.chat), []).append(sample)
+        known = sample.question if sample.layout == "whole" else ""  # the context's last token may depend on it
+        apart = sample.context, sample.chat, sample.layout, sample.context_tokens, known
+        groups.setdefault(apart, []).append(sample)
     if not groups:
         raise InputError("the calibration data has no samples")
     return list(groups.values())
@@ -121,7 +124,7 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
     questions: list[tuple[Ids, Ids]] = []
     context: list[int] = []
     for sample in group:
-        context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
+        context, question = ids_of(sample, model)
         said = sample.references if answers == "all" else sample.references[:1]
         reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
         questions.append((tuple(question), tuple(reference)))
@@ -132,7 +135,11 @@ def tokenized(group: Sequence[Sample], model: LoadedModel, answers: str) -> Cont
 
 
 def hash_of(groups: Iterable[Sequence[Sample]]) -> str:
-    return digest([[[s.context, s.question, s.answer_prefix, list(s.references), s.chat] for s in g] for g in groups])
+    def parts(s: Sample) -> list[Any]:
+        form = [] if (s.layout, s.context_tokens) == ("apart", None) else [s.layout, s.context_tokens]
+        return [s.context, s.question, s.answer_prefix, list(s.references), s.chat, *form]
+
+    return digest([[parts(s) for s in group] for group in groups])
 
 
 def metadata(model: LoadedModel, settings: Settings, data: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from evals.run import build
 from evals.run.settings import InputError, create
 from evals.task import Sample, Task
+from lukv.model import LoadedModel
 
 BATCH_TOKENS = 2**16
 """A batch holds at most so many context tokens (but always one context), whatever batch_size says."""
@@ -48,7 +49,7 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
         )
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
-            ids = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
+            ids = ids_of(sample, model)
             total = len(ids[0]) + len(ids[1]) + sample.max_new_tokens
             if longest is not None and total > longest:
                 raise InputError(
@@ -64,6 +65,13 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
     return prompts, dict(benchmark.facts())
 
 
+def ids_of(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
+    """Token ids of (the part that is compressed, the part after it)."""
+    parts = sample.context, sample.question, sample.answer_prefix
+    context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
+    return context[: sample.context_tokens], question
+
+
 def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
     """One hash a task over everything the model is given."""
     hashes: dict[str, Any] = {}
@@ -75,11 +83,16 @@ def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
     return {task: h.hexdigest()[:16] for task, h in hashes.items()}
 
 
+def decoding(sample: Sample) -> tuple[Any, ...]:
+    """What decides how an answer is decoded: only samples that have all of it in common are decoded together."""
+    return sample.max_new_tokens, sample.min_new_tokens, sample.first_token_may_end, sample.stop
+
+
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[Context]]:
     """Contexts in batches of `size`: only those of one task, number of questions and length of answer go together, the
     longest first, so that a batch too large for the memory shows at the start."""
     groups: dict[tuple[Any, ...], dict[tuple[int, ...], Context]] = {}
-    keys = [(p.task.name, p.sample.max_new_tokens, p.sample.min_new_tokens, p.sample.stop) for p in prompts]
+    keys = [(p.task.name, *decoding(p.sample)) for p in prompts]
     asked = Counter((key, p.context) for key, p in zip(keys, prompts, strict=True))
     for key, p in zip(keys, prompts, strict=True):
         groups.setdefault((*key, asked[key, p.context]), {}).setdefault(p.context, []).append(p)

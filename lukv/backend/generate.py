@@ -172,11 +172,13 @@ def answer(
     stop: Stop | None = None,
     pick: Callable[[Tensor], Tensor] | None = None,
     min_new_tokens: int = 0,
+    first_token_may_end: bool = True,
 ) -> Answer:
     """Append each row's question and decode until every row has ended (or max_new_tokens). The caller rolls back.
 
     pick: logits [rows still running, vocabulary] -> next tokens; greedy by default. min_new_tokens: the first so many
-    tokens are the likeliest ones that do not end the answer, neither by eos_ids nor by stop.
+    tokens are the likeliest ones that do not end the answer, neither by eos_ids nor by stop. first_token_may_end:
+    False never compares the first token with eos_ids, as kvpress's pipeline does: the answer goes on behind it.
     """
     ends = set(eos_ids)
     begin = time.perf_counter()
@@ -199,7 +201,7 @@ def answer(
         if steps == 1 or len(unseen) == look or steps == max_new_tokens:
             for column in torch.stack(unseen).tolist():
                 for row, token in zip(rows, column, strict=True):
-                    if running[row] and token in ends:
+                    if running[row] and token in ends and (tokens[row] or first_token_may_end):
                         running[row] = False
                     elif running[row]:
                         tokens[row].append(token)
