@@ -22,6 +22,7 @@ from evals.run.settings import CONF, InputError, Run, create
 from evals.task import Sample
 from lukv.budgets.calibrate import Context, Ids, Learnt, Settings, digest, fit, measure
 from lukv.budgets.oracle import OracleSettings
+from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable, description
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
@@ -144,11 +145,13 @@ def hash_of(groups: Iterable[Sequence[Sample]]) -> str:
 
 def metadata(model: LoadedModel, settings: Settings, data: dict[str, Any]) -> dict[str, Any]:
     """How a table or a probe was made (METHODS: LU-KV, 5)."""
+    own = asdict(Sampling.of(model.model.generation_config)) if settings.oracle.own_sampling else None
     return {
         "model": model.name,
         "config_hash": model.config_hash,
         "weights_hash": model.weights_hash,
         **asdict(settings),
+        **({"sampling": own} if own else {}),
         "data": json.loads(json.dumps(data, default=str)),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "version": installed("lukv"),

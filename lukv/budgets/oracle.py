@@ -8,7 +8,8 @@ visible keys, cut to the context. The step that decides the first token is the q
 are needed, so the prefill is ordinary flash attention and nothing of size T x T or T x hidden exists.
 
 Options that depart from the paper's code: greedy or reference answers instead of sampled ones, the question's other
-rows counted too, the paper's formula without the division by the layer's sum.
+rows counted too, the paper's formula without the division by the layer's sum. One that follows it: first_row=False
+leaves the question's last row out, as that code looks at forwards of one token only.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
+from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer, row_mass
@@ -30,14 +32,19 @@ CONTINUATIONS = ("greedy", "sampled", "reference")
 
 @dataclass(frozen=True)
 class OracleSettings:
-    """horizon: at most so many decode steps (fewer if the answer ends). continuation: what is decoded; `sampled`
-    draws at `temperature` from a generator seeded by (seed, question index), `reference` is the answer handed in.
-    question_rows: count the rows of the question too. normalise: divide the value weights by the layer's sum."""
+    """horizon: at most so many decode steps (fewer if the answer ends). continuation: what is decoded; `sampled` draws
+    at `temperature` from a generator seeded by (seed, question index), `reference` is the answer handed in.
+    own_sampling: `sampled` with the top_k, top_p and repetition penalty of the model's generation config. first_row:
+    count the row that decides the answer's first token, the question's last; False looks at forwards of one token only,
+    as the authors' code does: 63 rows of 64 tokens. question_rows: count the rows of the question too. normalise:
+    divide the value weights by the layer's sum."""
 
     horizon: int = 64
     continuation: str = "greedy"
     temperature: float = 0.7
     seed: int = 0
+    own_sampling: bool = False
+    first_row: bool = True
     question_rows: bool = False
     normalise: bool = True
 
@@ -48,6 +55,12 @@ class OracleSettings:
             raise ValueError(
                 f"continuation={self.continuation!r} is not known: choose one of {', '.join(CONTINUATIONS)}"
             )
+        if self.horizon == 1 and not self.first_row:
+            raise ValueError("horizon=1 with first_row=false looks at no row: raise the horizon")
+        if self.own_sampling and self.continuation != "sampled":
+            raise ValueError(f"own_sampling=true needs continuation=sampled, not {self.continuation}")
+        if self.question_rows and not self.first_row:
+            raise ValueError("question_rows=true counts the question's last row too: it goes with first_row=true only")
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature={self.temperature} must be above 0 (continuation=greedy takes the best token)"
@@ -102,15 +115,15 @@ class Oracle:
         cache = compress(
             self.loaded.model, [list(ids)], attention=self.loaded.attention, observe=scorers, record_queries=True
         )
-        return MeasuredContext(self, cache, len(ids))
+        return MeasuredContext(self, cache, ids)
 
 
 class MeasuredContext:
     """One context in the cache: what scorers think of its tokens, and what they turn out to be worth to each
     question."""
 
-    def __init__(self, oracle: Oracle, cache: RaggedCache, tokens: int) -> None:
-        self.oracle, self.cache, self.tokens = oracle, cache, tokens
+    def __init__(self, oracle: Oracle, cache: RaggedCache, ids: Sequence[int]) -> None:
+        self.oracle, self.cache, self.ids, self.tokens = oracle, cache, ids, len(ids)
         self.weights = [
             value_weight(cache.entries(layer, 0)[1], gram, oracle.settings.normalise)
             for layer, gram in enumerate(oracle.grams)
@@ -149,10 +162,14 @@ class MeasuredContext:
     ) -> Tensor:
         """[layers, K, T] on the CPU: the utility of the context's tokens to one question. `reference`: the answer,
         for continuation=reference. `index` tells the questions' random numbers apart. `stop` ends a decoded answer
-        early. The cache is rolled back afterwards."""
+        early. The cache is rolled back afterwards. Zeros where no row counts: an answer of one token without the first
+        row."""
         rows = self._decode(list(question), reference, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
+            if rows == 0:
+                layers.append(weight.new_zeros(len(self.cache.entries(layer, 0)[0]), self.tokens).cpu())
+                continue
             _, scale, softcap = self.cache.evictable[layer].attributes
             queries = self.cache.future_queries(layer)[0, :, -rows:]
             layers.append(utility(queries, self.cache.entries(layer, 0)[0], weight, scale, softcap).cpu())
@@ -171,23 +188,41 @@ class MeasuredContext:
             append(model, self.cache, [[*question, *reference[: steps - 1]]])  # the last token decides nothing more
         else:
             # with a pick every token is looked at: no step after the answer's end counts, on a GPU either
-            pick = sampler(settings, index) if settings.continuation == "sampled" else greedy
+            pick = self._sampler(question, index) if settings.continuation == "sampled" else greedy
             eos = self.oracle.loaded.eos_ids
             steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
-        return steps + len(question) - 1 if settings.question_rows else steps
+        if settings.question_rows:
+            return steps + len(question) - 1
+        return steps if settings.first_row else steps - 1
+
+    def _sampler(self, question: Sequence[int], index: int) -> Callable[[Tensor], Tensor]:
+        settings = self.oracle.settings
+        if not settings.own_sampling:
+            return sampler(settings, index)
+        own = Sampling.of(self.oracle.loaded.model.generation_config)
+        return sampler(settings, index, own, [*self.ids, *question])
 
 
 def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def sampler(settings: OracleSettings, index: int) -> Callable[[Tensor], Tensor]:
-    """logits [1, vocabulary] -> a drawn token [1]; the same draws for the same seed and index."""
+def sampler(
+    settings: OracleSettings, index: int, own: Sampling | None = None, prompt: Sequence[int] = ()
+) -> Callable[[Tensor], Tensor]:
+    """logits [1, vocabulary] -> a drawn token [1]; the same draws for the same seed and index. own: the model's own way
+    to draw, which may look at the tokens of `prompt` and of the answer so far."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
+    seen = list(prompt)
 
     def pick(logits: Tensor) -> Tensor:
-        probabilities = (logits.float() / settings.temperature).softmax(-1).cpu()
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+        if own is None:
+            probabilities = (logits.float() / settings.temperature).softmax(-1).cpu()
+        else:
+            probabilities = own.probabilities(logits[0], seen, settings.temperature)[None]
+        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        seen.extend(drawn.tolist())
+        return drawn.to(logits.device)
 
     return pick
 
