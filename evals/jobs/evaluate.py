@@ -7,6 +7,7 @@ done are left out, so a resumed run computes what an uninterrupted one would hav
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -51,7 +52,10 @@ def cell_of(folder: RunFolder, model: LoadedModel, about: Mapping[str, Any]) -> 
     """Begin a run, or go on with it. Raises InputError for a method that cannot be built."""
     with build.input_errors(folder.run):
         eviction = build.eviction(folder.run, model)
-    folder.begin(about)
+    caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
+    if caveat:
+        print(caveat, file=sys.stderr)
+    folder.begin({**about, "caveats": [caveat] if caveat else []})
     done = {i: line for i, line in folder.samples().items() if "error" not in line}
     return Cell(folder.run, folder, eviction, done)
 

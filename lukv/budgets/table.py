@@ -184,11 +184,16 @@ class Target(Protocol):
 class TableAllocator(Allocator):
     """LU-KV's head budgets: the table's shares at the budget, as integers whose sum over all layers and heads is
     exactly round(budget * layers * K * T). Every head keeps an entry at least, where the budget has that many.
-    Protected tokens are ranks, not a floor: a head with fewer entries than them keeps the sinks first."""
+    Protected tokens are ranks, not a floor: a head with fewer entries than them keeps the sinks first.
+
+    path: a `.safetensors` table, an `.npy` of the authors, or a folder that has one table for `scorer`."""
 
     path: str | Path
+    scorer: str = ""
 
     def __post_init__(self) -> None:
+        if Path(self.path).is_dir():
+            self.path = table_in(Path(self.path), self.scorer)
         self.table = BudgetTable.load(self.path)
         self._counts: dict[tuple[Budget, int], np.ndarray] = {}
 
@@ -228,6 +233,17 @@ class TableAllocator(Allocator):
                 make += " and the scorer.NAME=VALUE of this run"
             raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
 
+    @property
+    def caveat(self) -> str | None:
+        """What cannot be known of a table without metadata (the authors' files); None where it says what it is for."""
+        if self.table.metadata:
+            return None
+        shape = f"{self.table.layers} layers of {self.table.kv_heads} KV heads"
+        return (
+            f"{self.path} says nothing of itself: it fits every model of {shape}, and whether it was made for this "
+            f"one's weights, for this scorer with these parameters and for this protection cannot be checked"
+        )
+
     def _refusal(self, asked: str) -> str:
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"
 
@@ -244,6 +260,22 @@ def description(model: Target, scorer: Scorer, protection: Protection) -> dict[s
         "sink": whole.sink,
         "recent": whole.recent,
     }
+
+
+def table_in(folder: Path, scorer: str) -> Path:
+    """The one table of a folder that is named after the scorer: keydiff.safetensors, else keydiff*.npy, or by initials
+    as the authors do (ea_... for expected_attention). Raises FileNotFoundError unless there is exactly one."""
+    ours = folder / f"{scorer}.safetensors"
+    if ours.is_file():
+        return ours
+    initials = "".join(word[0] for word in scorer.split("_") if word)
+    found = sorted(folder.glob("*.npy"))
+    named = [file for file in found if file.stem.split("_")[0] in (scorer, initials)]
+    if len(named) != 1:
+        there = ", ".join(file.name for file in named or found) or "none"
+        what = f"{len(named)} tables" if named else "no table"
+        raise FileNotFoundError(f"{folder} has {what} for scorer {scorer} (.npy files: {there}): name one file")
+    return named[0]
 
 
 def model_of(path: Path) -> str:
