@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_table import PROTECTION, SCORER, Model, scores
 
 from lukv.allocation import Budget
 from lukv.budgets.curve import CELLS, CurveAllocator, Knots, MeanCurve
 from lukv.budgets.solver import kept_total
 from lukv.budgets.table import BudgetTable, TableAllocator, description
+from tests.core.test_table import PROTECTION, SCORER, Model, scores
 
 LAYERS, HEADS, PROTECTED = 3, 2, 36
 ABOUT = description(Model(), SCORER, PROTECTION)
