@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 demo: $(READY) ## LU-KV on the embedded model at 20% of the cache, beside the full cache
-	$(PY) run.py method=lukv budget=0.2
+	$(PY) run.py method=lukv budget=0.2 limit=50
 
 test: $(READY) ## the tests that need nothing but this machine, in minutes
 	$(PY) -m pytest
@@ -68,4 +68,4 @@ flash: $(READY) ## flash-attn, for attention=flash_attn (needs nvcc)
 	$(PY) -m pip install --no-build-isolation -e '.[flash]'
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

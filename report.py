@@ -8,86 +8,122 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from evals.report.compare import comparisons, reference_of
-from evals.report.runs import Result, experiments, finished, keeps_all, label, latencies
-from evals.report.show import table
+from evals.report.compare import compare_group, find_label
+from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
+from evals.run.conf import read_method_defaults
 from evals.run.folder import read_json, read_samples
+from evals.run.instantiate import suggest_nearest
+from evals.text import table
 
-SHOWN = 2
+SAMPLES_A_TASK = 2
 """Samples of each task that the page shows of a run."""
 
 
-def opened(r: Result, folder: Path) -> Result:
-    """A result with what the page shows when its row is opened: the command that repeats it and some predictions."""
-    by_task: dict[str, list[Result]] = {}
-    for line in read_samples(folder / "samples.jsonl"):
-        by_task.setdefault(line["task"], []).append(line)
-    samples = [line for lines in by_task.values() for line in lines[:SHOWN]]
-    return {**r, "samples": samples, "command": read_json(folder / "run.json").get("command")}
-
-
 def write(runs: Path, out: Path, against: str | None) -> int:
-    """All files of the report. `against`: the method that the others are compared with (lukv, if it was run)."""
-    results, latency = finished(runs), latencies(runs)
-    if not results and not latency:
+    """Write all files of the report. Each run is compared with the method `against` (lukv, if it was run)."""
+    results, latencies = read_results(runs), read_latencies(runs)
+    if not results and not latencies:
         return stop(f"no finished run in {runs}/: start with  python run.py method=lukv budget=0.2")
-    groups = experiments(results)
-    if against is not None and not any(reference_of(against, group) for group in groups.values()):
+    groups = group_by_experiment(results)
+    method = against or "lukv"
+    own_scorer = read_method_defaults(method).get("scorer")
+    others = {name: find_label(method, own_scorer, group) for name, group in groups.items()}
+    if against is not None and not any(others.values()):
         known = sorted({label(r) for r in results if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
-    from evals.report.figures import of_latency, of_scores
+    from evals.report.figures import draw_experiment, draw_latencies
     from evals.report.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
-    pages: list[str] = []
+    sections: list[str] = []
     rows: list[dict[str, Any]] = []
     figures: dict[str, Path] = {}
     for name, group in groups.items():
-        compared = comparisons(group, against or "lukv", runs)
+        compared = compare_group(group, others[name], runs)
         print(f"{name}\n{overview(group, compared)}\n")
-        pictures = of_scores(name, group, out)
-        pages += [markdown(name, group, compared), *(f"![{text}]({file.name})\n" for text, file in pictures.items())]
-        rows += [line for r in group for line in csv_rows(r, compared)]
-        figures |= pictures
-    if latency:
-        pictures = of_latency(latency, out)
-        pages += ["## Latency and memory\n", *(f"![{text}]({file.name})\n" for text, file in pictures.items())]
-        figures |= pictures
-    (out / "report.md").write_text("# Results\n\n" + "\n".join(pages), encoding="utf-8")
+        drawings = draw_experiment(name, group, out)
+        sections += [markdown(name, group, compared), *links(drawings)]
+        rows += [row for r in group for row in csv_rows(r, compared)]
+        figures |= drawings
+    if latencies:
+        drawings = draw_latencies(latencies, out)
+        sections += ["## Latency and memory\n", *links(drawings)]
+        figures |= drawings
+    (out / "report.md").write_text("# Results\n\n" + "\n".join(sections), encoding="utf-8")
     with (out / "scores.csv").open("w", newline="", encoding="utf-8") as f:
-        sheet = csv.DictWriter(f, COLUMNS)
-        sheet.writeheader()
-        sheet.writerows(rows)
-    write_page([opened(r, runs / r["run_id"]) for r in results], figures, out / "leaderboard.html")
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    write_page([add_details(r, runs / r["run_id"]) for r in results], figures, out / "leaderboard.html")
     print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html")
     return 0
 
 
+def links(figures: dict[str, Path]) -> list[str]:
+    """The figures as markdown: caption -> file in the report's own folder."""
+    return [f"![{caption}]({file.name})\n" for caption, file in figures.items()]
+
+
+def add_details(r: Result, folder: Path) -> Result:
+    """A result with what the page shows when its row is opened: the command that repeats it and some samples."""
+    by_task: dict[str, list[Result]] = {}
+    for line in read_samples(folder / "samples.jsonl"):
+        by_task.setdefault(line["task"], []).append(line)
+    samples = [line for lines in by_task.values() for line in lines[:SAMPLES_A_TASK]]
+    return {**r, "samples": samples, "command": read_json(folder / "run.json").get("command")}
+
+
+def score(predictions: Path, protocol: str, e: bool) -> int:
+    """Print the LongBench scores (per cent) of prediction logs, and a second opinion on those that are ROUGE-L."""
+    from evals.longbench import score_predictions
+    from evals.longbench.second_opinion import DIFFERENCE, compare_rouge
+
+    scores = score_predictions(predictions, protocol, e)
+    names = list(dict.fromkeys(name for task in scores for name in task.scores))
+    rows = [
+        [task.task, str(task.n), *(f"{task.scores[n]:.2f}" if n in task.scores else "" for n in names)]
+        for task in scores
+    ]
+    print(table([["task", "n", *names], *rows]))
+    if rouge := compare_rouge(predictions.expanduser()):
+        both = [[task, f"{ours:.2f}", f"{theirs:.2f}"] for task, ours, theirs in rouge]
+        print("\n" + table([["ROUGE-L of all samples", "LongBench's", "rouge-score"], *both]))
+        print(DIFFERENCE)
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as run.py does."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A mistyped option is named before its value is taken for a command. Each command checks its own options."""
+        args = sys.argv[1:] if args is None else args
+        known = ["--help", *re.findall(r"--\w+", self.format_usage())]
+        for option in (a.partition("=")[0] for a in takewhile(lambda a: a != "score", args) if a.startswith("--")):
+            if not any(name.startswith(option) for name in known):
+                self.error(f"no option {option}.{suggest_nearest(option, known)}")
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message[-1] in ".?" else "."
+        sys.exit(stop(f"{message}{end} All options: python {self.prog} --help"))
+
+
 def stop(line: str) -> int:
+    """Say what is wrong; the exit code."""
     print(f"report.py: {line}", file=sys.stderr)
     return 2
 
 
-def score(predictions: Path, protocol: str, e: bool) -> int:
-    from evals.longbench import score_predictions
-
-    found = score_predictions(predictions, protocol, e)
-    names = list(dict.fromkeys(name for task in found for name in task.scores))
-    rows = [
-        [task.task, str(task.n), *(f"{task.scores[n]:.2f}" if n in task.scores else "" for n in names)]
-        for task in found
-    ]
-    print(table([["task", "n", *names], *rows]))
-    return 0
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report)")
     parser.add_argument("--against", metavar="METHOD", help="compare the others with it, on the same samples (lukv)")

@@ -12,32 +12,38 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from evals.run import cli as commandline
-from evals.run import settings as config
-from evals.run import slurm
-
-
-@hydra.main(version_base="1.3", config_path=str(config.CONF), config_name="config")
-def main(cfg: DictConfig) -> None:
-    commandline.do(cfg)
+from evals.run import cli, slurm
+from evals.run.compose import join_lines
+from evals.run.conf import CONF
+from evals.run.sweep import Sweep
 
 
 def run() -> int:
-    """What the command line asks for; the exit code."""
-    sys.argv[1:] = commandline.spelled_out(sys.argv[1:])
+    """Do what the command line asks for; the exit code."""
+    sys.argv[1:] = cli.normalize_arguments(sys.argv[1:])
     try:
-        planned = commandline.plan(sys.argv[1:])
-        if planned and all(p.here for p in planned):
-            for p in planned:
-                commandline.do(p.run)
+        sweep = cli.plan(sys.argv[1:])
+        if sweep.in_process:
+            for planned in sweep.planned:
+                cli.do(planned.run, sweep)
         else:
-            with slurm.waiting(planned):
-                main()
-        return commandline.summary(planned)
+            with slurm.wait_for_tasks(sweep):
+                launch(sweep)
+        return cli.summarize(sweep)
     except KeyboardInterrupt:
-        commandline.stop(130, commandline.STOPPED)
+        cli.stop(130, cli.STOPPED)
     except (RuntimeError, OSError, HydraException) as e:
-        commandline.stop(1, commandline.one_line(e))
+        cli.stop(1, join_lines(e))
+
+
+def launch(sweep: Sweep) -> None:
+    """Let Hydra launch the runs: its launcher may send them elsewhere, and --help and its like are its own."""
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def main(cfg: DictConfig) -> None:
+        cli.do(cfg, sweep)
+
+    main()
 
 
 if __name__ == "__main__":

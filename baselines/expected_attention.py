@@ -1,18 +1,19 @@
 """Expected Attention (Devoto et al. 2025, arXiv 2510.00636; kvpress): how would a random future query attend to a key?
 
-Queries before RoPE are taken as Gaussian. Over the tokens at positions >= sink, of each query head:
+Queries before RoPE are modelled as Gaussian. For each query head, over the tokens at positions >= sink:
 
     mu = mean q,  S = covariance of q (divided by N)            bias and query norm included
     R  = mean of the RoPE matrices of the next `future` positions;  mu <- R mu,  S <- R S R^T
     logit = scale * mu.k + scale^2 / 2 * k^T S k                softmax over the tokens at positions >= sink
     s = (mean over the group + eps) * |v|
 
-The pre-RoPE queries are the post-RoPE ones turned back with the model's own rotary embedding, so nothing but the
-attention's inputs is needed; the moments add up over any pieces of the prompt. The first `sink` tokens are protected.
+The queries before RoPE are the post-RoPE ones with the model's own rotary embedding undone, so nothing but the
+attention's inputs is needed. The moments are sums, so the prompt may come in chunks. The first `sink` tokens are
+protected.
 
-Differences from kvpress: sums in float64 (theirs: the model's dtype); a prompt of at most `sink` tokens has score 0
-(theirs: an assertion); a logit soft cap is not modelled (nor there). eps = 0.02 is what LU-KV's tables use (kvpress's
-default is 0): far above a typical softmax value, so that the ranking is almost the ranking by |v|.
+Differences from kvpress: sums are float64 (kvpress: the model's dtype). A prompt of at most `sink` tokens has score 0
+(kvpress: an assertion). Neither models a logit soft cap. eps = 0.02 is the value of LU-KV's tables; kvpress's default
+is 0. It is far above a typical softmax value, so that the ranking is almost the ranking by |v|.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer, rotate
+from lukv.ops import rotate
+from lukv.scoring import PromptLayer, Rope, Scorer
 
-BLOCK, HEADS = 512, 4  # tokens and heads at a time: scratch that stays in a processor's cache (a GPU: few launches)
+BLOCK, HEADS = 512, 4  # tokens and heads at a time, so that they stay in a CPU's cache
 STRIP = 32  # rows of a symmetric matrix at a time
 
 
 class Moments(NamedTuple):
-    """Sums over the observed queries: how many, sum q [H, d], sum q q^T [H, d, d], float64."""
+    """Sums over the observed queries, float64: their number n, sum q [H, d], and sum q q^T [H, d, d]."""
 
     n: int
     total: Tensor
@@ -39,7 +41,8 @@ class Moments(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpectedAttention(Scorer):
-    """`future` positions to average over, `eps` added to the attention, `sink` first tokens left out."""
+    """`future`: how many next positions to average over. `eps` is added to the attention. The first `sink` tokens are
+    left out and protected."""
 
     needs_rope: ClassVar[bool] = True
     name: str = "expected_attention"
@@ -62,19 +65,19 @@ class ExpectedAttention(Scorer):
             outer = queries.new_zeros(heads, width, width, dtype=torch.float64)
             observed = Moments(0, outer[..., 0], outer)
         total, outer = observed.total.clone(), observed.outer.clone()
-        block, together = (4096, heads) if queries.is_cuda else (BLOCK, HEADS)
+        block, together = (4096, heads) if queries.is_cuda else (BLOCK, HEADS)  # a GPU wants few launches
         for a in range(first, tokens, block):
-            piece = queries[:, a : a + block]
+            chunk = queries[:, a : a + block]
             if rope is not None:
-                cos, sin = (x.double() for x in rope(start + a + torch.arange(piece.shape[1], device=piece.device)))
-                square = cos**2 + sin**2  # 1, but for rotary embeddings with an attention factor
+                cos, sin = (x.double() for x in rope(start + a + torch.arange(chunk.shape[1], device=chunk.device)))
+                square = cos**2 + sin**2  # 1, except for rotary embeddings with an attention factor
             for some in range(0, heads, together):
                 part = slice(some, some + together)
-                q = piece[part].double()
+                q = chunk[part].double()
                 if rope is not None:
                     q = rotate(q, cos / square, -sin / square)
                 total[part] += q.sum(1)
-                for i in range(0, width, STRIP):  # q q^T is symmetric: only its upper half
+                for i in range(0, width, STRIP):  # q q^T is symmetric: the upper half is enough
                     outer[part, i : i + STRIP, i:].baddbmm_(q[..., i : i + STRIP].mT, q[..., i:])
         return Moments(observed.n + tokens - first, total, outer.triu() + outer.triu(1).mT)
 
@@ -90,7 +93,7 @@ class ExpectedAttention(Scorer):
         return scores
 
     def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
-        """Log of the expected unnormalised attention of each query head to each key, [K, G, n]."""
+        """[K, G, n]: the logarithm of the expected unnormalised attention of each query head to keys [K, n, d]."""
         n, total, outer = layer.observed
         mean = total / n
         covariance = outer / n - mean[:, :, None] * mean[:, None, :]
@@ -101,7 +104,7 @@ class ExpectedAttention(Scorer):
             covariance = rotate(rotate(covariance, cos, sin).mT, cos, sin).mT
         mean = mean.float().unflatten(0, (len(keys), -1)) * layer.scale
         covariance = covariance.float().unflatten(0, (len(keys), -1)) * layer.scale**2 / 2
-        # k^T C k of one query head of each group at a time: scratch of one block of keys, not of G
+        # k^T S k for one query head of each group at a time, which bounds memory to one block of keys
         quadratic = [
             torch.stack([((k @ covariance[:, g]) * k).sum(-1) for g in range(mean.shape[1])], 1)
             for k in keys.split(BLOCK, 1)

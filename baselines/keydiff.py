@@ -2,10 +2,10 @@
 
     anchor_k = mean over the tokens of k / |k|          s = -cos(k, anchor_k)
 
-No attention scores are needed, so it costs next to nothing, and nothing is protected by the paper.
+It needs no attention scores, so it costs next to nothing. The paper protects no tokens.
 
-Differences from the paper's form: one shot over the whole prompt, as in kvpress's KeyDiffPress and LU-KV's tables;
-the paper evicts block by block (128 tokens) under a fixed cache while the prompt streams in. Float32 inside.
+Differences from the paper's form: the whole prompt is ranked at once, as in kvpress's KeyDiffPress and LU-KV's tables.
+The paper evicts block by block (128 tokens) while the prompt streams into a cache of fixed size. Computed in float32.
 """
 
 from __future__ import annotations

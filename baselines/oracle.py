@@ -1,12 +1,11 @@
-"""NOT A DEPLOYABLE METHOD: rank by the long-horizon utility itself. The upper bound that a scorer can reach.
+"""NOT A DEPLOYABLE METHOD: rank by the long-horizon utility itself. No scorer can keep more utility.
 
-    U[k, j] = max over the answer's decode steps and over the query heads h of group k of attention to j * weight of v_j
+    U[k, j] = max over t and over h in group k of A_t[h, j] n[h, j]      lukv/budgets/oracle.py
 
-(lukv/budgets/oracle.py). It is known only after the answer: the evaluation lets the full cache answer each question
-first and hands in what came out, so that each question has a compressed cache of its own. What is left between a
-method and this one, at the same budgets, is the scorer's fault; what is left at the same scores, between two
-allocators, the allocator's. An upper bound in the utility that is kept, not in the benchmark's score: utility is one
-token's, while a score needs tokens together.
+Utility is known only after the answer. So the evaluation lets the full cache answer each question first, measures the
+utility, and hands it in; each question then has a compressed cache of its own. At the same budgets, the distance
+between a scorer and this one is due to the scorer. It is an upper bound of the utility that is kept, not of the
+benchmark's score: utility belongs to single tokens, while an answer may need several together.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from lukv.scoring import PromptLayer, Scorer
 
 @dataclass(frozen=True)
 class Oracle(Scorer):
-    """Raises ValueError where no utility, or that of another prompt, is handed in."""
+    """`score` raises ValueError if no utility is handed in, or that of another prompt."""
 
     needs_utility: ClassVar[bool] = True
     name: str = "oracle"

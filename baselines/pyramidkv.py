@@ -1,20 +1,20 @@
 """PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more, in a straight line down to the top layer.
 
-Two forms go by this name. Both say how many tokens every head of layer l of n keeps of a prompt of L tokens, and are
+Two forms go by this name. Both say how many tokens every head of layer l of n keeps of a prompt of L tokens. They are
 usually run on SnapKV scores; here they go with any scorer.
 
 `PyramidKV`, the form of kvpress and of LU-KV's tables, with base = b*L:
     low = base / beta, high = 2 base - low;  if high >= L - W: high = L - W, low = 2 base - high
     layer l keeps high - l (high - low) / (n - 1);  unless L >= high >= low >= W: every layer keeps base
-W = 64 there whatever the scorer's own window is. Since low >= 64 needs base >= 1280 in long prompts, it *is* uniform
-for L < 6400 at b = 0.2 and L < 12800 at b = 0.1, and in every prompt of up to 1024 tokens for all b < 0.5.
+W = 64, whatever the scorer's own window. In long prompts low >= 64 needs base >= 1280. So this form *is* uniform for
+L < 6400 at b = 0.2, for L < 12800 at b = 0.1, and in every prompt of up to 1024 tokens for all b < 0.5.
 
 `PyramidKVOriginal`, the repository's form (KVCache-Factory), with a window W = 8 on top of the pyramid, C = round(b*L):
     base = C - W, low = base // beta, high = 2 base - low;  if high >= L - W: high = L - W, low = 2 base - high
     layer l keeps high - l ((high - low) // (n - 1)) + W;  when L < 2 base: every layer keeps C
 
-Difference from both codes: they round layer by layer (and the integer step of the original overshoots the budget);
-ours shares out exactly round(b * layers * K * L) entries in these proportions, by largest remainder.
+Difference from both codes: they round layer by layer, and the integer step of the original overshoots the budget. Here
+exactly round(b * layers * K * L) entries are shared out in these proportions, by largest remainder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lukv.allocation import Allocator, Budget, HeadScores, largest_remainder, ro
 
 @dataclass(frozen=True)
 class PyramidKV(Allocator):
-    """`window` in tokens, `beta` the steepness (>= 1): the top layer gets about 1/beta of the mean."""
+    """`window`: W in tokens. `beta` >= 1: the steepness; the top layer gets about 1/beta of the mean."""
 
     window: int = 64
     beta: int = 20
@@ -47,7 +47,7 @@ class PyramidKV(Allocator):
         return torch.from_numpy(largest_remainder(weights, total, upper=layer.tokens)[layer.layer])
 
     def pyramid(self, share: Fraction, tokens: int, layers: int) -> list[Fraction]:
-        """What every head of each layer should keep, before rounding."""
+        """How many tokens every head of each layer should keep, before rounding."""
         base = share * tokens
         low = base / self.beta
         high = 2 * base - low
@@ -61,7 +61,7 @@ class PyramidKV(Allocator):
 
 @dataclass(frozen=True)
 class PyramidKVOriginal(PyramidKV):
-    """The repository's form; `window` is the observation window of its SnapKV scores."""
+    """The form of the authors' repository. `window` is the observation window of its SnapKV scores."""
 
     window: int = 8
 

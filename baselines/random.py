@@ -1,4 +1,4 @@
-"""Random eviction: what any scorer must beat. Every KV head keeps a random subset of its own, the same in every run."""
+"""Random eviction, which any scorer must beat. Every KV head keeps a random subset, the same in every run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lukv.scoring import PromptLayer, Scorer
 
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Uniform scores in [0, 1), drawn from (seed, layer): independent of device, and of what was drawn before."""
+    """Uniform scores in [0, 1), seeded by `seed` and the layer: the same on every device and in any order of layers."""
 
     name: str = "random"
     seed: int = 0

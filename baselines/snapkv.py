@@ -1,10 +1,10 @@
 """SnapKV (Li et al. 2024, arXiv 2404.14469): what the prompt's last tokens attend to is what later tokens will need.
 
     a_h = mean over the last W queries of softmax(q . K * scale)      causal, over all T keys, cut to the first T - W
-    s_k = mean over the G query heads of group k of pool(a_h)         pool over odd kernel, stride 1, same length
+    s_k = mean over the G query heads of group k of pool(a_h)         odd kernel, stride 1, same length
 
-The last W tokens are the observation window: always kept, inside the budget. The papers that report "SnapKV" use
-different numbers, and two orders of pooling and averaging; each is a config of its own:
+The last W tokens are the observation window. They are protected and count inside the budget. The papers that report
+"SnapKV" differ in these numbers and in the order of pooling and averaging. Each form has a config of its own:
 
 | config         | window | kernel | pool | order           | who                                        |
 |----------------|--------|--------|------|-----------------|--------------------------------------------|
@@ -13,13 +13,13 @@ different numbers, and two orders of pooling and averaging; each is a config of 
 | snapkv_adakv   | 32     | 7      | max  | group_then_pool | the AdaKV repository with gqa_support      |
 | snapkv_pyramid | 8      | 7      | max  | pool_then_group | the PyramidKV repository (KVCache-Factory) |
 
-The original repository repeats the KV heads before it compresses, so that every *query* head keeps tokens of its own
-and the cache holds G times as much. A cache that stores each KV head once cannot hold that, and should not pretend to:
-`python -m models.expand` writes the checkpoint with repeated heads (G = 1), and `snapkv` on it is the original.
+The original repository repeats the KV heads before it compresses. Every *query* head then keeps tokens of its own, and
+the cache holds G times as much. A cache that stores each KV head once cannot hold that. `python -m models.expand`
+writes the checkpoint with repeated heads (G = 1), and `snapkv` on it is the original.
 
-Differences from the authors' code: float32 whatever the model's dtype is; prompts of at most W tokens have an empty
-score (everything is window) where the originals stop or keep everything. Where an eviction has left less than the
-window, those of its queries look that have all tokens from theirs on.
+Differences from the authors' code: everything is float32, whatever the model's dtype. A prompt of at most W tokens is
+all window and has score 0; the originals stop or keep everything. After a later eviction only window queries whose own
+and later tokens are all still cached are used.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lukv.scoring import PromptLayer, Rope, Scorer, row_mass
+from lukv.ops import attention_mass
+from lukv.scoring import PromptLayer, Rope, Scorer
 
 POOLS: dict[str, Callable[..., Tensor]] = {"max": F.max_pool1d, "avg": F.avg_pool1d}
 ORDERS = ("pool_then_group", "group_then_pool")
@@ -39,7 +40,7 @@ ORDERS = ("pool_then_group", "group_then_pool")
 
 @dataclass(frozen=True)
 class SnapKV(Scorer):
-    """`window` and `kernel` in tokens (kernel odd). `recent` is the window unless it is set larger."""
+    """`window` and `kernel` are in tokens; kernel is odd. `recent` is at least the window. `pool` is max or avg."""
 
     name: str = "snapkv"
     window: int = 32
@@ -60,30 +61,30 @@ class SnapKV(Scorer):
     def observe(self, observed: Tensor | None, queries: Tensor, start: int, rope: Rope | None) -> Tensor:
         """The last W queries so far, [H, min(W, seen), d]."""
         seen = queries if observed is None else torch.cat([observed, queries], 1)
-        return seen[:, -self.window :].clone()  # a view would keep all queries of the prompt alive
+        return seen[:, -self.window :].clone()  # a view would keep all queries of the prompt in memory
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
-        queries = self._unbroken(layer)
+        queries = self._usable_queries(layer)
         before = tokens - queries.shape[1]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
         if 0 < before < tokens:
-            mass = row_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
-            scores[:, :before] = self._pooled(mass.float(), heads)
+            attention = attention_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
+            scores[:, :before] = self._pool(attention.float(), heads)
         return scores
 
     @staticmethod
-    def _unbroken(layer: PromptLayer) -> Tensor:
-        """The window's queries [H, n, d] whose own and later tokens are all here."""
+    def _usable_queries(layer: PromptLayer) -> Tensor:
+        """The window's queries [H, n, d] whose own and later tokens are all still cached."""
         rows: int = layer.observed.shape[1]
         if layer.positions is not None:
             newest = torch.arange(layer.tokens - len(layer.positions), layer.tokens, device=layer.positions.device)
             rows = min(rows, int((layer.positions == newest).sum()))
         return layer.observed[:, layer.observed.shape[1] - rows :]
 
-    def _pooled(self, mass: Tensor, heads: int) -> Tensor:
-        """[H, n] attention mass -> [K, n]."""
+    def _pool(self, attention: Tensor, heads: int) -> Tensor:
+        """Pool attention [H, n] along the tokens and average it over each group, to [K, n]."""
         if self.order == "group_then_pool":
-            mass = mass.unflatten(0, (heads, -1)).mean(1)
-        pooled = POOLS[self.pool](mass, self.kernel, stride=1, padding=self.kernel // 2)
+            attention = attention.unflatten(0, (heads, -1)).mean(1)
+        pooled = POOLS[self.pool](attention, self.kernel, stride=1, padding=self.kernel // 2)
         return pooled if self.order == "group_then_pool" else pooled.unflatten(0, (heads, -1)).mean(1)

@@ -1,7 +1,7 @@
-"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): the first tokens and the latest ones, whatever they say.
+"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): keep the first tokens and the latest ones, whatever they are.
 
-Differences from the authors' code: kept tokens keep their positions (theirs are re-numbered inside the cache), as in
-kvpress's StreamingLLMPress.
+Differences from the authors' code: kept tokens keep their positions, as in kvpress's StreamingLLMPress. The authors
+renumber them inside the cache.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lukv.scoring import PromptLayer, Scorer
 
 @dataclass(frozen=True)
 class Streaming(Scorer):
-    """The score is the position; the `sink` first tokens are protected."""
+    """The score is the position. The `sink` first tokens are protected."""
 
     name: str = "streaming"
     sink: int = 4
 
     def score(self, layer: PromptLayer) -> Tensor:
-        return layer.places().float().expand(layer.keys.shape[:2])
+        return layer.token_positions().float().expand(layer.keys.shape[:2])

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from benchmarks._section import ROOT
 from lukv.allocation import Allocator
-from lukv.budgets.curve import CELLS, Knots
+from lukv.budgets.curve import QUANTILE_BINS, Knots
 from lukv.budgets.solver import PRUNED_PERCENT
 from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
-from lukv.probe import OTHERS, Probe
+from lukv.probe import SCALAR_FEATURES, Probe
 from lukv.scoring import Scorer
 
 CONF = ROOT / "conf"
@@ -28,10 +28,10 @@ def methods(
     budget = 1 - PRUNED_PERCENT[:, None, None] / 100
     spread = np.linspace(-0.75, 0.75, layers * kv_heads).reshape(layers, kv_heads)
     kept = budget + np.minimum(budget, 1 - budget) * spread
-    price = np.linspace(1, 2, layers * kv_heads)[:, None] / np.arange(1, 5 + CELLS + 1)
-    knots = Knots.of(price, np.ones(5 + CELLS), 5).array()
+    price = np.linspace(1, 2, layers * kv_heads)[:, None] / np.arange(1, 5 + QUANTILE_BINS + 1)
+    knots = Knots.of(price, np.ones(5 + QUANTILE_BINS), 5).array()
     table, curve = BudgetTable(kept), BudgetTable(kept, metadata={"sink": 4, "recent": 1}, knots=knots)
-    probe = Probe(np.ones((layers, kv_heads, 2 * head_dim + OTHERS), dtype=np.float32), {})
+    probe = Probe(np.ones((layers, kv_heads, 2 * head_dim + SCALAR_FEATURES), dtype=np.float32), {})
     found: dict[str, tuple[Scorer, Allocator, Protection]] = {}
     for path in sorted((CONF / "method").glob("*.yaml")):
         names = [entry for entry in OmegaConf.load(path).get("defaults", []) if not isinstance(entry, str)]

@@ -67,7 +67,7 @@ def end(name: str) -> str:
     return f"<!-- end of {name} -->"
 
 
-def replaced(page: str, name: str, section: str) -> str:
+def replace_section(page: str, name: str, section: str) -> str:
     """The page with the section of that name in the place of the old one, or as the last one. Raises ValueError for a
     page whose markers are damaged."""
     first, last = page.find(begin(name)), page.find(end(name))
@@ -140,5 +140,5 @@ def run(
         return
     if section.options.record:
         text = section.markdown(facts(section.name, sys.argv[1:]))
-        page.write_text(replaced(page.read_text(), section.name, text))
+        page.write_text(replace_section(page.read_text(), section.name, text))
         print(f"\n-> {page.relative_to(ROOT)}")

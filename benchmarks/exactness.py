@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from benchmarks._section import ROOT, Section, run
 from lukv.allocation import Budget
+from lukv.backend import cache_file
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, append, compress, stream
 from tests.reference.dense_reference import FAMILIES, eviction, reference_logits, rows, tiny_model
@@ -58,8 +59,8 @@ def differences(model: PreTrainedModel) -> dict[str, float]:
     wanted = append(model, whole, QUESTION)
     whole.rollback()
     with tempfile.TemporaryDirectory() as folder:
-        whole.save(Path(folder) / "cache.safetensors")
-        loaded = RaggedCache.load(Path(folder) / "cache.safetensors", model)
+        cache_file.save(whole, Path(folder) / "cache.safetensors")
+        loaded = cache_file.load(Path(folder) / "cache.safetensors", model)
     streamed = stream(model, PROMPTS, replace(eviction(0.3), budget=Budget(tokens=20)), block=32)
     alone = [stream(model, [p], replace(eviction(0.3), budget=Budget(tokens=20)), block=32) for p in PROMPTS]
     apart = torch.cat([append(model, one, [q]) for one, q in zip(alone, QUESTION, strict=True)])

@@ -24,8 +24,8 @@ from benchmarks.decode_model import KeyNorm, eviction
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
-from lukv.backend.kernels import names, pick
-from lukv.budgets.oracle import Oracle
+from lukv.backend.kernels import list_kernels, pick
+from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import solve
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
@@ -39,14 +39,14 @@ class Clock:
     def __init__(self) -> None:
         self.start = time.monotonic()
 
-    def late(self, section: Section, what: str) -> bool:
+    def is_late(self, section: Section, what: str) -> bool:
         late = time.monotonic() - self.start > 60 * MINUTES
         if late:
             section.row(f"{what}: left out, the time is up")
         return late
 
 
-def graphed(call: Callable[[int], object], many: int) -> Callable[[int], object]:
+def capture_graph(call: Callable[[int], object], many: int) -> Callable[[int], object]:
     """call(0) .. call(many - 1) as one CUDA graph; on a CPU as a loop."""
     if DEVICE.type == "cpu":
         return lambda _: [call(i) for i in range(many)]
@@ -77,10 +77,12 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
     flat = query.view(1, -1, 1, d)
     exact = pick("loop", DEVICE, torch.float32, d, d)[1]
     wanted = exact(query.float(), *(x.float() for x in arenas[0]), start, length, longest, scale, None)
-    calls = {"full cache, SDPA": graphed(lambda i: sdpa(flat, *fulls[i], scale=scale, enable_gqa=True), len(fulls))}
+    calls = {
+        "full cache, SDPA": capture_graph(lambda i: sdpa(flat, *fulls[i], scale=scale, enable_gqa=True), len(fulls))
+    }
     many = {"full cache, SDPA": len(fulls)}
     errors: dict[str, str] = {}
-    for name in names():
+    for name in list_kernels():
         try:
             _, decode = pick(name, DEVICE, DTYPE, d, d)
         except ValueError:
@@ -92,7 +94,7 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
         errors[name] = f"{float((ragged(0).float() - wanted).abs().max()):.0e}"
         # loop and reference ask the device for the lengths, which no graph can hold
         whole = name in ("loop", "reference")
-        calls[name] = (lambda i, ragged=ragged: ragged(0)) if whole else graphed(ragged, len(arenas))
+        calls[name] = (lambda i, ragged=ragged: ragged(0)) if whole else capture_graph(ragged, len(arenas))
         many[name] = 1 if whole else len(arenas)
     times = {name: t / many[name] for name, t in in_turn(calls, rounds).items()}
     stored = 2 * int(lengths.sum()) * d * DTYPE.itemsize
@@ -141,7 +143,7 @@ def whole_model(section: Section, stock: PreTrainedModel, ours: PreTrainedModel,
 
     variants: dict[str, tuple[Callable[[], None], Callable[[], Callable[[int], object]]]] = {
         "stock, full cache": (full, lambda: lambda i: stock(new, past_key_values=kept[0], logits_to_keep=1)),
-        f"ours, {SHARE:.0%} kept": (ragged, lambda: step(ours, kept[0].rows([0] * batch), new)),
+        f"ours, {SHARE:.0%} kept": (ragged, lambda: step(ours, kept[0].select_rows([0] * batch), new)),
     }
     base = None
     for name, (prefill, stepper) in variants.items():
@@ -182,7 +184,7 @@ def largest_batch(section: Section, ours: PreTrainedModel, tokens: int, limit: i
         batch = 1
         while batch <= limit:
             try:
-                append(ours, one.rows([0] * batch), ids_of(1, batch))
+                append(ours, one.select_rows([0] * batch), ids_of(1, batch))
             except torch.OutOfMemoryError:
                 break
             fits[name] = batch
@@ -196,9 +198,9 @@ def profiling(section: Section, ours: PreTrainedModel, tokens: int) -> None:
     scorer, protection = KeyNorm(), Protection(4, 1)
     context: list[Any] = []
     result: list[Tensor] = []
-    oracle = Oracle(loaded)
+    oracle = UtilityOracle(loaded)
     ids, question = ids_of(tokens)[0].tolist(), ids_of(16)[0].tolist()
-    first = seconds(lambda: context.append(oracle.context(ids, [scorer])))
+    first = seconds(lambda: context.append(oracle.prefill(ids, [scorer])))
     measured = context[0]
     ranking = seconds(lambda: result.append(measured.order(scorer, protection)[..., 5:]))
     rows = seconds(lambda: result.append(measured.utility(question)))
@@ -218,7 +220,7 @@ def measure(section: Section) -> None:
     """)
     section.head("heads, context, kernel", "us", "faster", "of floor", "of 4.3 TB/s", "error")
     for tokens in (8192, 32768, 131072):
-        if not clock.late(section, f"{tokens}"):
+        if not clock.is_late(section, f"{tokens}"):
             kernels(section, LARGE, tokens, speed)
     stock = model_of(LARGE, 32, DTYPE)
     ours = twin(stock)
@@ -229,16 +231,16 @@ def measure(section: Section) -> None:
     """)
     section.head("context, batch, cache", "prefill, s", "peak, GiB", "token, ms", "faster", "tokens a second")
     for tokens, batch in ((8192, 1), (8192, 8), (32768, 1), (32768, 8), (131072, 1), (131072, 8)):
-        if not clock.late(section, f"{tokens}, batch {batch}"):
+        if not clock.is_late(section, f"{tokens}, batch {batch}"):
             whole_model(section, stock, ours, tokens, batch)
     section.text("Contexts of that length that can be decoded together (powers of two, by trying):")
     section.head("context", "all kept", f"{SHARE:.0%} kept")
     for tokens in (8192, 32768):
-        if not clock.late(section, f"{tokens}"):
+        if not clock.is_late(section, f"{tokens}"):
             largest_batch(section, ours, tokens)
     section.text("Profiling one context for a budget table, one question, seconds:")
     section.head("context", "prefill", "ranking", "oracle", "solver", "together")
-    if not clock.late(section, "32768"):
+    if not clock.is_late(section, "32768"):
         profiling(section, ours, 32768)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks._section import Section, run
 from lukv.budgets.oracle import output_gram, utility, value_weight
-from lukv.scoring import row_mass
+from lukv.ops import attention_mass
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, ROWS, WINDOW = 32, 8, 128, 4096, 64, 32
 EAGER_LIMIT = 4096  # tokens: beyond, T x T weights do not fit on a small machine
@@ -59,7 +59,7 @@ def row(tokens: int, repeats: int) -> list[str]:
     future = queries[:, -ROWS:]
     attention = seconds(prefill, max(1, repeats // 2))
     snapkv = seconds(
-        lambda: row_mass(queries[:, tokens - WINDOW : tokens], keys[:, :tokens], scale, tokens - WINDOW), repeats
+        lambda: attention_mass(queries[:, tokens - WINDOW : tokens], keys[:, :tokens], scale, tokens - WINDOW), repeats
     )
     rows = seconds(lambda: utility(future, keys, weight, scale), repeats)
     weights = seconds(lambda: value_weight(values[:, :tokens], gram), repeats)

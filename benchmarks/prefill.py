@@ -20,8 +20,8 @@ from lukv.allocation import Allocator, Budget
 from lukv.backend.arena import pack
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
-from lukv.backend.rope import rope_of
-from lukv.eviction import Protection, best, protect, scores_of
+from lukv.backend.rope import make_rope
+from lukv.eviction import Protection, make_head_scores, protect, select_best
 from lukv.scoring import PromptLayer, Rope, Scorer
 
 SHARE = 0.2
@@ -39,15 +39,15 @@ def parts(
     layer = PromptLayer(0, 2, keys, values, LARGE.query_heads, LARGE.head_dim**-0.5, None, observed=seen, rope=rope)
     scores = scorer.score(layer)
     raised = protect(scores, protection)
-    heads = scores_of(layer, raised, protection)
+    heads = make_head_scores(layer, raised, protection)
     counts = allocator.counts(Budget(share=SHARE), heads)
-    keep = best(raised, counts)
+    keep = select_best(raised, counts)
     return {
         "queries": lambda i: scorer.observe(None, queries, 0, rope),
         "scores": lambda i: scorer.score(layer),
         # another budget each time: a table's counts are remembered for the one asked for last
         "budgets": lambda i: allocator.counts(Budget(share=round(SHARE + 1e-7 * i, 7)), heads),
-        "selection": lambda i: best(protect(scores, protection), counts),
+        "selection": lambda i: select_best(protect(scores, protection), counts),
         "storing": lambda i: pack([keys], [values], [keep]),
     }
 
@@ -61,7 +61,7 @@ def times(section: Section, tokens: int) -> None:
     layer = min(seconds(lambda: compress(model, ids)) for _ in range(3 if section.full and tokens < 10_000 else 1))
     section.text(f"{tokens} tokens; the layer's prefill, keeping everything, takes {layer:.2f} s. Milliseconds:")
     section.head("method", *PARTS, "together", "of the layer's prefill")
-    rope = rope_of(model, 0)
+    rope = make_rope(model, 0)
     with tempfile.TemporaryDirectory() as folder:
         for name, (scorer, allocator, own) in methods(Path(folder), 2, LARGE.kv_heads).items():
             found = in_turn(parts(scorer, allocator, own, tokens, rope), 9 if section.full else 5)

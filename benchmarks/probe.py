@@ -14,7 +14,7 @@ from baselines.keydiff import KeyDiff
 from benchmarks._section import Section, run
 from benchmarks.oracle import HEADS, KV_HEADS, WIDTH, seconds
 from lukv.contract import rope
-from lukv.probe import OTHERS, Probe, UtilityProbe
+from lukv.probe import SCALAR_FEATURES, Probe, UtilityProbe
 from lukv.scoring import PromptLayer
 
 
@@ -42,7 +42,7 @@ def measure(section: Section) -> None:
         One layer of {HEADS} query and {KV_HEADS} KV heads of {WIDTH}, float32, one thread; the per cents are of that
         layer's prefill attention. KeyDiff beside it, the cheapest of the other scorers.
     """)
-    weights = np.random.default_rng(0).normal(size=(1, KV_HEADS, 2 * WIDTH + OTHERS)).astype(np.float32)
+    weights = np.random.default_rng(0).normal(size=(1, KV_HEADS, 2 * WIDTH + SCALAR_FEATURES)).astype(np.float32)
     scorer = UtilityProbe()
     scorer.__dict__["probe"] = Probe(weights, {})  # what it would have read from its file
     section.head("tokens", "prefill attention", "utility probe", "KeyDiff")

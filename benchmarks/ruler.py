@@ -37,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sources", help="folder with PaulGrahamEssays.json, punkt_tab/, squad.json, hotpotqa.json")
     parser.add_argument("--lengths", type=int, nargs="+", help="default: 4096, with --full 32768 too")
     parser.add_argument("--samples", type=int, help="a task; default: 20, with --full 100")
-    parser.add_argument("--vintage", type=int, default=2024)
+    parser.add_argument("--ruler-version", type=int, default=2024)
 
 
 def measure(section: Section) -> None:
@@ -45,11 +45,12 @@ def measure(section: Section) -> None:
     samples = options.samples or (100 if section.full else 20)
     lengths = options.lengths or ([4096, 32768] if section.full else [4096])
     tokenizer = Timed(AutoTokenizer.from_pretrained(options.tokenizer))
-    section.text(f"{samples} samples a task, vintage {options.vintage}, tokenizer {options.tokenizer}; processor time.")
+    code = f"version {options.ruler_version} of its code"
+    section.text(f"{samples} samples a task, {code}, tokenizer {options.tokenizer}; processor time.")
     section.head("task", "length", "units", "seconds", "in the tokenizer")
     left_out: dict[str, str] = {}
     for length in lengths:
-        benchmark = Ruler(length, samples=samples, vintage=options.vintage, sources=options.sources)
+        benchmark = Ruler(length, samples=samples, ruler_version=options.ruler_version, sources=options.sources)
         start, tokenizer.seconds = time.process_time(), 0.0
         for task in benchmark.tasks(tokenizer):
             seconds = time.process_time() - start

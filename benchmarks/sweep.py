@@ -45,13 +45,13 @@ def measure(section: Section) -> None:
     cases = {  # name: (arguments, runs with their reference)
         "one run and its reference": (ONE, 2),
         "6 methods x 5 budgets, shared": (MANY, 31),
-        "6 methods x 5 budgets, each run by itself": ([*MANY, "share=false"], 31),
+        "6 methods x 5 budgets, each run by itself": ([*MANY, "share_prefill=false"], 31),
     }
     section.head("command", "runs", "CPU s", "of them start-up", "ms a sample and run", "to one run")
     with tempfile.TemporaryDirectory() as folder:
         first = 0.0
         for name, (arguments, runs) in cases.items():
-            where = f"runs={folder}/{runs}{'share=false' in arguments}"
+            where = f"runs={folder}/{runs}{'share_prefill=false' in arguments}"
             whole = seconds([*arguments, *common, where])
             start = seconds([*arguments, *common, where])  # all is done by now: what is left is start-up
             first = first or whole

@@ -21,11 +21,13 @@ from hydra import initialize_config_dir
 
 from benchmarks._kvpress import PYTHON, no_peers
 from benchmarks._section import Section, run
-from evals.jobs.job import result_of
+from evals.jobs.job import Evaluate
 from evals.ruler import Ruler
-from evals.run import build, sweep
-from evals.run import cli as commandline
-from evals.run.settings import CONF, Run
+from evals.run import build
+from evals.run.compose import compose_run
+from evals.run.conf import CONF
+from evals.run.settings import Run
+from evals.run.sweep import PlannedRun, Sweep
 from lukv.budgets.table import BudgetTable
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue_noise", "vt")
@@ -39,18 +41,18 @@ SWEPT = (0.1, 0.2, 0.3, 0.5)
 TABLE = CONF.parent / "models" / "tiny" / "tables" / "keydiff.safetensors"
 
 
-def composed(*overrides: str) -> Run:
+def compose(*overrides: str) -> Run:
     """The run of a command line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return commandline.composed([*overrides, "reference=null"], [])
+        return compose_run([*overrides, "reference=null"])
 
 
 def seconds(runs: Sequence[Run]) -> float:
     """Processor seconds of these runs as one command."""
-    sweep.begin(runs)
+    sweep = Sweep([PlannedRun(one) for one in runs])
     start = time.process_time()
     for one in runs:
-        result_of(one)
+        Evaluate(one, sweep).finish()
     return time.process_time() - start
 
 
@@ -61,7 +63,7 @@ def answers(one: Run) -> dict[str, str]:
 
 def write_samples(path: Path, length: int, limit: int) -> int:
     """What kvpress is asked: the samples of the benchmark, as text."""
-    tokenizer = build.model(composed()).tokenizer
+    tokenizer = build.get_model(compose()).tokenizer
     rows = [
         {
             "id": s.id,
@@ -98,8 +100,8 @@ def rows(section: Section, length: int, limit: int, folder: Path) -> None:
     asked = METHODS if section.full else {name: METHODS[name] for name in ("KeyDiffPress", "LUKVPress")}
     theirs = pipeline(CONF.parent / "models" / "tiny", samples, table, SHARE, *asked)
 
-    def made(method: str, name: str, *more: str, budget: float = SHARE) -> Run:
-        return composed(*method.split(), f"budget={budget}", f"runs={folder}/{name}", *shared, *more)
+    def make_run(method: str, name: str, *more: str, budget: float = SHARE) -> Run:
+        return compose(*method.split(), f"budget={budget}", f"runs={folder}/{name}", *shared, *more)
 
     for press, method in asked.items():
         other = theirs.get(press, {})
@@ -116,9 +118,9 @@ def rows(section: Section, length: int, limit: int, folder: Path) -> None:
             section.row(f"{length} tokens, {what}", f"{ours:.0f}", ratio, f"{same} of {n}" if rate else "-")
 
         command = f"`{method} budget={SHARE}`"
-        row(f"ours {command} batch_size=1", [made(method, f"{press}-1", "batch_size=1")])
-        row(f"ours {command}", [made(method, f"{press}-8")])
-        budgets = [made(method, f"{press}-swept", budget=b) for b in SWEPT]
+        row(f"ours {command} batch_size=1", [make_run(method, f"{press}-1", "batch_size=1")])
+        row(f"ours {command}", [make_run(method, f"{press}-8")])
+        budgets = [make_run(method, f"{press}-swept", budget=b) for b in SWEPT]
         row(f"ours `-m {method} budget={','.join(map(str, SWEPT))}`", budgets, SWEPT.index(SHARE))
 
 
@@ -135,7 +137,7 @@ def measure(section: Section) -> None:
         section.text(f"kvpress is not measured: {why}.")
     section.head("context, program", "samples a minute", "of kvpress", "same answers")
     with tempfile.TemporaryDirectory() as folder:
-        warm = composed("benchmark.length=1024", f"benchmark.tasks=[{TASKS[0]}]", "limit=2", f"runs={folder}/warm")
+        warm = compose("benchmark.length=1024", f"benchmark.tasks=[{TASKS[0]}]", "limit=2", f"runs={folder}/warm")
         seconds([warm])
         for length, limit in ((1024, 24), (4096, 12)) if section.full else ((1024, 8),):
             (Path(folder) / str(length)).mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -14,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from evals.rouge import TOO_DEEP, rouge_l
+from evals.rows import is_blank
 
 CHINESE_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣"
@@ -33,21 +35,59 @@ def exact_match(prediction: str, reference: str) -> float:
 def string_match_all(prediction: str, references: Sequence[str]) -> float:
     """Share of the references found in the prediction, as lower-case substrings ("cap" is found in "landscape").
 
+    A blank reference is never found: as a substring it would be in every prediction.
+
     >>> string_match_all("it is 7 and NINE", ["nine", "seven"])
     0.5
     """
-    text = prediction.lower()
-    return sum(reference.lower() in text for reference in references) / len(references)
+    return sum(contains(prediction, reference) for reference in references) / len(references)
 
 
 def string_match_any(prediction: str, references: Sequence[str]) -> float:
-    """1 if any reference is found in the prediction (RULER's "string_match_part").
+    """1 if any reference is found in the prediction (RULER's "string_match_part"), a blank one never.
 
     >>> string_match_any("In Paris, I think", ["Paris", "Paris, France"])
     1.0
     """
-    text = prediction.lower()
-    return float(any(reference.lower() in text for reference in references))
+    return float(any(contains(prediction, reference) for reference in references))
+
+
+def contains(prediction: str, reference: str) -> bool:
+    return not is_blank(reference) and reference.lower() in prediction.lower()
+
+
+def answer_f1(prediction: str, reference: str) -> float:
+    """F1 of the words both have, for short answers of any kind: the right answer always scores 1.
+
+    `qa_f1` deletes all ASCII punctuation and the words a, an, the: of the answers "A", "-" and "The" nothing is left,
+    and "C++" equals "C". Here words are split at blanks, and case and typographic variants do not count. Punctuation
+    is cut from the ends of a word only, signs such as + - # % stay. A word of punctuation alone stays as it is. The
+    articles are dropped, except where the reference has no other word; then the prediction keeps its own too.
+
+    >>> answer_f1("The answer is B.", "B"), answer_f1("A", "A"), answer_f1("C", "C++")
+    (0.5, 1.0, 0.0)
+    """
+    predicted, expected = plain_words(prediction), plain_words(reference)
+    if any(word not in ARTICLES for word in expected):
+        predicted, expected = ([word for word in words if word not in ARTICLES] for words in (predicted, expected))
+    return bag_f1(predicted, expected)
+
+
+ARTICLES = ("a", "an", "the")
+OPENING = "\"'`([{*_“”‘«「『（"
+CLOSING = ".,;:!?\"'`)]}*_。、，；：！？“”’»」』）"
+TYPOGRAPHY = {ord(sign): "-" for sign in "\u2010\u2011\u2012\u2013\u2014\u2212"} | {
+    ord("\u2018"): "'",
+    ord("\u2019"): "'",
+}
+
+
+def plain_words(text: str) -> list[str]:
+    """Words in Unicode's compatibility form (NFKC) and folded case, dashes and quotes made plain, format characters
+    left out, without the punctuation at their ends."""
+    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(TYPOGRAPHY)
+    visible = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")
+    return [word.lstrip(OPENING).rstrip(CLOSING) or word for word in visible.split()]
 
 
 def qa_f1(prediction: str, reference: str) -> float:

@@ -1,4 +1,4 @@
-"""Figures of a report."""
+"""Every picture that evaluation and calibration draw, with matplotlib and without a display."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from lukv.budgets.table import BudgetTable
 
 Row = Mapping[str, Any]
 
-MARKERS = "osD^v<>PX*hd"
+Heads = np.ndarray | Sequence[Sequence[float]]
+"""[layers, heads], each 0..1."""
 
+MARKERS = "osD^v<>PX*hd"
 
 AXES = {"kept_share": (100, "cache kept (% of the prompt's entries)"), "cache_bytes": (2**-20, "cache (MiB a context)")}
 """What a score can be drawn against: the factor from a row's value to the axis's, and the axis's name."""
 
 
-def score_against(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, title: str, path: Path) -> None:
-    """Mean score (per cent) of each method with its 95% interval over x (a key of AXES); the full cache is a level.
+def draw_scores(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, title: str, path: Path) -> None:
+    """The mean score (per cent) of each method over x, with its 95% interval. The full cache is a dashed level.
 
-    lines: label -> rows with kept_share, cache_bytes, score, ci95 (0..1).
+    x       a key of AXES: what each row is placed by
+    lines   label -> rows with kept_share, cache_bytes, score and ci95 (shares and scores in 0..1)
+    full    the full cache's row: method, score and ci95
     """
     factor, name = AXES[x]
     # room for a legend of one line a method
@@ -41,7 +45,7 @@ def score_against(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, 
         y = [100 * row["score"] for row in rows]
         around = [[100 * (r["score"] - r["ci95"][0]) for r in rows], [100 * (r["ci95"][1] - r["score"]) for r in rows]]
         bars = [[max(e, 0) for e in side] for side in around]
-        axes.errorbar([factor * row[x] for row in rows], y, bars, label=label, capsize=2, **style(i))
+        axes.errorbar([factor * row[x] for row in rows], y, bars, label=label, capsize=2, **line_style(i))
     if full is not None:
         axes.axhline(100 * full["score"], color="black", linewidth=1, linestyle="--", label=full["method"] + " cache")
         axes.axhspan(100 * full["ci95"][0], 100 * full["ci95"][1], color="black", alpha=0.06)
@@ -49,7 +53,7 @@ def score_against(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, 
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
-    finish(figure, title, path)
+    save(figure, title, path)
 
 
 COSTS = {
@@ -60,10 +64,10 @@ COSTS = {
 }
 
 
-def costs_against_context(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Four panels over the context's length (logarithmic): times and memory of every method.
+def draw_costs(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Times and memory of every method in four panels, over the context's length in tokens (logarithmic).
 
-    rows: {label, context_tokens, ttft_s, tpot_s, cache_bytes, peak_bytes}.
+    rows: {label, context_tokens, ttft_s, tpot_s, cache_bytes, peak_bytes}, in seconds and bytes.
     """
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
     labels = list(dict.fromkeys(row["label"] for row in rows))
@@ -71,65 +75,81 @@ def costs_against_context(rows: Sequence[Row], title: str, path: Path) -> None:
         for i, label in enumerate(labels):
             mine = sorted((r for r in rows if r["label"] == label), key=lambda r: r["context_tokens"])
             y = [factor * r[key] for r in mine]
-            axes.plot([r["context_tokens"] for r in mine], y, label=label, **style(i))
+            axes.plot([r["context_tokens"] for r in mine], y, label=label, **line_style(i))
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_ylim(bottom=0)
         axes.set(ylabel=name, xlabel="context (tokens)" if key in list(COSTS)[2:] else "")
         axes.grid(alpha=0.25)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
-    finish(figure, title, path)
+    save(figure, title, path)
 
 
-def head_shares(panels: Mapping[str, Sequence[Sequence[float]]], title: str, path: Path | IO[bytes]) -> None:
-    """A picture of kept shares [layers, KV heads] for each method, all in one scale."""
-    columns = min(4, len(panels))
+def draw_heads(
+    panels: Mapping[str, Heads],
+    title: str,
+    path: Path | IO[bytes],
+    *,
+    columns: int = 4,
+    heads: str = "KV head",
+    scale: str = "kept share",
+    texts: Mapping[str, Sequence[Sequence[str]]] | None = None,
+) -> None:
+    """Heat maps of one number (0..1) for each head, all in one colour scale. Layer 0 is at the top.
+
+    panels   name -> [layers, heads]
+    columns  panels side by side, at most
+    heads    what a column of a panel is
+    scale    what the colours mean
+    texts    what to write into each square, shaped as the panels
+    """
+    columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
     figure, grid = plt.subplots(
         lines, columns, figsize=(2.4 * columns + 1, 2.1 * lines + 0.6), layout="constrained", squeeze=False
     )
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, (label, heads) in zip(grid.flat, panels.items(), strict=False):
-        image = axes.imshow(heads, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axes.set_title(broken(label, 28), fontsize=8)
-        axes.set_xlabel("KV head", fontsize=8)
+    for axes, (name, values) in zip(grid.flat, panels.items(), strict=False):
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axes.set_title(break_lines(name, 28), fontsize=8)
+        axes.set_xlabel(heads, fontsize=8)
         axes.set_ylabel("layer", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    scale = min(1, 3 / lines)  # of many lines: beside the first three
-    figure.colorbar(image, ax=grid.ravel().tolist(), label="kept share", shrink=scale, aspect=20, anchor=(0, 1))
-    finish(figure, title, path)
+        if texts is not None:
+            for (layer, head), value in np.ndenumerate(values):
+                colour = "black" if value > 0.6 else "white"
+                axes.text(head, layer, texts[name][layer][head], ha="center", va="center", fontsize=6, color=colour)
+    shrink = min(1, 3 / lines)  # of many lines: beside the first three
+    figure.colorbar(image, ax=grid.ravel().tolist(), label=scale, shrink=shrink, aspect=20, anchor=(0, 1))
+    save(figure, title, path)
 
 
-def style(i: int) -> dict[str, Any]:
+def line_style(i: int) -> dict[str, Any]:
+    """Marker and colour of the i-th line. They repeat after 60 lines."""
     colour = plt.get_cmap("tab20")(i % 20)
     return {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.4, "color": colour}
 
 
-def head_budgets(table: BudgetTable, path: Path, budgets: Sequence[float] = (0.05, 0.1, 0.2, 0.5)) -> None:
-    """Heat maps, layer x KV head, of the share (per cent) each head keeps at several overall budgets."""
-    figure, axes = plt.subplots(
-        1, len(budgets), figsize=(1.5 + 2.2 * len(budgets), 3.4), layout="constrained", sharey=True, squeeze=False
-    )
-    for axis, budget in zip(axes[0], budgets, strict=True):
-        shown = axis.imshow(100 * table.shares(budget), vmin=0, vmax=100, cmap="viridis", aspect="auto", origin="lower")
-        axis.set(xlabel="KV head", title=f"{100 * budget:g}% kept")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.yaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel("layer")
-    figure.colorbar(shown, ax=axes[0], label="kept in this head (%)")
-    finish(figure, f"Head budgets: {_of(table)}", path)
+def draw_budgets(table: BudgetTable, path: Path, budgets: Sequence[float] = (0.05, 0.1, 0.2, 0.5)) -> None:
+    """The share that each KV head keeps at several overall budgets (shares kept)."""
+    panels = {f"{100 * budget:g}% kept": table.shares(budget) for budget in budgets}
+    draw_heads(panels, f"Head budgets: {describe(table)}", path)
 
 
-def loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, int]] | None = None) -> None:
-    """The mean loss curve of some (layer, KV head) with its hull, each as a share of the head's own utility. heads: by
-    default up to six, from the one that keeps least at 20% to the one that keeps most. Raises ValueError for a table
-    without curves."""
+def draw_loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, int]] | None = None) -> None:
+    """The mean loss curve of some heads with its hull. Both are shares of the head's own utility.
+
+    heads   pairs (layer, KV head). By default up to six: from the head that keeps least at budget 0.2 to the one that
+            keeps most
+
+    Raises ValueError for a table without curves.
+    """
     if heads is None:
         order = np.argsort(table.shares(0.2), axis=None, kind="stable")
-        places = np.unique(np.linspace(0, len(order) - 1, min(6, len(order))).astype(int))
-        heads = [divmod(int(i), table.kv_heads) for i in order[places]]
+        ranks = np.unique(np.linspace(0, len(order) - 1, min(6, len(order))).astype(int))
+        heads = [divmod(int(i), table.kv_heads) for i in order[ranks]]
     columns = min(3, len(heads))
     rows = -(-len(heads) // columns)
     figure, axes = plt.subplots(
@@ -155,19 +175,21 @@ def loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, int]]
     axes[0, 0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.supxlabel("discarded (% of the head's entries, worst-ranked first)", fontsize=9)
     figure.supylabel("utility thrown away (share)", fontsize=9)
-    finish(figure, f"Loss curves: {_of(table)}", path)
+    save(figure, f"Loss curves: {describe(table)}", path)
 
 
-def finish(figure: Figure, title: str, path: Path | IO[bytes]) -> None:
-    figure.suptitle(broken(title, 80), fontsize=9)
+def save(figure: Figure, title: str, path: Path | IO[bytes]) -> None:
+    """Write the figure as a PNG and forget it. Missing folders are made."""
+    figure.suptitle(break_lines(title, 80), fontsize=9)
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def broken(text: str, width: int) -> str:
-    """Lines of at most `width`, broken behind a space, comma, hyphen or underscore."""
+def break_lines(text: str, width: int) -> str:
+    """The text in lines of at most `width` characters, broken after a space, comma, hyphen or underscore. A longer word
+    is not broken."""
     lines = [""]
     for part in re.findall(r"[^ ,_-]*[ ,_-]*", text):
         if lines[-1] and len(lines[-1] + part.rstrip()) > width:
@@ -176,6 +198,6 @@ def broken(text: str, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _of(table: BudgetTable) -> str:
+def describe(table: BudgetTable) -> str:
     about = table.metadata
     return f"{about['scorer']} on {about['model']}" if "scorer" in about else "a table without metadata"

@@ -1,7 +1,7 @@
-"""Two ROUGE-L scores that are not the same: that of the package `rouge` 1.0.1 (LongBench's) and Google's `rouge-score`.
+"""Two ROUGE-L scores that differ: LongBench's (of the package `rouge` 1.0.1) and Google's (of `rouge-score`).
 
-Both rest on longest common subsequences, computed here bit by bit (Hyyro 2004): a row of the table is one integer, so
-that two texts of 700 words take milliseconds.
+Both need the longest common subsequence of two lists of words. It is computed with bit operations (Hyyro 2004): a row
+of the dynamic programming table is one integer, so that two texts of 700 words take milliseconds.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import re
 from collections.abc import Sequence
 
 TOO_DEEP = 991
-"""Steps through the table with which the package's recursive code ends in a RecursionError under LongBench's eval.py:
-Python's limit of 1000 less the frames below (measured, Python 3.11)."""
+"""Steps through the table at which the package's recursive code raises RecursionError under LongBench's eval.py. It is
+Python's limit of 1000 less the frames below (measured with Python 3.11)."""
 
 
 def match_rows(first: Sequence[str], second: Sequence[str]) -> list[int]:
-    """The table of longest common subsequences of all prefixes: one integer for each prefix of `first`.
+    """The dynamic programming table of longest common subsequences: one integer for each prefix of `first`.
 
-    Bit j of row i is 0 where the subsequence of first[:i] and second[:j + 1] is one longer than that of second[:j].
+    Bit j of row i is 0 where the longest common subsequence of first[:i] and second[:j + 1] is one word longer than
+    that of first[:i] and second[:j].
     """
-    places: dict[str, int] = {}
-    for place, word in enumerate(second):
-        places[word] = places.get(word, 0) | 1 << place
+    positions: dict[str, int] = {}  # word -> the bits of its positions in `second`
+    for position, word in enumerate(second):
+        positions[word] = positions.get(word, 0) | 1 << position
     full = (1 << len(second)) - 1
     rows = [full]
     for word in first:
         row = rows[-1]
-        same = row & places.get(word, 0)
+        same = row & positions.get(word, 0)
         rows.append((row + same | row - same) & full)
     return rows
 
@@ -41,9 +42,10 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def lcs_words(first: Sequence[str], second: Sequence[str]) -> tuple[set[str], int]:
-    """Words of the longest common subsequence that the package `rouge` finds among the equally long, and its steps.
+    """The words of the longest common subsequence that the package `rouge` finds, and the steps it takes.
 
-    From the end: a common word is taken; otherwise `first` is shortened only if that alone keeps the length.
+    Several subsequences may be equally long. The package walks back from the end of both texts: it takes a common last
+    word, and otherwise shortens `first` only if shortening `second` would lose a word.
 
     >>> sorted(lcs_words("a b c d".split(), "b d c a".split())[0])
     ['b', 'd']
@@ -64,15 +66,17 @@ def lcs_words(first: Sequence[str], second: Sequence[str]) -> tuple[set[str], in
 
 
 def rouge_l(prediction: str, reference: str, too_deep: int | None = TOO_DEEP) -> float:
-    """LongBench's ROUGE-L: f of the package `rouge` 1.0.1. Sentences end at every ".", words at blanks, sets of words
-    count.
+    """LongBench's ROUGE-L: the F score (0..1) of the package `rouge` 1.0.1.
 
-    too_deep   0 for sentences so long that the package ends in a RecursionError, which LongBench scores 0; None: never
+    Sentences end at every ".", words at blanks. A word counts once, however often it occurs.
+
+    too_deep   score 0 where the walk takes so many steps that the package raises RecursionError, which LongBench
+               scores 0. None: the true score
 
     >>> round(rouge_l("the the the the", "the report"), 6)
     0.666667
     """
-    predicted, expected = sentences(prediction), sentences(reference)
+    predicted, expected = split_sentences(prediction), split_sentences(reference)
     if not predicted or not expected:
         return 0.0
     common: set[str] = set()
@@ -87,12 +91,15 @@ def rouge_l(prediction: str, reference: str, too_deep: int | None = TOO_DEEP) ->
     return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
 
 
-def sentences(text: str) -> list[list[str]]:
+def split_sentences(text: str) -> list[list[str]]:
+    """The words of each sentence, as the package `rouge` splits them."""
     return [" ".join(sentence.split()).split(" ") for sentence in text.split(".") if sentence]
 
 
 def google_rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L f of the package `rouge-score` without stemming: lower case, letters and digits only, repetitions count.
+    """The ROUGE-L F score (0..1) of the package `rouge-score` without stemming.
+
+    Words are runs of a-z and 0-9 in the text's lower case. A repeated word counts each time.
 
     >>> google_rouge_l("The cat sat.", "the cat")
     0.8

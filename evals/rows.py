@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
 NAMES = {
     str: "a string",
     bool: "true or false",
@@ -51,6 +53,38 @@ def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any
     return row
 
 
+def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files of these kinds (".jsonl") in a folder and its subfolders, sorted. Hidden files and folders are not data
+    (.ipynb_checkpoints, the ._copies of a Mac)."""
+    found = sorted(file for file in folder.rglob("*") if file.suffix in suffixes and file.is_file())
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+
+
+def check_twins(files: Sequence[Path]) -> None:
+    """Raises ValueError that names two files of which one is to go, because both would be read as one set of samples:
+    the same name in two formats, or two splits (train.jsonl beside test.jsonl)."""
+    names: dict[Path, Path] = {}
+    splits: dict[str, Path] = {}
+    for file in files:
+        other = names.setdefault(file.with_suffix(""), file)
+        if other is not file:
+            raise ValueError(f"{other} and {file} are one file in two formats: samples would count twice; keep one")
+        if split := split_of(file):
+            splits.setdefault(split, file)
+    if len(splits) > 1:
+        first, second, *_ = splits.values()
+        raise ValueError(f"{first} and {second} are two splits of one data set: keep one, or name one file")
+
+
+SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test)(-\d+-of-\d+)?")
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's name or its folder's states, as in the hub's data sets ("test-00000-of-00001"), or ""."""
+    named = [match[1] for part in (file.stem, file.parent.name) if (match := SPLIT.fullmatch(part.lower()))]
+    return named[0] if named else ""
+
+
 def check_columns(row: Mapping[str, Any], place: str, columns: Mapping[str, type]) -> None:
     for name, kind in columns.items():
         if name not in row:
@@ -67,3 +101,24 @@ def check_strings(values: Any, name: str, place: str) -> tuple[str, ...]:
     if not strings or not all(isinstance(value, str) for value in strings):
         raise ValueError(f"{place}: {name!r} must be a list of strings, at least one")
     return strings
+
+
+def check_references(values: Any, name: str, place: str) -> tuple[str, ...]:
+    """The right answers of a question: strings, at least one, none of them blank. A blank one is part of every text."""
+    references = check_strings(values, name, place)
+    for reference in references:
+        if is_blank(reference):
+            raise ValueError(
+                f"{place}: {name!r} holds an empty answer, {reference!r}: every prediction would contain it; "
+                f"remove it, or write the word that is expected"
+            )
+    return references
+
+
+def is_blank(text: str) -> bool:
+    """Nothing to be seen: blanks, control and format characters (as the zero-width space) only.
+
+    >>> is_blank("\t "), is_blank("-")
+    (True, False)
+    """
+    return all(unicodedata.category(letter) in INVISIBLE for letter in text)

@@ -1,4 +1,8 @@
-"""What a benchmark is: tasks of samples, and a metric for each. A benchmark is one folder (or file) and one yaml."""
+"""What a benchmark is: tasks, each of which has samples and a metric.
+
+A new benchmark is one folder (or file) in evals/, with a class that satisfies `Benchmark`, and one yaml in
+conf/benchmark/.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from jinja2 import TemplateError
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one context. Only `context` is compressed; `question` and `answer_prefix` come after. Where
-    both are empty the answer follows the context (and the tail of the chat template) directly.
+    """One question about one context.
 
-    `chat`: put the model's chat template around it (if it has one). `layout`: how its parts become token ids: apart,
-    whole or bare (LoadedModel.prompt_ids). `context_tokens`: the compressed part ends after so many token ids, at
-    most. `stop`: strings that end the answer besides the model's end-of-text token; none of them may be among the first
-    `min_new_tokens`. `first_token_may_end`: false goes on where the very first token is end-of-text, as kvpress's
-    pipeline does. `extra`: whatever the metric or an analysis needs (all_classes, length ...).
+    Only `context` is compressed. `question` and `answer_prefix` follow it uncompressed. Where both are empty, the
+    answer follows the context (and the tail of the chat template) directly.
+
+    id                   unique within the benchmark
+    task                 the name of its task
+    references           correct answers; what several of them mean is up to the metric
+    max_new_tokens       where the answer is cut off, in tokens
+    answer_prefix        the beginning of the answer, given to the model
+    chat                 put the model's chat template around the prompt, if it has one
+    layout               how the parts become token ids: apart, whole or bare (LoadedModel.prompt_ids)
+    context_tokens       the compressed part ends after so many token ids, at most
+    stop                 strings that end the answer, besides the model's end-of-text token
+    min_new_tokens       tokens of the answer before which no stop string ends it
+    first_token_may_end  false: an answer whose very first token is end-of-text goes on, as in kvpress's pipeline
+    extra                what else the metric or an analysis needs (all_classes, length ...)
     """
 
     id: str
@@ -36,12 +51,15 @@ class Sample:
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]
-"""(prediction, sample) -> scores by name, each in 0..1; the first is the task's score, the others stand beside it."""
+"""(prediction, sample) -> scores by name, each in 0..1. The first is the task's score. The others are recorded too."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """`version` rises whenever prompts, samples or scoring change, so that numbers are comparable only within one."""
+    """Samples with one metric.
+
+    `version` rises whenever prompts, samples or scoring change. Only scores of one version are comparable.
+    """
 
     name: str
     version: int
@@ -59,21 +77,51 @@ class Tokenizer(Protocol):
 
 
 def count_tokens(tokenizer: Tokenizer, text: str) -> int:
-    """Tokens of the bare text, special tokens not counted."""
+    """The number of tokens of the bare text, without special tokens."""
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
+NO_WINDOW = 10**9  # transformers' tokenizers say 1e30 where they do not know
+SLACK = 16  # tokens that a prompt may have more when its parts are tokenised apart, and for BOS and a line end
+
+
+def window(tokenizer: Tokenizer) -> int | None:
+    """Tokens the model takes, prompt and answer together; None: the tokenizer does not know."""
+    longest = getattr(tokenizer, "model_max_length", NO_WINDOW)
+    return None if longest >= NO_WINDOW else int(longest)
+
+
+def template_tokens(tokenizer: Tokenizer) -> int:
+    """Tokens that the model's chat template puts around a message; 0 without a template, and for one that cannot be
+    rendered: whoever uses it says what is wrong with it."""
+    if not getattr(tokenizer, "chat_template", None):
+        return 0
+    message = [{"role": "user", "content": "x"}]
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    try:
+        return count_tokens(tokenizer, str(tokenizer.apply_chat_template(message, **options))) - 1  # type: ignore[attr-defined]
+    except (TemplateError, ValueError):
+        return 0
+
+
 class Benchmark(Protocol):
-    """`name` is what goes into run ids (e.g. ruler-1024); `facts` what goes into run.json to explain a difference."""
+    """What a class must have to be a benchmark. `name` goes into run ids (ruler-1024)."""
 
     name: str
 
     def tasks(self, tokenizer: Tokenizer, limit: int | None) -> Iterable[Task]:
-        """The tasks, each with at most `limit` samples (None: all); sample i is the same for every limit. The tokenizer
-        measures lengths (RULER) and truncates prompts (LongBench). Raises FileNotFoundError or ValueError with one line
-        that says what is missing and where to get it."""
+        """The tasks, each with at most `limit` samples (None: all of them). Sample i is the same for every limit.
+
+        The tokenizer measures lengths (RULER) and truncates prompts (LongBench).
+
+        Raises FileNotFoundError or ValueError with one line that says what is missing and where to get it.
+        """
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """Complete once `tasks` has been gone through: a task may turn out not to fit (`left_out`: name -> reason)."""
+        """What run.json says about the data, to explain a difference between two runs.
+
+        Complete only after `tasks` has been iterated to its end, because a task may turn out not to fit (`left_out`:
+        name -> reason).
+        """
         ...

@@ -1,7 +1,7 @@
-"""What an allocator is: how many tokens may each KV head of a layer keep? And the one rounding rule.
+"""What an allocator is: it says how many tokens each KV head of a layer may keep. And the one rounding rule.
 
-Budgets are exact: integers computed from the decimal the user wrote, never from binary floats
-(0.2 of 4000 is 800; `int(4000 * (1 - 0.8))` is 799).
+Budgets are exact. They are computed in fractions from the decimal that the user wrote, never from binary floats:
+0.2 of 4000 is 800, while `int(4000 * (1 - 0.8))` is 799.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head; exactly one is given."""
+    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head. Exactly one is given."""
 
     share: float | None = None
     tokens: int | None = None
@@ -40,14 +40,17 @@ class Budget:
         return Fraction(str(self.share))
 
     def entries(self, tokens: int, heads: int) -> int:
-        """round-half-up(share * tokens * heads): how many entries `heads` heads keep together."""
+        """How many entries `heads` heads keep together: round-half-up(share * tokens * heads)."""
         return round_half_up(self.of(tokens) * tokens * heads)
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """What an allocator may look at: one layer of one prompt. scores [K, T] float32, protected tokens already raised
-    above all others of the layer; `protected` [T] bool says which those are."""
+    """What an allocator may look at: one layer of one prompt.
+
+    scores [K, T] float32: protected tokens are already raised above all others of the layer. `protected` [T] bool says
+    which tokens these are. `layer` is the layer's number among the `layers` that can be evicted.
+    """
 
     scores: Tensor
     protected: Tensor
@@ -67,13 +70,16 @@ class Allocator:
     """Base of all allocators."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
-        """[K] int64 on the CPU: entries each KV head keeps, each between 0 and T. Summed over all layers they are what
-        the budget says: per layer `budget.entries(T, K)` unless the method moves budget between layers."""
+        """[K] int64 on the CPU: how many entries each KV head keeps, between 0 and T.
+
+        A layer's counts sum to `budget.entries(T, K)`. Only an allocator that moves budget between layers may differ;
+        then the counts of all layers sum to `budget.entries(T, layers * K)`.
+        """
         raise NotImplementedError
 
 
 class Uniform(Allocator):
-    """Every head keeps the same share; what does not divide goes to the first heads, one entry each."""
+    """Every head keeps the same share. What does not divide evenly goes to the first heads, one entry each."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
         total = budget.entries(layer.tokens, layer.heads)
@@ -87,8 +93,9 @@ def round_half_up(x: Fraction) -> int:
 def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 0) -> np.ndarray:
     """Integers in proportion to `weights` (any shape, >= 0) that sum to exactly `total`, each in [lower, upper].
 
-    Shares that hit a bound are fixed there and the rest is shared out again; then floors, and one more entry to the
-    largest fractions (ties: the lower index). Raises ValueError when no such integers exist.
+    A share that exceeds a bound is fixed at the bound, and the rest is shared out again. Then all shares are rounded
+    down, and the largest fractions get one more entry each (ties: the lower index). Raises ValueError when no such
+    integers exist.
     """
     n = weights.size
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
@@ -107,7 +114,7 @@ def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 
         if not (over.any() or under.any()):
             ideal[free] = want
             break
-        # fix only the side whose excess is larger: the other may come back within its bounds
+        # fix only the side with the larger excess: the other side may come back within its bounds
         high = (want - upper)[over].sum() >= (lower - want)[under].sum()
         index = np.flatnonzero(free)[over if high else under]
         ideal[index] = upper if high else lower

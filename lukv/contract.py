@@ -1,9 +1,9 @@
-"""check_method: the contract every scorer and allocator must meet, run on made-up prompts in a few seconds.
+"""check_method: the contract that every scorer and allocator must meet, checked on synthetic prompts in seconds.
 
     from lukv.contract import check_method
     check_method(MyScorer(), Uniform())
 
-It needs no model. What passes here runs on the backend with any model, batch and prompt length.
+It needs no model. A method that passes runs on the backend with any model, batch and prompt length.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BUDGETS = (Budget(share=0.05), Budget(share=0.2), Budget(share=0.5), Budget(shar
 
 
 class ContractError(AssertionError):
-    """A scorer or an allocator does not do what every scorer or allocator must."""
+    """A scorer or an allocator breaks the contract."""
 
 
 def check_method(
@@ -39,21 +39,22 @@ def check_method(
 ) -> None:
     """Raise ContractError, saying what is wrong, unless scorer x allocator meets the contract:
 
-    * scores are [K, T] float32, finite, on the keys' device; the same each time; the inputs are left as they are;
-    * they do not depend on the pieces in which `observe` gets the prompt, nor on other prompts in between;
-    * prompts of one token, shorter than what is protected, and of equal keys work; bfloat16 works;
-    * counts are [K] int64 on the CPU, each from 0 to T; each layer keeps exactly `budget.entries(T, K)`, or all layers
-      together exactly `budget.entries(T, layers * K)`; they are the same each time, in whatever order layers come.
+    * scores are [K, T] float32, finite, on the keys' device, and the same each time; the inputs are not changed;
+    * scores do not depend on how `observe` gets the prompt in chunks, nor on other prompts in between;
+    * prompts of one token, prompts that are all protected, prompts of equal keys, and bfloat16 work;
+    * counts are [K] int64 on the CPU, each from 0 to T, the same each time and in any order of layers;
+    * each layer keeps exactly `budget.entries(T, K)`, or all layers together `budget.entries(T, layers * K)`.
 
-    A budget table belongs to one geometry: give its `layers` and `kv_heads`.
+    `layers`, `kv_heads`, `query_heads` and `head_dim` are the synthetic prompts' geometry. A budget table belongs to
+    one geometry: give its `layers` and `kv_heads`.
     """
     shielded = protection.over(scorer)
     lengths = {1, 2, 5, shielded.sink + 1, shielded.sink + shielded.recent + 1, 70, 150}
     for kind, tokens in [*(("random", n) for n in sorted(lengths)), ("equal", 70), ("bfloat16", 70)]:
-        prompt = [_made_up(kind, index, layers, kv_heads, query_heads, tokens, head_dim) for index in range(layers)]
+        prompt = [_make_prompt(kind, index, layers, kv_heads, query_heads, tokens, head_dim) for index in range(layers)]
         where = f"{tokens} {kind} tokens"
         _check_scorer(scorer, *prompt[-1], where)
-        observed = [_observed(scorer, layer, queries) for queries, layer in prompt]
+        observed = [_observe(scorer, layer, queries) for queries, layer in prompt]
         scores = torch.stack([scorer.score(layer) for layer in observed])
         for budget in BUDGETS:
             counts = _check_counts(allocator, budget, scores, shielded, where)
@@ -65,12 +66,12 @@ def check_method(
 
 
 def rope(positions: Tensor, dims: int = 16) -> tuple[Tensor, Tensor]:
-    """The plain rotary embedding of the made-up prompts: (cos, sin), each [n, dims]."""
+    """The plain rotary embedding of the synthetic prompts: (cos, sin), each [n, dims]."""
     angle = positions[:, None] * 10000.0 ** (-torch.arange(0, dims, 2, device=positions.device) / dims)
     return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
 
-def _made_up(
+def _make_prompt(
     kind: str, index: int, layers: int, kv_heads: int, query_heads: int, tokens: int, dim: int
 ) -> tuple[Tensor, PromptLayer]:
     generator = torch.Generator().manual_seed(1000 * tokens + index)
@@ -86,10 +87,10 @@ def _made_up(
     )
 
 
-def _observed(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequence[int] = ()) -> PromptLayer:
-    """The layer with what the scorer makes of its queries, handed over in the pieces between `cuts`."""
+def _observe(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequence[int] = ()) -> PromptLayer:
+    """The layer after the scorer has observed its queries, in chunks that end at `cuts`."""
     if scorer.needs_utility:
-        return replace(layer, observed=layer.values.float().norm(dim=-1))  # as good as any that was measured
+        return replace(layer, observed=layer.values.float().norm(dim=-1))  # any finite numbers will do
     observed: Any = None
     edges = [0, *(cut for cut in cuts if cut < queries.shape[1]), queries.shape[1]]
     for start, end in pairwise(edges):
@@ -101,7 +102,7 @@ def _check_scorer(scorer: Scorer, queries: Tensor, layer: PromptLayer, where: st
     who = f"scorer {scorer.name or type(scorer).__name__} ({where})"
     heads, tokens = layer.keys.shape[:2]
     before = [x.clone() for x in (queries, layer.keys, layer.values)]
-    whole = _observed(scorer, layer, queries)
+    whole = _observe(scorer, layer, queries)
     scores = scorer.score(whole)
     _require(scores.shape == (heads, tokens), f"{who}: scores are {list(scores.shape)}, not [K, T] = {[heads, tokens]}")
     _require(scores.dtype == torch.float32, f"{who}: scores are {scores.dtype}, not float32")
@@ -109,21 +110,21 @@ def _check_scorer(scorer: Scorer, queries: Tensor, layer: PromptLayer, where: st
     _require(bool(torch.isfinite(scores).all()), f"{who}: a score is NaN or infinite")
     first = scores.clone()
     other = replace(layer, keys=layer.keys.flip(1), values=layer.values.flip(1))
-    scorer.score(_observed(scorer, other, queries.flip(1)))
+    scorer.score(_observe(scorer, other, queries.flip(1)))
     same = all(torch.equal(x, y) for x, y in zip(before, (queries, layer.keys, layer.values), strict=True))
     _require(same, f"{who}: it writes into its inputs")
     _require(torch.equal(scorer.score(whole), first), f"{who}: scoring the same prompt again gives other scores")
-    _require(torch.equal(scorer.score(_observed(scorer, layer, queries)), first), f"{who}: it remembers other prompts")
+    _require(torch.equal(scorer.score(_observe(scorer, layer, queries)), first), f"{who}: it remembers other prompts")
     for cuts in ((1,), (3, 4), range(0, tokens, 32)):
-        pieces = scorer.score(_observed(scorer, layer, queries, [c for c in cuts if c]))
-        close = torch.allclose(pieces, first, rtol=1e-5, atol=1e-6 * float(first.abs().max()))
-        _require(close, f"{who}: scores depend on how the prompt was cut into pieces (cuts {list(cuts)})")
+        chunked = scorer.score(_observe(scorer, layer, queries, [c for c in cuts if c]))
+        close = torch.allclose(chunked, first, rtol=1e-5, atol=1e-6 * float(first.abs().max()))
+        _require(close, f"{who}: scores depend on how the prompt was cut into chunks (cuts {list(cuts)})")
 
 
 def _check_counts(
     allocator: Allocator, budget: Budget, scores: Tensor, protection: Protection, where: str
 ) -> list[Tensor]:
-    """Counts for scores [layers, K, T]."""
+    """The counts [K] of each layer, for scores [layers, K, T]."""
     layers, heads, tokens = scores.shape
     protected = protection.mask(tokens)
     who = f"{type(allocator).__name__} ({where}, {budget})"

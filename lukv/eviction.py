@@ -1,5 +1,8 @@
-"""Scores, keep counts and protection -> kept positions. The tie rule lives here and nowhere else:
-equal scores keep the later position first, and protected tokens outrank all others."""
+"""Scores, keep counts and protection -> kept positions.
+
+The tie rule lives here and nowhere else: of equal scores the later position is kept first, and protected tokens outrank
+all others.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ STARVED = ("sinks_first", "earliest", "authors")
 
 @dataclass(frozen=True)
 class Protection:
-    """First `sink` and last `recent` tokens to rank first, at least: a scorer may ask for more.
+    """The first `sink` and last `recent` tokens rank before all others. A scorer may ask for more of them.
 
-    starved: what a head with fewer slots than protected tokens keeps of them. sinks_first: the sinks, the first one
-    first, then the latest tokens. earliest: the earliest (kvpress and the later release of LU-KV's authors). authors:
-    the latest, so that sinks go first (their older release, which prunes upwards among tied scores)."""
+    starved: which protected tokens a head keeps that has fewer slots than there are of them. `sinks_first`: the sinks
+    from the first one on, then the latest tokens. `earliest`: the earliest (kvpress and the later release of LU-KV's
+    authors). `authors`: the latest, so that sinks go first (their older release, which prunes upwards among tied
+    scores).
+    """
 
     sink: int = 0
     recent: int = 0
@@ -33,16 +38,16 @@ class Protection:
             raise ValueError(f"protection: sink={self.sink} and recent={self.recent} must be at least 0")
 
     def over(self, scorer: Scorer) -> Protection:
-        """What is protected when this protection is asked for and the scorer brings its own."""
+        """What is protected when the scorer brings a protection of its own: the larger of both."""
         return Protection(max(self.sink, scorer.sink), max(self.recent, scorer.recent), self.starved)
 
     def mask(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
         """[tokens] bool: which tokens are protected."""
-        return self.level(tokens, device) > 0
+        return self.grade(tokens, device) > 0
 
-    def level(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
-        """[tokens] int64: 0 for an ordinary token, 1 and more for a protected one, the one to keep longest highest (by
-        `starved`); of equal ones the tie rule keeps the later."""
+    def grade(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
+        """[tokens] int64: 0 for an ordinary token, 1 and more for a protected one, the highest for the one that is kept
+        longest (see `starved`). Of equal grades the tie rule keeps the later token."""
         position = torch.arange(tokens, device=device)
         recent = (position >= tokens - self.recent).long()
         if self.starved != "sinks_first":
@@ -53,12 +58,13 @@ class Protection:
 
 
 Ranking = tuple[Scorer, Protection]
-"""What decides the order of a prompt's tokens, whatever the budget."""
+"""What decides the order of a prompt's tokens. The budget does not."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One layer of one prompt: `heads` is what allocators see, order [K, T] int64 its positions, best first."""
+    """One ranked layer of one prompt: `heads` is what allocators see; order [K, T] int64 are its positions, best
+    first."""
 
     heads: HeadScores
     order: Tensor
@@ -75,46 +81,48 @@ class Eviction:
 
     def keep(self, layer: PromptLayer) -> Tensor:
         """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts."""
-        return self.best(self.rank(layer))
+        return self.select(self.rank(layer))
 
     @property
     def ranking(self) -> Ranking:
         return self.scorer, self.protection.over(self.scorer)
 
     def rank(self, layer: PromptLayer) -> Ranked:
-        """The same for every budget and allocator: depends on `ranking` alone."""
+        """Score and order one layer's tokens. This depends on `ranking` alone: budgets and allocators can share it.
+        Raises ValueError for unusable scores."""
         scores = self.scorer.score(layer)
         heads, tokens = layer.keys.shape[:2]
         if scores.shape != (heads, tokens):
             raise ValueError(f"scorer {self.scorer.name}: scores {list(scores.shape)} instead of {[heads, tokens]}")
         _, protection = self.ranking
         scores = protect(scores, protection, self.scorer.name)
-        return Ranked(scores_of(layer, scores, protection), rank(scores))
+        return Ranked(make_head_scores(layer, scores, protection), rank(scores))
 
-    def best(self, ranked: Ranked) -> Tensor:
-        """[K, T] bool: as many of the best entries of each head as the allocator says."""
+    def select(self, ranked: Ranked) -> Tensor:
+        """[K, T] bool: as many of each head's best entries as the allocator says. Raises ValueError for unusable
+        counts."""
         heads, tokens = ranked.order.shape
         counts = self.allocator.counts(self.budget, ranked.heads)
         if counts.shape != (heads,) or counts.min() < 0 or counts.max() > tokens:
             name = type(self.allocator).__name__
             raise ValueError(f"{name}: counts {counts.tolist()} are not {heads} numbers from 0 to {tokens}")
-        return first(ranked.order, counts)
+        return select_first(ranked.order, counts)
 
 
-def scores_of(layer: PromptLayer, scores: Tensor, protection: Protection) -> HeadScores:
-    """What an allocator sees of a layer whose protected tokens `protect` has raised in scores [K, T]."""
+def make_head_scores(layer: PromptLayer, scores: Tensor, protection: Protection) -> HeadScores:
+    """What an allocator sees of a layer. scores [K, T]: those that `protect` returns."""
     return HeadScores(scores, protection.mask(scores.shape[-1], scores.device), layer.index, layer.layers)
 
 
 def protect(scores: Tensor, protection: Protection, name: str = "scorer") -> Tensor:
-    """scores [K, T] with the protected tokens raised above every score of the layer (so that they also win where heads
-    compete), in the order of `Protection.level`. Raises ValueError for scores that are NaN or infinite.
+    """Raise the protected tokens in scores [K, T] above every score of the layer, in the order of `Protection.grade`.
 
-    The step is 1 or, for large scores, a millionth of the largest: 1e9 + 1 is 1e9 in float32.
+    So they also win where heads compete. Raises ValueError for scores that are NaN or infinite. From grade to grade the
+    score rises by 1 or, if scores are large, by a millionth of the largest, because 1e9 + 1 is 1e9 in float32.
     """
     top = scores.max()
-    level = protection.level(scores.shape[-1], scores.device)
-    raised = torch.where(level > 0, top + level * (top.abs() * 2**-20).clamp(min=1), scores)
+    grade = protection.grade(scores.shape[-1], scores.device)
+    raised = torch.where(grade > 0, top + grade * (top.abs() * 2**-20).clamp(min=1), scores)
     if not (torch.isfinite(scores) & torch.isfinite(raised)).all():
         raise ValueError(f"scorer {name}: a score is NaN or infinite (or too near the largest float to rank above it)")
     return raised
@@ -126,12 +134,12 @@ def rank(scores: Tensor) -> Tensor:
     return scores.shape[-1] - 1 - flipped
 
 
-def best(scores: Tensor, counts: Tensor) -> Tensor:
+def select_best(scores: Tensor, counts: Tensor) -> Tensor:
     """[K, T] bool: the counts[k] best entries of each head k."""
-    return first(rank(scores), counts)
+    return select_first(rank(scores), counts)
 
 
-def first(order: Tensor, counts: Tensor) -> Tensor:
+def select_first(order: Tensor, counts: Tensor) -> Tensor:
     """[K, T] bool: the first counts[k] of the positions order [K, T]."""
     chosen = torch.arange(order.shape[-1], device=order.device) < counts.to(order.device)[:, None]
     return torch.zeros_like(chosen).scatter_(-1, order, chosen)

@@ -28,8 +28,8 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
-from lukv.backend.config import config_hash, weights_hash, windows
-from lukv.backend.kernels import names, pick
+from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.kernels import list_kernels, pick
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
@@ -62,7 +62,7 @@ class LoadedModel:
     @property
     def layers(self) -> int:
         """Layers that can be evicted: those with full attention."""
-        return windows(self.config).count(None)
+        return find_windows(self.config).count(None)
 
     @property
     def kv_heads(self) -> int:
@@ -70,7 +70,7 @@ class LoadedModel:
 
     @cached_property
     def weights_hash(self) -> str:
-        return weights_hash(self.model)
+        return hash_weights(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -177,8 +177,8 @@ def load(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
-    if attention not in ("auto", *names()):
-        raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(names())}")
+    if attention not in ("auto", *list_kernels()):
+        raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(list_kernels())}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     place = torch_device(device)
@@ -198,7 +198,7 @@ def load(
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     tokenizer.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
-    kind = config_hash(model.config)
+    kind = hash_config(model.config)
     return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)
 
 
@@ -233,7 +233,7 @@ def torch_device(name: str) -> torch.device:
 def supported_config(path: str, **options: Any) -> PreTrainedConfig:
     """An unsupported architecture is refused before its weights are read."""
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
-    windows(config)
+    find_windows(config)
     return config
 
 

@@ -1,17 +1,17 @@
-"""Utility probe: predict a token's utility itself, linearly, from what the cache holds of it. Ours: see docs/beyond.md.
+"""Utility probe: it predicts a token's utility, linearly, from the token's key and value. Ours: see docs/beyond.md.
 
-    x = [k before RoPE, v, |v|, mean k^2, cos(k, a), 1]                            of one token in one KV head
-    a = mean over the prompt's tokens of k/|k|, after RoPE                         the anchor of KeyDiff (2504.15364)
-    y = log(mean over the questions of U + eps)                                    U: lukv/budgets/oracle.py
-    w = argmin  mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2                    per layer and KV head, closed form
+    x = [k before RoPE, v, |v|, mean k^2, cos(k, a), 1]             of one token in one KV head
+    a = mean over the prompt's tokens of k/|k|, after RoPE          the anchor of KeyDiff (arXiv 2504.15364)
+    y = log(mean over the questions of U + eps)                     U: lukv/budgets/oracle.py
+    w = argmin mean (x.w - y)^2 + ridge * sum_i var(x_i) w_i^2      per layer and KV head, in closed form
 
-U is taken in units of the layer's mean value weight n, that is, as an attention probability at a token of average
-value: eps = 1e-3 means one thousandth of the attention whatever the model, the layer and the prompt's length. Tokens
-that the protection ranks first in any case are left out. Every context weighs the same. `ProbeFit` adds up x'x and x'y
-in float64, so memory does not grow with the number of contexts.
+U is measured in units of the layer's mean value weight. It is then the attention probability of a token of average
+value: eps = 1e-3 means one thousandth of the attention, whatever the model, the layer and the prompt's length.
+Protected tokens are left out of the fit, because they rank first in any case. Every context weighs the same. `ProbeFit`
+sums x'x and x'y in float64, so memory does not grow with the number of contexts.
 
-At run time a probe is a scorer like any other: one product per token, of keys and values as they are cached (the
-weights are turned by RoPE, not the keys). It looks at no queries.
+At run time a probe is a scorer like any other. It computes one product per token, of keys and values as they are
+cached: RoPE is applied to the weights, not undone on the keys. It needs no queries.
 """
 
 from __future__ import annotations
@@ -26,25 +26,33 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lukv.artifacts import write_atomically
-from lukv.budgets.table import Target, calibrate_command, model_of
+from lukv.artifacts import (
+    Target,
+    calibrate_command,
+    check_made_for,
+    describe_model,
+    read_tensors,
+    reading,
+    require,
+    write_tensors,
+)
 from lukv.eviction import Protection
-from lukv.scoring import PromptLayer, Rope, Scorer, rotate
+from lukv.ops import rotate
+from lukv.scoring import PromptLayer, Rope, Scorer
 
 KIND = "lukv utility probe"
-OTHERS = 4  # features besides key and value
-BLOCK = 512  # tokens at a time on a CPU: what its cache holds
-LARGE_BLOCK = 8192  # on a GPU: few, large launches, and still little scratch beside a long prompt
+SCALAR_FEATURES = 4  # features of a token beside its key and its value
+BLOCK = 512  # tokens at a time on a CPU, so that they stay in its cache
+LARGE_BLOCK = 8192  # tokens at a time on a GPU: few, large launches, and little memory beside a long prompt
 
 
 @dataclass(frozen=True)
 class UtilityProbe(Scorer):
-    """`path`: what job=calibrate has fitted for this model. `eps`, `ridge`: how it fits one."""
+    """`path`: the file of the probe that job=calibrate has fitted for this model. `eps` and `ridge` are used in the fit
+    only."""
 
     needs_rope: ClassVar[bool] = True
     name: str = "utility_probe"
@@ -61,82 +69,83 @@ class UtilityProbe(Scorer):
         return Probe.load(self.path)
 
     def parameters(self) -> dict[str, Any]:
-        """The fitted weights, wherever they lie: a table made for another probe is another scorer's."""
+        """The weights' hash instead of their path: another probe is another scorer, with a table of its own."""
         return {"name": self.name, "sink": self.sink, "recent": self.recent, "probe": self.probe.hash}
 
     def check(self, model: Target) -> None:
-        """Raise FileNotFoundError or ValueError unless the probe was fitted on this model."""
-        about = self.probe.metadata
-        for key in ("config_hash", "weights_hash"):
-            if about.get(key) != getattr(model, key):
-                raise ValueError(
-                    f"{self.path} was fitted for {key} {about.get(key)}, not for {getattr(model, key)}: make it with "
-                    f"`{calibrate_command(model.name, self.name)}`"
-                )
+        """Raise ValueError unless the probe was fitted on this model, FileNotFoundError if there is none."""
+        command = calibrate_command(model.name, self.name)
+        check_made_for(self.path, self.probe.metadata, describe_model(model), command)
 
-    def learner(self) -> ProbeFit:
+    def begin_fit(self) -> ProbeFit:
+        """Empty sums, to be fitted with this scorer's `eps` and `ridge`."""
         return ProbeFit(self.eps, self.ridge)
 
-    def fitted(self, path: str | Path) -> UtilityProbe:
+    def load_fit(self, path: str | Path) -> UtilityProbe:
+        """The same scorer with the probe at `path`."""
         return replace(self, path=str(path))
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens, d = layer.keys.shape
-        weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: rows times columns is the fast product on a CPU
-        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], OTHERS], dim=-1)
+        weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: a row times a matrix is fast on a CPU
+        w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], SCALAR_FEATURES], dim=-1)
         direction = anchor(layer.keys).float()[:, None]
         scores = torch.empty(heads, tokens, device=layer.keys.device)
         for at in blocks(layer):
             keys, values = layer.keys[:, at].float(), layer.values[:, at].float()
-            total = w_value @ values.mT + w_rest @ others(keys, values, direction).mT
+            total = w_value @ values.mT + w_rest @ scalar_features(keys, values, direction).mT
             if layer.rope is None:
                 total += w_key @ keys.mT
-            else:  # the weights turned along with each key: cos times them, and sin times a quarter turn of them
-                cos, sin = angles(layer.rope, layer.places(at), keys)
+            else:  # RoPE of the weights: the weights times cos, plus their quarter turn times sin
+                cos, sin = angles(layer.rope, layer.token_positions(at), keys)
                 total += w_key @ (keys * cos).mT + quarter_turn(w_key, layer.rope) @ (keys * sin).mT
             scores[:, at] = total[:, 0]
         return scores
 
 
 def features(layer: PromptLayer, at: slice = slice(None)) -> Tensor:
-    """x [K, n, d + dv + OTHERS] float32 (float64 for float64) of the tokens `at`."""
+    """x [K, n, d + dv + SCALAR_FEATURES] of the tokens `at`, float32 (float64 for float64)."""
     keys, values = (part[:, at].to(precision(part)) for part in (layer.keys, layer.values))
     plain = keys
     if layer.rope is not None:
-        cos, sin = angles(layer.rope, layer.places(at), keys)
+        cos, sin = angles(layer.rope, layer.token_positions(at), keys)
         plain = keys * cos - quarter_turn(keys, layer.rope) * sin
-    return torch.cat([plain, values, others(keys, values, anchor(layer.keys)[:, None])], -1)
+    return torch.cat([plain, values, scalar_features(keys, values, anchor(layer.keys)[:, None])], -1)
 
 
-def others(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
-    """[K, n, OTHERS]: |v|, mean k^2, cos(k, a), 1. direction [K, 1, d]: a / |a|."""
+def scalar_features(keys: Tensor, values: Tensor, direction: Tensor) -> Tensor:
+    """[K, n, SCALAR_FEATURES]: |v|, mean k^2, cos(k, a) and 1. direction [K, 1, d] is a / |a|."""
     length, norm = (torch.linalg.vector_norm(part, dim=-1) for part in (keys, values))
     cosine = (direction @ keys.mT)[:, 0] / length.clamp(min=1e-12)
     return torch.stack([norm, length.square() / keys.shape[-1], cosine, torch.ones_like(norm)], -1)
 
 
 def anchor(keys: Tensor) -> Tensor:
-    """[K, d] float32 (float64 for float64), of length 1: the direction that the keys [K, T, d] have in common."""
+    """a / |a| [K, d]: the direction that the keys [K, T, d] have in common. float32 (float64 for float64)."""
     keys = keys.to(precision(keys))
     length = torch.linalg.vector_norm(keys, dim=-1).clamp(min=1e-12)
     return normalize(((1 / length)[:, None] @ keys)[:, 0], dim=-1)
 
 
 def angles(rope: Rope, positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [n, d] of the positions [n] of keys [K, n, d], 1 and 0 where they are not turned. Where the embedding
-    scales by an attention factor, they take it out again."""
+    """cos and sin [n, d] that undo RoPE at positions [n] for keys [K, n, d].
+
+    They are 1 and 0 in dimensions that RoPE leaves alone. If the embedding scales by an attention factor, they divide
+    by it.
+    """
     cos, sin = (part.to(keys.dtype) for part in rope(positions))
     square, rest = cos**2 + sin**2, (0, keys.shape[-1] - cos.shape[-1])
     return pad(cos / square, rest, value=1.0), pad(sin / square, rest)
 
 
 def quarter_turn(x: Tensor, rope: Rope) -> Tensor:
-    """x [..., d] turned by 90 degrees in each plane of the rotary embedding; 0 where there is none."""
+    """x [..., d] rotated by 90 degrees in each plane of the rotary embedding, and 0 in the other dimensions."""
     n = rope(torch.zeros(1, device=x.device))[0].shape[-1]
     return rotate(x, x.new_zeros(n), x.new_ones(n)) - pad(x[..., n:], (n, 0))
 
 
 def blocks(layer: PromptLayer) -> list[slice]:
+    """Slices of the layer's tokens that are computed at a time."""
     tokens, size = layer.keys.shape[1], LARGE_BLOCK if layer.keys.is_cuda else BLOCK
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
@@ -147,16 +156,16 @@ def precision(tensor: Tensor) -> torch.dtype:
 
 @dataclass
 class ProbeFit:
-    """Normal equations, streaming. `state` (plain arrays) is all there is to save; sums that go on from it end with the
-    same bits."""
+    """The normal equations, streamed. `state` holds all sums as plain arrays; a fit that continues from a saved state
+    ends with the same bits."""
 
     eps: float = 1e-3
     ridge: float = 1e-2
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None:
-        """One context: its layers, and utility [layers, K, T], the mean over its questions in units of the layer's mean
-        value weight."""
+        """Add one context: its layers, and utility [layers, K, T], the mean over its questions, in units of the layer's
+        mean value weight."""
         xx, xy = [], []
         for layer, worth in zip(layers, utility, strict=True):
             tokens = layer.keys.shape[1]
@@ -175,15 +184,18 @@ class ProbeFit:
         self.state = {name: np.asarray(self.state.get(name, 0) + value) for name, value in sums.items()}
 
     def weights(self) -> np.ndarray:
-        """[layers, K, d + dv + OTHERS] float64. The last feature is the constant, which gives the means."""
+        """[layers, K, d + dv + SCALAR_FEATURES] float64. Raises ValueError if there is no context."""
         if not self.state:
             raise ValueError("no context was measured: there is nothing to fit a probe to")
+        # the last feature is the constant 1, so its row of x'x holds the means
         second, target = (self.state[name] / self.state["contexts"] for name in ("xx", "xy"))
         mean, level = second[..., :-1, -1], target[..., -1]
         covariance = second[..., :-1, :-1] - mean[..., :, None] * mean[..., None, :]
         slope = target[..., :-1] - mean * level[..., None]
         variance = np.diagonal(covariance, axis1=-2, axis2=-1)
-        known = variance > 1e-12 * second.diagonal(axis1=-2, axis2=-1)[..., :-1]  # the others never vary: weight 0
+        known = (
+            variance > 1e-12 * second.diagonal(axis1=-2, axis2=-1)[..., :-1]
+        )  # a feature that never varies gets weight 0
         penalty = np.where(known, self.ridge * variance, 1.0)
         both = known[..., :, None] & known[..., None, :]
         system = np.where(both, covariance, 0) + penalty[..., None] * np.eye(penalty.shape[-1])
@@ -191,13 +203,15 @@ class ProbeFit:
         return np.concatenate([weights, (level - (weights * mean).sum(-1))[..., None]], axis=-1)
 
     def save(self, path: str | Path, metadata: Mapping[str, Any]) -> None:
+        """Solve, and write the probe with its metadata to a file."""
         about = {**metadata, "eps": self.eps, "ridge": self.ridge, "contexts": int(self.state["contexts"])}
         Probe(self.weights().astype(np.float32), about).save(path)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """weights [layers, K, d + dv + OTHERS] float32, metadata: what it was fitted on, plain JSON."""
+    """A fitted probe. weights [layers, K, d + dv + SCALAR_FEATURES] float32. metadata: what it was fitted on, as plain
+    JSON."""
 
     weights: np.ndarray
     metadata: dict[str, Any]
@@ -211,9 +225,10 @@ class Probe:
         return torch.from_numpy(self.weights)
 
     def of(self, layer: PromptLayer) -> Tensor:
-        """[K, d + dv + OTHERS] of this layer. Raises ValueError for another model's layer."""
-        heads = len(layer.keys) if layer.head is None else self.weights.shape[1]  # of one alone nothing is to be seen
-        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + OTHERS
+        """[K, d + dv + SCALAR_FEATURES]: the weights of this layer. Raises ValueError for another geometry."""
+        # a single-head view cannot reveal the head count
+        heads = len(layer.keys) if layer.head is None else self.weights.shape[1]
+        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + SCALAR_FEATURES
         if self.weights.shape != wanted:
             layers, heads, size = self.weights.shape
             raise ValueError(
@@ -225,23 +240,19 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}
-        write_atomically(path, save({"weights": np.ascontiguousarray(self.weights)}, header))
+        write_tensors(path, {"weights": np.ascontiguousarray(self.weights)}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Probe:
-        """A missing file raises FileNotFoundError, anything that is not a whole and sound probe ValueError."""
+        """Read a probe. Raises FileNotFoundError for a missing file, and ValueError for anything that is not a whole
+        and sound probe."""
         path = Path(path)
-        if not path.is_file():
-            command = calibrate_command(model_of(path), path.name.split(".")[0])
-            raise FileNotFoundError(f"no utility probe at {path}: make it with `{command}`")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-                if header.get("kind") != KIND:
-                    raise ValueError(f"it says it is {header.get('kind')!r}")
-                weights = file.get_tensor("weights")
-                if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
-                    raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
-                return cls(weights, json.loads(header["json"]))
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(f"{path} is not a utility probe: {' '.join(str(error).split())}") from error
+        require(path, "utility probe")
+        with reading(path, "utility probe"):
+            tensors, header = read_tensors(path)
+            if header.get("kind") != KIND or "weights" not in tensors:
+                raise ValueError(f"it holds {sorted(tensors)} and says it is {header.get('kind')!r}")
+            weights = tensors["weights"]
+            if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
+                raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
+            return cls(weights, json.loads(header["json"]))

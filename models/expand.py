@@ -1,9 +1,9 @@
-"""A copy of a checkpoint in which every query head has a KV head of its own: the same function, G times the cache.
+"""Copy a checkpoint so that every query head has a KV head of its own: the same function with G times the cache.
 
     python -m models.expand models/tiny FOLDER
     python run.py model=hf model.path=FOLDER method=snapkv budget=0.05
 
-It is what the original SnapKV repository does to a grouped-query model before it compresses: KV heads are repeated, and
+The original SnapKV repository does this to a grouped-query model before it compresses: it repeats the KV heads, and
 each query head then keeps tokens of its own. A budget b of this checkpoint is G*b of the grouped model's cache.
 """
 
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lukv.model import load
 
 
-def expanded(model: PreTrainedModel) -> PreTrainedModel:
+def expand(model: PreTrainedModel) -> PreTrainedModel:
     """A model with H KV heads that computes what `model` with K computes. Raises ValueError for a model without
     separate key and value projections (Phi-3's are fused)."""
     config = deepcopy(model.config)
@@ -31,15 +31,15 @@ def expanded(model: PreTrainedModel) -> PreTrainedModel:
     if not projections:
         raise ValueError(f"{config.model_type} has no k_proj and v_proj to repeat")
     for name in projections:
-        weights[name] = repeated(weights[name], kv_heads, heads // kv_heads)
+        weights[name] = repeat_heads(weights[name], kv_heads, heads // kv_heads)
     twin = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     twin.load_state_dict(weights)
     twin.generation_config = deepcopy(model.generation_config)
     return twin.eval()
 
 
-def repeated(weight: Tensor, kv_heads: int, times: int) -> Tensor:
-    """[K * d, ...] -> [K * times * d, ...]: each head's rows, `times` times in a row, in the order of query heads."""
+def repeat_heads(weight: Tensor, kv_heads: int, times: int) -> Tensor:
+    """[K * times * d, ...] from [K * d, ...]: each head's rows `times` times in a row, in the order of query heads."""
     return weight.unflatten(0, (kv_heads, -1)).repeat_interleave(times, 0).flatten(0, 1)
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         parser.error(f"{options.folder} exists already")
     loaded = load(options.model, device="cpu")
     heads = loaded.config.num_attention_heads
-    expanded(loaded.model).save_pretrained(options.folder)
+    expand(loaded.model).save_pretrained(options.folder)
     loaded.tokenizer.save_pretrained(options.folder)
     print(f"{options.folder}: {heads} KV heads a layer instead of {loaded.kv_heads}")
 

@@ -10,26 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from evals.jobs.device import out_of_memory
-from evals.jobs.prompts import BATCH_TOKENS, Context, Prompt
+from evals.jobs.device import describe_out_of_memory, synchronize
+from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
 from evals.run.folder import RunFolder
+from evals.run.records import Times
 from evals.run.settings import Run
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel
 
 Line = dict[str, Any]
-"""A line of samples.jsonl."""
+"""A line of samples.jsonl: a SampleRecord or a FailedSample of records.py."""
 
-JOINED_ROWS = 64
-"""Sequences that are decoded together, at most, but always the batch of one method."""
+Answered = Iterator[tuple["ActiveRun", list[Line]]]
+
+ROWS_TOGETHER = 64
+"""Sequences that are decoded together, at most. The batch of one method always is."""
 
 
 @dataclass
-class Cell:
-    """A run at work. `eviction` None keeps everything. `failure`: why it cannot go on; the others do."""
+class ActiveRun:
+    """A run at work. eviction: None keeps everything. failure: why it cannot go on, while the others do."""
 
     run: Run
     folder: RunFolder
@@ -42,11 +45,12 @@ class Cell:
     def needs_utility(self) -> bool:
         return self.eviction is not None and self.eviction.scorer.needs_utility
 
-    def lacks(self, batch: Sequence[Context]) -> bool:
-        return any(p.sample.id not in self.done for context in batch for p in context)
+    def lacks(self, batch: Sequence[SharedContext]) -> bool:
+        """Whether a sample of the batch is not done."""
+        return any(s.sample.id not in self.done for context in batch for s in context)
 
     def record(self, lines: Sequence[Line]) -> list[Line]:
-        """Write down what is new of these lines; returns it."""
+        """Write those of these lines into the folder that are new, and return them."""
         new = [line for line in lines if line["id"] not in self.done]
         self.folder.append(new)
         self.failed += [line for line in new if "error" in line]
@@ -54,144 +58,148 @@ class Cell:
         return new
 
 
-def parts(batch: list[Context], cells: Sequence[Cell]) -> Iterator[tuple[list[Context], list[Cell]]]:
-    """The batch for the cells that compress a context once, whatever is asked; then one question of each context after
-    the other for those whose scorer must know what the answer needs (Scorer.needs_utility)."""
-    yield batch, [cell for cell in cells if not cell.needs_utility]
+def split_by_need(
+    batch: list[SharedContext], runs: Sequence[ActiveRun]
+) -> Iterator[tuple[list[SharedContext], list[ActiveRun]]]:
+    """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
+    context after the other for those whose scorer must know what the answer needs (Scorer.needs_utility)."""
+    yield batch, [each for each in runs if not each.needs_utility]
     for turn in range(len(batch[0])):
-        yield [[context[turn]] for context in batch], [cell for cell in cells if cell.needs_utility]
+        yield [[context[turn]] for context in batch], [each for each in runs if each.needs_utility]
 
 
-def attempt(
-    batch: list[Context], cells: list[Cell], model: LoadedModel, join: bool
-) -> Iterator[tuple[Cell, list[Line]]]:
-    """The batch's lines for each cell. Where memory does not hold it: one context after the other, then one cell after
-    the other; a sample that does not fit even alone is recorded as failed."""
+def answer_within_memory(
+    batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool
+) -> Answered:
+    """Each run's lines for the batch. Where memory does not hold it: one context after the other, then one run after
+    the other. A sample that does not fit even alone is recorded as failed."""
     try:
-        yield from answer_batch(batch, cells, model, join)
+        yield from answer_batch(batch, runs, model, together)
         return
     except (RuntimeError, MemoryError) as e:
-        reason = out_of_memory(e)
+        reason = describe_out_of_memory(e)
         if reason is None:
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if len(batch) > 1:
         for context in batch:
-            yield from attempt([context], cells, model, join)
-    elif len(cells) > 1:
-        for cell in cells:
-            yield from attempt(batch, [cell], model, join)
+            yield from answer_within_memory([context], runs, model, together)
+    elif len(runs) > 1:
+        for each in runs:
+            yield from answer_within_memory(batch, [each], model, together)
     else:
-        yield cells[0], [{"id": p.sample.id, "task": p.task.name, "error": reason} for p in batch[0]]
+        yield runs[0], [{"id": s.sample.id, "task": s.task.name, "error": reason} for s in batch[0]]
 
 
 @torch.inference_mode()
-def answer_batch(
-    batch: list[Context], cells: list[Cell], model: LoadedModel, join: bool
-) -> Iterator[tuple[Cell, list[Line]]]:
-    """Prefill the batch's contexts, evict them by each cell's method, decode; with `join` many cells together.
+def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool) -> Answered:
+    """Prefill the batch's contexts, evict them by each run's method, decode. together: many runs in one decoding.
 
-    Cells that are decoded together stay together until all of them have the batch, so that a run which goes on after a
-    stop computes what an uninterrupted one would have, to the last bit.
+    Runs that are decoded together stay together until all of them have the batch. So a run that goes on after a stop
+    computes what an uninterrupted one would have, to the last bit.
     """
-    groups = joined(cells, batch) if join else [[cell] for cell in cells]
-    groups = [group for group in groups if any(cell.lacks(batch) for cell in group)]
+    groups = group_runs(runs, batch) if together else [[each] for each in runs]
+    groups = [group for group in groups if any(each.lacks(batch) for each in group)]
     if not groups:
         return
     rows = [list(context[0].context) for context in batch]
-    at_work = [cell for group in groups for cell in group]
-    attention = cells[0].run["attention"]
-    worth = utilities(batch, model) if cells[0].needs_utility else None
+    at_work = [each for group in groups for each in group]
+    attention = runs[0].run["attention"]
+    utility = measure_utility(batch, model) if runs[0].needs_utility else None
     start = time.perf_counter()
-    if len(at_work) == 1 and worth is None:  # no layer has to wait for another method
-        (cell,) = at_work
-        cache = compress(model, rows, eviction=cell.eviction, attention=attention)
+    if len(at_work) == 1 and utility is None:  # no layer has to wait for another method
+        (alone,) = at_work
+        cache = compress(model, rows, eviction=alone.eviction, attention=attention)
         synchronize(model.device)
-        yield cell, asked([cell], batch, cache, model, [time.perf_counter() - start])[0]
+        yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
-    scorers = [cell.eviction.scorer for cell in at_work if cell.eviction is not None]
+    scorers = [each.eviction.scorer for each in at_work if each.eviction is not None]
     full = compress(model, rows, observe=list(dict.fromkeys(scorers)), attention=attention)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     for group in groups:
         selections: list[Selection] = []
-        chosen: list[Cell] = []
+        selected: list[ActiveRun] = []
         seconds = []
-        for cell in group:
+        for each in group:
             start = time.perf_counter()
             try:
-                selections.append(full.select(cell.eviction, worth))
+                selections.append(full.select(each.eviction, utility))
             except Exception as error:  # this method's own fault: the others go on
-                if out_of_memory(error):
+                if describe_out_of_memory(error):
                     raise
-                cell.failure = error
+                each.failure = error
                 continue
-            chosen.append(cell)
+            selected.append(each)
             seconds.append(time.perf_counter() - start)
-        if not chosen:
+        if not selected:
             continue
         start = time.perf_counter()
-        whole = len(chosen) == 1 and chosen[0].eviction is None
-        cache = full if whole else full.keeping(selections)
+        whole = len(selected) == 1 and selected[0].eviction is None
+        cache = full if whole else full.fork(selections)
         synchronize(model.device)
-        kept_s = (time.perf_counter() - start) / len(chosen)
-        lines = asked(chosen, batch, cache, model, [prefill + s + kept_s for s in seconds], prefill, len(at_work))
-        yield from zip(chosen, lines, strict=True)
+        copying = (time.perf_counter() - start) / len(selected)
+        until_cached = [prefill + s + copying for s in seconds]
+        yield from zip(selected, ask(selected, batch, cache, model, until_cached, prefill, len(at_work)), strict=True)
 
 
-def utilities(batch: Sequence[Context], model: LoadedModel) -> list[list[torch.Tensor]]:
-    """Of each context and layer [K, T]: what its tokens are worth to the full cache's answer to its one question."""
+def measure_utility(batch: Sequence[SharedContext], model: LoadedModel) -> list[list[torch.Tensor]]:
+    """For each context and layer [K, T]: what its tokens are worth to the full cache's answer to its one question."""
     measured = []
-    for (prompt,) in batch:
-        sample = prompt.sample
-        oracle = Oracle(model, OracleSettings(horizon=sample.max_new_tokens))
-        measured.append([*oracle.context(prompt.context).utility(prompt.question, stop=model.stop_at(sample.stop))])
+    for (question,) in batch:
+        sample = question.sample
+        oracle = UtilityOracle(model, OracleSettings(horizon=sample.max_new_tokens))
+        context = oracle.prefill(question.context)
+        measured.append([*context.utility(question.question, stop=model.stop_at(sample.stop))])
     return measured
 
 
-def joined(cells: Sequence[Cell], batch: Sequence[Context]) -> list[list[Cell]]:
-    """Cells in groups that are decoded together: at most JOINED_ROWS sequences, and no more entries than a full cache
-    of BATCH_TOKENS has. Those that keep equally much are neighbours: attention of equally long heads is one call."""
+def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> list[list[ActiveRun]]:
+    """Runs in groups that are decoded together.
+
+    A group has at most ROWS_TOGETHER sequences, and no more entries than a full cache of BATCH_TOKENS. Runs that keep
+    equally much are neighbours, because attention of equally long heads is one call.
+    """
     lengths = [len(context[0].context) for context in batch]
-    kept = [sum(float(c.eviction.budget.of(n)) * n if c.eviction else n for n in lengths) for c in cells]
-    groups: list[list[Cell]] = []
+    kept = [sum(float(r.eviction.budget.of(n)) * n if r.eviction else n for n in lengths) for r in runs]
+    groups: list[list[ActiveRun]] = []
     room = 0.0
-    for i in sorted(range(len(cells)), key=kept.__getitem__):
-        if not groups or room < kept[i] or (len(groups[-1]) + 1) * len(batch) > JOINED_ROWS:
+    for i in sorted(range(len(runs)), key=kept.__getitem__):
+        if not groups or room < kept[i] or (len(groups[-1]) + 1) * len(batch) > ROWS_TOGETHER:
             groups.append([])
             room = float(BATCH_TOKENS)
-        groups[-1].append(cells[i])
+        groups[-1].append(runs[i])
         room -= kept[i]
     return groups
 
 
-def asked(
-    cells: Sequence[Cell],
-    batch: Sequence[Context],
+def ask(
+    runs: Sequence[ActiveRun],
+    batch: Sequence[SharedContext],
     cache: RaggedCache,
     model: LoadedModel,
     prefill: Sequence[float],
     common: float = 0.0,
     sharing: int = 1,
 ) -> list[list[Line]]:
-    """Ask the first question of each context, the second of each, ...: the lines of each cell. `cache` holds the
-    batch's rows for the first cell, then for the second, ...
+    """Ask the first question of each context, then the second of each, and so on. Returns each run's lines.
 
-    prefill: seconds until each cell's cache was there, `common` of them spent for `sharing` cells at once.
+    cache: the batch's rows for the first run, then for the second, and so on. prefill: seconds until each run's cache
+    was there; `common` of them were spent once for `sharing` runs.
     """
-    kept = np.asarray(cache.kept())
+    kept = np.asarray(cache.kept_counts)
     stored, full = cache.row_nbytes, cache.full_row_nbytes
     turns = len(batch[0])
-    lines: list[list[Line]] = [[] for _ in cells]
+    lines: list[list[Line]] = [[] for _ in runs]
     for turn in range(turns):
-        prompts = [context[turn] for context in batch]
-        sample = prompts[0].sample
+        questions = [context[turn] for context in batch]
+        sample = questions[0].sample
         start = time.perf_counter()
         said = answer(
             model,
             cache,
-            [list(p.question) for p in prompts] * len(cells),
+            [list(q.question) for q in questions] * len(runs),
             sample.max_new_tokens,
             model.eos_ids,
             model.stop_at(sample.stop),
@@ -199,40 +207,40 @@ def asked(
             first_token_may_end=sample.first_token_may_end,
         )
         synchronize(model.device)
-        decoding = (time.perf_counter() - start) / len(cells)
+        decoding = (time.perf_counter() - start) / len(runs)
         cache.rollback()
         for i, before in enumerate(prefill):
-            times = {
+            times: Times = {
                 "prefill_s": before,
                 "ttft_s": before + said.ttft_s,
                 "tpot_s": said.tpot_s,
                 "total_s": ((before - common + common / sharing) / turns + decoding) / len(batch),
                 "batch": len(batch),
-                "shared": len(cells),
+                "shared": len(runs),
             }
-            for row, prompt in enumerate(prompts, i * len(prompts)):
-                line = scored(prompt, said.tokens[row], model)
-                line |= budget(kept[:, row], len(prompt.context), int(stored[row]), int(full[row]))
+            for row, question in enumerate(questions, i * len(questions)):
+                line = score_answer(question, said.tokens[row], model)
+                line |= describe_cache(kept[:, row], len(question.context), int(stored[row]), int(full[row]))
                 lines[i].append({**line, "times": times, "attention": cache.kernel})
     return lines
 
 
-def scored(prompt: Prompt, tokens: list[int], model: LoadedModel) -> Line:
+def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedModel) -> Line:
     """The answer's part of a line of samples.jsonl."""
     text = model.decode(tokens)
-    scores: Mapping[str, float] = dict(prompt.task.metric(text, prompt.sample))
+    scores: Mapping[str, float] = dict(question.task.metric(text, question.sample))
     return {
-        "id": prompt.sample.id,
-        "task": prompt.task.name,
+        "id": question.sample.id,
+        "task": question.task.name,
         "prediction": text,
-        "references": list(prompt.sample.references),
+        "references": list(question.sample.references),
         "score": next(iter(scores.values())),
         "scores": scores,
     }
 
 
-def budget(kept: np.ndarray, tokens: int, stored: int, full: int) -> Line:
-    """The cache's part. kept [layers, K] entries of `tokens` each; bytes stored, and of a full cache."""
+def describe_cache(kept: np.ndarray, tokens: int, stored: int, full: int) -> Line:
+    """The cache's part of it. kept [layers, K]: entries, of `tokens` each. stored, full: bytes."""
     return {
         "context_tokens": tokens,
         "kept_share": float(kept.sum()) / (kept.size * tokens),
@@ -240,8 +248,3 @@ def budget(kept: np.ndarray, tokens: int, stored: int, full: int) -> Line:
         "cache_bytes": stored,
         "full_cache_bytes": full,
     }
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,109 +1,136 @@
-"""A run at work, and with it the other runs of a sweep that share its prompts.
+"""Evaluate a run, and with it the other runs of the sweep that share its prompts.
 
-A run that was stopped goes on where it stopped. Batches are cut from the whole list of samples before those that are
-done are left out, so a resumed run computes what an uninterrupted one would have.
+A run that was stopped goes on where it stopped. Batches are cut from the whole list of samples, and only then are the
+samples left out that are done: a resumed run computes what an uninterrupted one would have.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from evals.jobs.decode import Cell, attempt, parts
+from evals.jobs.decode import ActiveRun, answer_within_memory, split_by_need
 from evals.jobs.progress import Progress
-from evals.jobs.prompts import Prompt, batches, prepared, prompt_hashes
-from evals.jobs.result import aggregate
-from evals.run import build, sweep
-from evals.run.folder import RunFolder
-from evals.run.settings import Run
+from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, tokenize_benchmark
+from evals.jobs.result import summarize
+from evals.run import build
+from evals.run.folder import FolderInUse, RunFolder
+from evals.run.records import Result
 from evals.run.signals import finish_first
-from evals.run.tracking import Tracker, following
+from evals.run.sweep import Outcome, Sweep
+from evals.run.tracking import Tracker, follow
 from lukv.model import LoadedModel
 
 
-def computed(folder: RunFolder) -> dict[str, Any]:
-    """Do what is left of the run and of its group."""
+def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
+    """Do what is left of the run and of its group. The result is the run's; those of the others are in the sweep."""
     run = folder.run
-    with build.input_errors(folder.run):
-        build.method(run)
-        build.tracker(run)
-        model = build.model(run)
-        prompts, facts = prepared(build.model_settings(run), json.dumps(run["benchmark"]), run["limit"])
-    about = {"prompts": prompt_hashes(prompts), "benchmark": facts, "model_commit": model.commit}
+    with build.input_errors(run):
+        method = build.build_method(run)
+        build.check_tracker(run)
+        model = build.get_model(run)
+        samples, facts = tokenize_benchmark(
+            build.select_model_settings(run), json.dumps(run["benchmark"]), run["limit"]
+        )
+    about = {"prompts": hash_prompts(samples), "benchmark": facts, "model_commit": model.commit}
     with ExitStack() as opened:
-        cells = [cell_of(folder, model, about), *others(run, model, about, opened)]
-        with following(run["track"], run.folder, list(cells[0].done.values())) as tracker:
-            work(cells, prompts, model, tracker)
-            for cell in cells:
-                conclude(cell, prompts, facts)
-            if cells[0].failure is not None:
-                raise cells[0].failure
-            result = folder.result()
-            assert result is not None
-            tracker.finish(result)
-            sweep.fresh.remove(run.id)
-    return result
+        first = begin(folder, method, model, about)
+        others = open_others(folder, sweep, model, about, opened)
+        with follow(run["track"], run.folder, list(first.done.values())) as tracker:
+            answer([first, *others], sweep, samples, model, tracker)
+            for other in others:
+                sweep.outcomes[other.run.id] = conclude(other, samples, facts)
+            outcome = conclude(first, samples, facts)
+            if outcome.failure is not None:
+                raise outcome.failure
+            assert outcome.result is not None
+            tracker.finish(outcome.result)
+    return outcome.result
 
 
-def cell_of(folder: RunFolder, model: LoadedModel, about: Mapping[str, Any]) -> Cell:
-    """Begin a run, or go on with it. Raises InputError for a method that cannot be built."""
+def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any]) -> ActiveRun:
+    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model."""
     with build.input_errors(folder.run):
-        eviction = build.eviction(folder.run, model)
+        eviction = build.build_eviction(folder.run, method, model)
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
     if caveat:
         print(caveat, file=sys.stderr)
     folder.begin({**about, "caveats": [caveat] if caveat else []})
-    done = {i: line for i, line in folder.samples().items() if "error" not in line}
-    return Cell(folder.run, folder, eviction, done)
+    done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
+    return ActiveRun(folder.run, folder, eviction, done)
 
 
-def others(run: Run, model: LoadedModel, about: Mapping[str, Any], opened: ExitStack) -> Iterator[Cell]:
-    """The rest of the run's group, as far as it is neither finished, nor another process's, nor at fault: what is
-    wrong with a run is said when its own turn comes."""
-    for other in sweep.group(run)[1:]:
+def open_others(
+    folder: RunFolder, sweep: Sweep, model: LoadedModel, about: Mapping[str, Any], opened: ExitStack
+) -> list[ActiveRun]:
+    """The rest of the run's group, with folders that stay open as long as `opened`.
+
+    A run that is finished, or that cannot be done, is noted in the sweep, which says so when its own turn comes. One
+    that another process has is left to its own turn.
+    """
+    active = []
+    for other in sweep.find_group(folder.run):
+        if other.id == folder.run.id:
+            continue
         try:
             with ExitStack() as mine:
-                folder = mine.enter_context(RunFolder(other))
-                if folder.result() is None:
-                    yield cell_of(folder, model, about)
+                own = mine.enter_context(RunFolder(other))
+                result = own.read_result()
+                if result is None:
+                    with build.input_errors(other):
+                        method = build.build_method(other)
+                    active.append(begin(own, method, model, about))
                     opened.push(mine.pop_all())
-        except (RuntimeError, ValueError, OSError):
+                else:
+                    sweep.outcomes[other.id] = Outcome(result, found=True)
+        except FolderInUse:
             continue
+        except (RuntimeError, ValueError, OSError) as error:
+            sweep.outcomes[other.id] = Outcome(failure=error)
+    return active
 
 
-def work(cells: Sequence[Cell], prompts: Sequence[Prompt], model: LoadedModel, tracker: Tracker) -> None:
-    """Answer what is not done yet; the tracker follows the first cell. Runs of a sweep are decoded together: the times
-    of a run and its reference alone are their own."""
-    join = sum(cell.run.id in sweep.planned for cell in cells) > 1
-    run = cells[0].run
-    name = run.id if not join else f"{run.experiment}, {len(cells)} runs"
-    progress = Progress(name, len(prompts) * len(cells), sum(len(cell.done) for cell in cells))
-    for batch in batches(prompts, run["batch_size"]):
-        able = [cell for cell in cells if cell.failure is None]
-        answered = (lines for part, some in parts(batch, able) if some for lines in attempt(part, some, model, join))
+def answer(
+    runs: Sequence[ActiveRun], sweep: Sweep, samples: Sequence[TokenizedSample], model: LoadedModel, tracker: Tracker
+) -> None:
+    """Answer what is not done yet. The tracker follows the first run.
+
+    Runs of a sweep are decoded together. A single run and its reference are not, so that each has its own times.
+    """
+    together = sum(sweep.holds(each.run) for each in runs) > 1
+    run = runs[0].run
+    name = f"{run.comparison_id}, {len(runs)} runs" if together else run.id
+    progress = Progress(name, len(samples) * len(runs), sum(len(each.done) for each in runs))
+    for batch in cut_batches(samples, run["batch_size"]):
+        able = [each for each in runs if each.failure is None]
+        answered = (
+            lines
+            for part, some in split_by_need(batch, able)
+            if some
+            for lines in answer_within_memory(part, some, model, together)
+        )
         with finish_first("the batch at hand"):
-            for cell, lines in answered:
-                new = cell.record(lines)
+            for each, lines in answered:
+                new = each.record(lines)
                 progress.update(len(new))
-                for line in new if cell is cells[0] else ():
+                for line in new if each is runs[0] else ():
                     tracker.sample(line)
     progress.close()
 
 
-def conclude(cell: Cell, prompts: Sequence[Prompt], facts: Mapping[str, Any]) -> None:
-    """Write the cell's result, or remember why there is none."""
-    if cell.failed and cell.failure is None:
-        cell.failure = RuntimeError(
-            f"{len(cell.failed)} of {len(prompts)} samples failed, the first with: {cell.failed[0]['error']}. "
-            f"The others are kept in {cell.run.folder}; the same command tries these again"
+def conclude(each: ActiveRun, samples: Sequence[TokenizedSample], facts: Mapping[str, Any]) -> Outcome:
+    """Write the run's result, or say why there is none. Only the run whose turn it is has been tracked."""
+    if each.failed and each.failure is None:
+        each.failure = RuntimeError(
+            f"{len(each.failed)} of {len(samples)} samples failed, the first with: {each.failed[0]['error']}. "
+            f"The others are kept in {each.run.folder}; the same command tries these again"
         )
-    if cell.failure is not None:
-        sweep.failures[cell.run.id] = cell.failure
-        return
-    result = aggregate(cell.run, [cell.done[p.sample.id] for p in prompts])
-    result["left_out"] = sorted(facts.get("left_out", ()))
-    cell.folder.finish(result)
-    sweep.fresh.add(cell.run.id)
+    if each.failure is not None:
+        return Outcome(failure=each.failure)
+    lines = [each.done[s.sample.id] for s in samples]
+    result: Result = summarize(each.run, lines, facts.get("left_out", ()))
+    each.folder.finish(result)
+    return Outcome(result, tracked=False)

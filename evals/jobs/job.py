@@ -1,52 +1,179 @@
-"""job=evaluate: the run, the reference run it is compared with, and with them the other runs of a sweep that share
-their prompts.
+"""What job= names: from a run's folder to its result.
 
-What is finished is read and shown without torch or the model; evals/jobs/evaluate.py does what is not.
+Every job is open -> finished result, or compute -> show. What is finished is read and shown without torch or a model:
+the modules that compute are imported only where there is something to compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
-from evals.report.show import result_table
-from evals.run import sweep
-from evals.run.folder import RunFolder, read_samples
+from evals.run.folder import FolderInUse, RunFolder
+from evals.run.instantiate import InputError
+from evals.run.provenance import collect_provenance, quote_command
+from evals.run.records import Result
 from evals.run.settings import Run
-from evals.run.tracking import following
+from evals.run.sweep import Outcome, Sweep
+from evals.run.tracking import follow_finished
+from evals.text import milliseconds, result_table, size, table
+from lukv.artifacts import write_atomically
 
 
-def evaluate(run: Run) -> None:
-    """The run, then the reference run it is compared with, then both in one table."""
-    result = result_of(run)
-    reference = run.reference()
-    beside = result_of(reference, wait=True) if reference else None
-    print(result_table(result, beside))
-    print(f"\n{run.folder}/")
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep at work.
+
+    ignores: settings that make no difference to this job, as "budget" or "scorer.path". They stay out of run ids.
+    """
+
+    run: Run
+    sweep: Sweep
+    ignores: ClassVar[tuple[str, ...]] = ()
+
+    @staticmethod
+    def name_data(config: Mapping[str, Any]) -> str | None:
+        """What run ids say that the job works on; None: the benchmark. config: as in config.yaml."""
+        return None
+
+    def do(self) -> None:
+        result = self.finish()
+        if self.sweep.outcomes[self.run.id].found:
+            print(f"{self.run.id}: already done")
+        self.show(result)
+
+    def finish(self, wait: bool = False) -> Result:
+        """The result: known in this sweep, or read from the folder, or computed now. wait: for another process that has
+        the folder. Raises what went wrong with the run, each time it is asked for."""
+        outcomes = self.sweep.outcomes
+        if self.run.id not in outcomes:
+            try:
+                outcomes[self.run.id] = self.open(wait)
+            except FolderInUse:
+                raise  # the other process may be done when it is asked for again
+            except Exception as error:
+                outcomes[self.run.id] = Outcome(failure=error)
+        outcome = outcomes[self.run.id]
+        if outcome.failure is not None:
+            raise outcome.failure
+        if not outcome.tracked:
+            outcome.tracked = True
+            follow_finished(self.run["track"], self.run.folder)
+        assert outcome.result is not None
+        return outcome.result
+
+    def open(self, wait: bool) -> Outcome:
+        with RunFolder(self.get_recorded_run(), wait) as folder:
+            result = folder.read_result()
+            return Outcome(self.compute(folder)) if result is None else Outcome(result, found=True)
+
+    def get_recorded_run(self) -> Run:
+        """The run as its folder records it."""
+        return self.run
+
+    def compute(self, folder: RunFolder) -> Result:
+        """Begin the run, compute its result and write it into the folder."""
+        raise NotImplementedError
+
+    def show(self, result: Result) -> None:
+        """Print the result, and do with it whatever else was asked for."""
+        raise NotImplementedError
+
+    def write(self, folder: RunFolder, result: Result) -> Result:
+        folder.finish(result)
+        follow_finished(self.run["track"], folder.path)
+        return result
 
 
-def result_of(run: Run, wait: bool = False) -> dict[str, Any]:
-    """The result of one run: read if it is finished, else computed, together with those of its group. `wait` for
-    another process that computes it."""
-    if run.id in sweep.failures:
-        raise sweep.failures[run.id]
-    with RunFolder(run, wait) as folder:
-        finished = folder.result()
-        if finished is None:
-            from evals.jobs.evaluate import computed
+class Evaluate(Job):
+    """Score the method on the benchmark. The run that it is compared with stands beside it in the table."""
 
-            return computed(folder)
-        if run.id in sweep.fresh:
-            sweep.fresh.remove(run.id)
-            followed_afterwards(folder, finished)
-        elif not wait:
-            print(f"{run.id}: already done")
-        return finished
+    def compute(self, folder: RunFolder) -> Result:
+        from evals.jobs.evaluate import compute_group
+
+        return compute_group(folder, self.sweep)
+
+    def show(self, result: Result) -> None:
+        reference = self.run.make_reference()
+        beside = Evaluate(reference, self.sweep).finish(wait=True) if reference else None
+        print(result_table(result, beside))
+        print(f"\n{self.run.folder}/")
 
 
-def followed_afterwards(folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """Track a run that was finished beside another one: W&B follows one run at a time."""
-    with following(folder.run["track"], folder.path) as tracker:
-        for line in read_samples(folder.path / "samples.jsonl"):
-            tracker.sample(line)
-        tracker.finish(result)
+class Calibrate(Job):
+    """Make a budget table and a loss curve for each scorer: contexts and questions -> oracle -> solver."""
+
+    ignores = ("method", "allocator", "budget", "budget_tokens", "scorer.path")
+
+    @staticmethod
+    def name_data(config: Mapping[str, Any]) -> str:
+        return f"calibrate-{config['job']['data']['name']}"
+
+    def get_recorded_run(self) -> Run:
+        """Without job.save: what is done with the tables does not make another run."""
+        job = {key: value for key, value in self.run["job"].items() if key != "save"}
+        return Run({**self.run.config, "job": job}, self.run.choices, self.run.nested)
+
+    def compute(self, folder: RunFolder) -> Result:
+        from evals.jobs.calibrate import calibrate
+
+        return self.write(folder, calibrate(folder))
+
+    def open(self, wait: bool) -> Outcome:
+        if not self.run.evicts:
+            raise InputError("job=calibrate makes a table for a scorer: name one, as in scorer=keydiff")
+        return super().open(wait)
+
+    def show(self, result: Result) -> None:
+        """Print what each table says. job.save=true copies the tables into the model's table folder."""
+        for name in result["tables"]:
+            path = self.run.folder / "tables" / name
+            print(f"\n{path}")
+            if name in result.get("summaries", {}):
+                print(result["summaries"][name])
+            if self.run["job"]["save"]:
+                copy = Path(self.run["model"]["tables"]) / name
+                write_atomically(copy, path.read_bytes())
+                print(f"saved as {copy}")
+
+
+class Latency(Job):
+    """Measure how long the method takes and how many bytes, beside the full cache, at several context lengths."""
+
+    @staticmethod
+    def name_data(config: Mapping[str, Any]) -> str:
+        return "latency"
+
+    def compute(self, folder: RunFolder) -> Result:
+        from evals.jobs.latency import measure_run
+
+        return self.write(folder, measure_run(folder))
+
+    def show(self, result: Result) -> None:
+        print(latency_table(result["rows"]))
+        print(f"\n{self.run.folder}/")
+
+
+class Info(Job):
+    """Print what a bug report needs. Nothing is written."""
+
+    def do(self) -> None:
+        about = {"command": quote_command(), **collect_provenance(), "settings": self.run.config}
+        print(json.dumps(about, indent=2, default=str))
+
+
+def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each method and context length."""
+    head = ["method", "context", "batch", "prefill", "first token", "per token", "cache"]
+    body = [
+        [
+            *(r["method"], str(r["context_tokens"]), str(r["batch"])),
+            *(milliseconds(r["prefill_s"], 1), milliseconds(r["ttft_s"], 1), milliseconds(r["tpot_s"], 2)),
+            size(r["cache_bytes"]),
+        ]
+        for r in rows
+    ]
+    return table([head, *body])

@@ -1,44 +1,48 @@
-"""The method and the full cache in turns, in one process, on random tokens."""
+"""Time the method and the full cache in turns, in one process, on random tokens."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from evals.jobs.decode import synchronize
-from evals.jobs.result import peak_bytes, reset_peak
+from evals.jobs.device import read_peak_bytes, reset_peak, synchronize
 from evals.run import build
 from evals.run.folder import RunFolder
-from evals.run.settings import InputError, Run
+from evals.run.instantiate import InputError
+from evals.run.records import Latency, LatencyRow
+from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel
 
 LONGEST = 2**15
+"""Tokens of the longest context that is measured unless job.lengths says otherwise."""
+
 QUESTION = 16
+"""Tokens of the question after it."""
 
 
-def measured(folder: RunFolder) -> dict[str, Any]:
-    """Begin the run; what result.json says of it. Raises InputError for what cannot be measured."""
+def measure_run(folder: RunFolder) -> Latency:
+    """Begin the run and measure it. Raises InputError for what cannot be measured."""
     run = folder.run
     job = run["job"]
-    with build.input_errors(folder.run):
-        build.method(run)
+    with build.input_errors(run):
+        method = build.build_method(run)
         for name in ("repeats", "new_tokens", "batch"):
             if job[name] is None or job[name] < 1:
                 raise InputError(f"job.{name}={job[name]} must be at least 1")
-        model = build.model(run)
-        eviction = build.eviction(run, model)
+        model = build.get_model(run)
+        eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_utility:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
         methods = {run["method"]: eviction}
         if run.evicts and run["reference"]:
             methods[run["reference"]] = None
-        lengths = contexts(job["lengths"], job["new_tokens"], model)
+        lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
     folder.begin({"model_commit": model.commit})
     rows = [row for length in lengths for row in measure(methods, length, model, run)]
     return {
@@ -46,12 +50,12 @@ def measured(folder: RunFolder) -> dict[str, Any]:
         "run_id": run.id,
         "rows": rows,
         "attention": sorted({row["attention"] for row in rows}),
-        "memory": {"peak_bytes": peak_bytes()},
+        "memory": {"peak_bytes": read_peak_bytes()},
     }
 
 
-def contexts(lengths: int | Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
-    """The context lengths: as given, or powers of two up to what the model takes."""
+def choose_lengths(lengths: int | Sequence[int] | None, new_tokens: int, model: LoadedModel) -> list[int]:
+    """The lengths of contexts in tokens: as given, or powers of two up to what the model takes."""
     room = (model.max_length or LONGEST) - QUESTION - new_tokens
     if lengths is None:
         return [2**k for k in range(7, 16) if 2**k <= min(room, LONGEST)][-4:] or [room]
@@ -66,31 +70,27 @@ def contexts(lengths: int | Sequence[int] | None, new_tokens: int, model: Loaded
     return lengths
 
 
-def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run) -> list[dict[str, Any]]:
-    """Medians for each method at one length; the first round warms up and is not counted."""
+def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run) -> list[LatencyRow]:
+    """Medians for each method at one length. The first round warms up and is not counted."""
     job = run["job"]
     draw = np.random.default_rng(run["seed"])
     vocabulary = model.config.vocab_size
     context = draw.integers(0, vocabulary, (job["batch"], length)).tolist()
     question = draw.integers(0, vocabulary, (job["batch"], QUESTION)).tolist()
-    seen: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for _ in range(1 + job["repeats"]):
         for name, eviction in methods.items():
-            seen[name].append(once(context, question, eviction, model, job["new_tokens"], run["attention"]))
-    return [
-        {
-            "method": name,
-            "context_tokens": length,
-            "batch": job["batch"],
-            **{k: float(np.median([s[k] for s in rounds[1:]])) for k in rounds[0] if k != "attention"},
-            "attention": rounds[-1]["attention"],
-        }
-        for name, rounds in seen.items()
-    ]
+            rounds[name].append(measure_once(context, question, eviction, model, job["new_tokens"], run["attention"]))
+    rows = []
+    for name, measured in rounds.items():
+        medians = {k: float(np.median([m[k] for m in measured[1:]])) for k in measured[0] if k != "attention"}
+        about = {"method": name, "context_tokens": length, "batch": job["batch"]}
+        rows.append(cast(LatencyRow, {**about, **medians, "attention": measured[-1]["attention"]}))
+    return rows
 
 
 @torch.inference_mode()
-def once(
+def measure_once(
     context: list[list[int]],
     question: list[list[int]],
     eviction: Eviction | None,
@@ -98,6 +98,7 @@ def once(
     new: int,
     attention: str,
 ) -> dict[str, Any]:
+    """One prefill and one answer of `new` tokens: a LatencyRow's times in seconds, bytes and kernel."""
     reset_peak()
     start = time.perf_counter()
     cache = compress(model, context, eviction=eviction, attention=attention)
@@ -110,6 +111,6 @@ def once(
         "ttft_s": prefill + said.ttft_s,
         "tpot_s": said.tpot_s,
         "cache_bytes": stored,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": read_peak_bytes(),
         "attention": cache.kernel,
     }

@@ -1,4 +1,4 @@
-"""A benchmark as token ids, and the batches in which it is asked."""
+"""A benchmark as token ids, and the batches in which its questions are asked."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from evals.run import build
-from evals.run.settings import InputError, create
+from evals.run.instantiate import InputError, create
 from evals.task import Sample, Task
 from lukv.model import LoadedModel
 
 BATCH_TOKENS = 2**16
-"""A batch holds at most so many context tokens (but always one context), whatever batch_size says."""
+"""Context tokens in a batch, at most, whatever batch_size says. One context always fits."""
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A sample as token ids: `context` is compressed, `question` (template tail and answer prefix included) is not."""
+class TokenizedSample:
+    """A sample as token ids. `context` is compressed; `question` is not, nor the template's tail and the answer prefix
+    that are part of it."""
 
     sample: Sample
     task: Task
@@ -29,17 +31,44 @@ class Prompt:
     question: tuple[int, ...]
 
 
-Context = list[Prompt]
-"""Prompts that share one context."""
+SharedContext = list[TokenizedSample]
+"""Samples that ask about one context."""
+
+
+def tokenize_benchmark(
+    model_settings: str, benchmark_settings: str, limit: int | None
+) -> tuple[list[TokenizedSample], dict[str, Any]]:
+    """All samples as token ids, and the benchmark's facts. Made once for the runs of a sweep that share them, and again
+    where a data file has changed.
+
+    The settings are JSON. Raises InputError for a sample that does not fit into the model.
+    """
+    return _tokenize(model_settings, benchmark_settings, limit, describe_files(json.loads(benchmark_settings)))
+
+
+FileStates = tuple[tuple[str | int, ...], ...]
+
+
+def describe_files(settings: Any) -> FileStates:
+    """Path, inode, size and times of every file that the settings name, also in folders: it tells that one changed."""
+    if isinstance(settings, (dict, list)):
+        values = settings.values() if isinstance(settings, dict) else settings
+        return tuple(state for value in values for state in describe_files(value))
+    if not isinstance(settings, str) or "\0" in settings or len(settings) > 4096:
+        return ()
+    path = Path(settings).expanduser()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    found = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in found)
 
 
 @lru_cache(maxsize=1)
-def prepared(model_settings: str, benchmark_settings: str, limit: int | None) -> tuple[list[Prompt], dict[str, Any]]:
-    """All samples as token ids, and the benchmark's facts; made once for the runs of a sweep that share them. Raises
-    InputError for a sample that does not fit into the model."""
+def _tokenize(
+    model_settings: str, benchmark_settings: str, limit: int | None, files: FileStates
+) -> tuple[list[TokenizedSample], dict[str, Any]]:
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
-    prompts: list[Prompt] = []
+    samples: list[TokenizedSample] = []
     longest = model.max_length
     length = getattr(benchmark, "length", None)
     if longest is not None and length is not None and length > longest:  # before so many tokens are generated
@@ -49,56 +78,59 @@ def prepared(model_settings: str, benchmark_settings: str, limit: int | None) ->
         )
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
-            ids = ids_of(sample, model)
-            total = len(ids[0]) + len(ids[1]) + sample.max_new_tokens
+            context, question = tokenize_sample(sample, model)
+            total = len(context) + len(question) + sample.max_new_tokens
             if longest is not None and total > longest:
                 raise InputError(
                     f"{sample.id}: {total} tokens with its answer, {model.name} takes {longest}: choose shorter prompts"
                 )
-            prompts.append(Prompt(sample, task, tuple(ids[0]), tuple(ids[1])))
-    if not prompts:
+            samples.append(TokenizedSample(sample, task, tuple(context), tuple(question)))
+    if not samples:
         reasons = dict(benchmark.facts().get("left_out", {})).values()
         raise InputError(": ".join(["the benchmark has no samples", *list(reasons)[:1]]))
-    name, times = Counter(p.sample.id for p in prompts).most_common(1)[0]
+    name, times = Counter(s.sample.id for s in samples).most_common(1)[0]
     if times > 1:
         raise InputError(f"{times} samples of the benchmark have the same id: {name}")
-    return prompts, dict(benchmark.facts())
+    return samples, dict(benchmark.facts())
 
 
-def ids_of(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
+def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
     """Token ids of (the part that is compressed, the part after it)."""
     parts = sample.context, sample.question, sample.answer_prefix
     context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
     return context[: sample.context_tokens], question
 
 
-def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
-    """One hash a task over everything the model is given."""
+def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:
+    """Task and version -> a hash of everything that the model is given."""
     hashes: dict[str, Any] = {}
-    for p in prompts:
-        key = f"{p.task.name} v{p.task.version}"
+    for s in samples:
+        key = f"{s.task.name} v{s.task.version}"
         hashes.setdefault(key, hashlib.sha256()).update(
-            json.dumps([p.context, p.question, p.sample.max_new_tokens]).encode()
+            json.dumps([s.context, s.question, s.sample.max_new_tokens]).encode()
         )
     return {task: h.hexdigest()[:16] for task, h in hashes.items()}
 
 
-def decoding(sample: Sample) -> tuple[Any, ...]:
+def key_decoding(sample: Sample) -> tuple[Any, ...]:
     """What decides how an answer is decoded: only samples that have all of it in common are decoded together."""
     return sample.max_new_tokens, sample.min_new_tokens, sample.first_token_may_end, sample.stop
 
 
-def batches(prompts: Sequence[Prompt], size: int) -> list[list[Context]]:
-    """Contexts in batches of `size`: only those of one task, number of questions and length of answer go together, the
-    longest first, so that a batch too large for the memory shows at the start."""
-    groups: dict[tuple[Any, ...], dict[tuple[int, ...], Context]] = {}
-    keys = [(p.task.name, *decoding(p.sample)) for p in prompts]
-    asked = Counter((key, p.context) for key, p in zip(keys, prompts, strict=True))
-    for key, p in zip(keys, prompts, strict=True):
-        groups.setdefault((*key, asked[key, p.context]), {}).setdefault(p.context, []).append(p)
-    out: list[list[Context]] = []
+def cut_batches(samples: Sequence[TokenizedSample], size: int) -> list[list[SharedContext]]:
+    """Contexts in batches of `size`.
+
+    Contexts of one task with the same number of questions and the same length of answer go together. The longest come
+    first, so that a batch that is too large for the memory shows at the start.
+    """
+    groups: dict[tuple[Any, ...], dict[tuple[int, ...], SharedContext]] = {}
+    keys = [(s.task.name, *key_decoding(s.sample)) for s in samples]
+    questions = Counter((key, s.context) for key, s in zip(keys, samples, strict=True))
+    for key, s in zip(keys, samples, strict=True):
+        groups.setdefault((*key, questions[key, s.context]), {}).setdefault(s.context, []).append(s)
+    out: list[list[SharedContext]] = []
     for group in groups.values():
-        batch: list[Context] = []
+        batch: list[SharedContext] = []
         for context in sorted(group.values(), key=lambda c: -len(c[0].context)):
             if batch and (len(batch) >= size or (len(batch) + 1) * len(batch[0][0].context) > BATCH_TOKENS):
                 out.append(batch)

@@ -1,28 +1,24 @@
-"""From lines of samples to a result: means, bootstrap intervals, budget, times, memory."""
+"""From lines of samples to a result: means, intervals, budget, times, memory."""
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from evals.run.settings import Run, benchmark_name
-from evals.stats import RESAMPLES, bootstrap_ci, resampled_means
+from evals.jobs.device import read_peak_bytes
+from evals.run.records import Evaluation, TimeReport
+from evals.run.run_id import name_benchmark
+from evals.run.settings import Run
+from evals.stats import mean_interval
+
+LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
 
 
-def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The content of result.json. Scores and shares in 0..1, times in seconds, memory in bytes.
-
-    Latencies are medians over the samples that were decoded without other runs beside them, null if there are none:
-    what many runs do together says nothing about one. total_s is the sum of every sample's share of the work.
-    Cache bytes are means over samples: what one context's compressed cache takes, and what it would take in full.
-    entries [layers, K] are mean entries kept of a head, heads [layers, K] mean shares.
-    """
+def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> Evaluation:
+    """The content of result.json; records.py says what it means. lines: SampleRecord of every sample. left_out: tasks
+    that the benchmark could not give."""
     by_task: dict[str, list[float]] = {}
     for line in lines:
         by_task.setdefault(line["task"], []).append(line["score"])
@@ -32,11 +28,11 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "status": "done",
         "run_id": run.id,
-        "experiment": run.experiment,
+        "experiment": run.comparison_id,
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {
-            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(bootstrap_ci(s))}
+            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(mean_interval([s]))}
             for name, s in by_task.items()
         },
         "budget": {
@@ -48,52 +44,27 @@ def aggregate(run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "entries": np.round(kept.mean(axis=0), 2).tolist(),
             "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
         },
-        "time": times([line["times"] for line in lines]),
-        "memory": {"peak_bytes": peak_bytes()},
+        "time": summarize_times([line["times"] for line in lines]),
+        "memory": {"peak_bytes": read_peak_bytes()},
         "attention": sorted({line["attention"] for line in lines}),
         "method": run["method"],
         "model": run["model"]["name"],
-        "benchmark": benchmark_name(run),
-        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
+        "benchmark": name_benchmark(run["benchmark"]),
+        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.parts},
         "config_hash": run.hash,
+        "left_out": sorted(left_out),
     }
 
 
-LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
-
-
-def times(each: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """`shared`: how many runs were decoded together, `batch`: how many contexts of each (medians)."""
+def summarize_times(each: Sequence[Mapping[str, Any]]) -> TimeReport:
+    """Latencies are medians over the samples that were decoded without other runs beside them."""
     alone = [t for t in each if t.get("shared", 1) == 1]
+    prefill, first, each_token = (float(np.median([t[key] for t in alone])) if alone else None for key in LATENCIES)
     return {
-        **{key: float(np.median([t[key] for t in alone])) if alone else None for key in LATENCIES},
+        "prefill_s": prefill,
+        "ttft_s": first,
+        "tpot_s": each_token,
         "batch": float(np.median([t["batch"] for t in each])),
         "shared": float(np.median([t.get("shared", 1) for t in each])),
         "total_s": float(sum(t["total_s"] for t in each)),
     }
-
-
-def mean_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """95% bootstrap interval of the mean of the groups' means, each group resampled within itself."""
-    draws = [resampled_means(np.asarray(group), seed, RESAMPLES) for seed, group in enumerate(groups)]
-    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def peak_bytes() -> int:
-    """Peak memory of the GPU, or without one of the process, since it began or since `reset_peak`."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(next(x for x in status.read_text().splitlines() if x.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def reset_peak() -> None:
-    """Let the next `peak_bytes` look at what comes from here on (on a CPU: where the system is Linux and allows it)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")

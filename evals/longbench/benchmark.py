@@ -10,11 +10,10 @@ from evals.longbench.catalog import CATALOG, ENGLISH, Entry
 from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
-from evals.task import Metric, Sample, Task, Tokenizer, count_tokens
+from evals.task import NO_WINDOW, SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
 
 VERSION = 1
-TEMPLATE_TOKENS = 64  # kept free for the chat template, and for what cutting and tokenising again adds
-NO_WINDOW = 10**9  # transformers' tokenizers say 1e30 where they do not know
+FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and for chat templates of usual length
 
 
 class LongBench:
@@ -24,8 +23,9 @@ class LongBench:
     tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
     e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
     max_length       tokens of a prompt (official) or a context; pred.py takes 3500, 7500, 15500, 31500 for windows of
-                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question and answer
-                     (lukv: the tokenizer's own limit, as its files state it, and nothing is cut where they do not)
+                     4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question, answer
+                     and chat template (lukv: the tokenizer's own limit, as its files state it, and nothing is cut where
+                     they do not)
     recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
     """
 
@@ -97,11 +97,12 @@ class LongBench:
         pieces = protocol.pieces(entry, row)
         max_new_tokens = entry.max_new_tokens + protocol.more_tokens
         layout, context_tokens = protocol.layout(entry), None
+        chat = (entry.chat or not protocol.plain) and layout != "bare"
         if protocol.cut is None:
             context_tokens = self.own_limit(tokenizer)
         else:
             after = "" if layout == "whole" else "".join(pieces[1:])
-            room = self.room(after, max_new_tokens, tokenizer)
+            room = self.room(after, max_new_tokens, tokenizer, chat)
             if room is not None:
                 pieces = protocol.cut(pieces, room, tokenizer)
         context, question, answer_prefix = pieces
@@ -116,7 +117,7 @@ class LongBench:
             references=row["answers"],
             max_new_tokens=max_new_tokens,
             min_new_tokens=1 if line_end else 0,
-            chat=(entry.chat or not protocol.plain) and layout != "bare",
+            chat=chat,
             layout=layout,
             context_tokens=context_tokens,
             first_token_may_end=protocol.first_token_may_end,
@@ -124,16 +125,17 @@ class LongBench:
             extra={"all_classes": judge["all_classes"], "length": row["length"], "row": row.get("_id", number)},
         )
 
-    def room(self, after: str, max_new_tokens: int, tokenizer: Tokenizer) -> int | None:
+    def room(self, after: str, max_new_tokens: int, tokenizer: Tokenizer, chat: bool) -> int | None:
         """Tokens for the context; None: as many as it has."""
         if isinstance(self.max_length, int):
             return self.max_length
-        window = getattr(tokenizer, "model_max_length", NO_WINDOW)
-        if window >= NO_WINDOW:
+        longest = window(tokenizer)
+        if longest is None:
             return None
-        room = window - max_new_tokens - count_tokens(tokenizer, after) - TEMPLATE_TOKENS
+        free = max(FREE_TOKENS, template_tokens(tokenizer) + SLACK) if chat else FREE_TOKENS
+        room = longest - max_new_tokens - count_tokens(tokenizer, after) - free
         if room < 2:
-            raise ValueError(f"LongBench does not fit into the model's {window} tokens: no room for a context")
+            raise ValueError(f"LongBench does not fit into the model's {longest} tokens: no room for a context")
         return room
 
     def own_limit(self, tokenizer: Tokenizer) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.longbench.score import parse_classes
-from evals.rows import check_strings, parse, read_rows
+from evals.rows import check_strings, is_blank, parse, read_rows
 
 HUB = "THUDM/LongBench"
 COLUMNS: Mapping[str, Any] = {"input": str, "context": str, "answers": list, "length": int}
@@ -51,6 +51,8 @@ class Data:
         for number, row in enumerate(rows, start=1):
             place = f"{path} line {number}"
             row["answers"] = check_strings(row["answers"], "answers", place)
+            if all(is_blank(answer) for answer in row["answers"]):
+                raise ValueError(f"{place}: all its 'answers' are empty, so that no prediction can be right")
             row["all_classes"] = parse_classes(row.get("all_classes"), place)
         return rows
 

@@ -97,6 +97,10 @@ def score_predictions(
         files = sorted(file for file in path.glob("*.jsonl") if task_of(file) in CATALOG)
         if not files:
             raise FileNotFoundError(f"no file named after a LongBench task (qasper.jsonl ...) in {path}")
+        tasks: dict[str, Path] = {}
+        for file in files:
+            if (other := tasks.setdefault(task_of(file), file)) is not file:
+                raise ValueError(f"{other} and {file} are predictions of one task: score each file by itself")
     elif task_of(path) in CATALOG:
         files = [path]
     else:

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from evals.report.runs import Result, asked, keeps_all, label, scores
-from evals.run.settings import method_defaults
+from evals.report.runs import Result, Scores, budget_label, keeps_all, label, read_scores
 from evals.stats import RESAMPLES, holm, resampled_means, verdict
-
-Scores = Mapping[str, Mapping[str, float]]
-"""task -> sample id -> score."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A score minus that of `against` on the same samples, 0..1: mean, 95% interval, two-sided p value."""
+    """A score minus that of `against` on the same samples (0..1): mean, 95% interval, two-sided p value."""
 
     against: str
     mean: float
@@ -27,40 +23,50 @@ class Difference:
     p: float
 
 
-def difference(mine: Scores, other: Scores, against: str) -> dict[str, Difference]:
-    """For each task and for their mean ("mean"), each task resampled within itself. Empty unless both have the same
-    samples."""
-    return differences([(mine, other, against)])[0]
+Differences = Mapping[str, Difference]
+"""task, or "mean" for the mean of tasks -> difference."""
+
+Compared = Mapping[str, Mapping[str, Differences]]
+"""run id -> what the run is compared with ("method" or "full") -> differences."""
 
 
-def differences(pairs: Sequence[tuple[Scores, Scores, str]]) -> list[dict[str, Difference]]:
-    """`difference` of each pair; those of the same samples share the draws, and so most of the time."""
+def compare(scores: Scores, others: Scores, against: str) -> Differences:
+    """The difference in each task and in their mean. Each task is resampled within itself.
+
+    Empty unless both runs have exactly the same samples.
+    """
+    return compare_pairs([(scores, others, against)])[0]
+
+
+def compare_pairs(pairs: Sequence[tuple[Scores, Scores, str]]) -> list[Differences]:
+    """`compare` for each pair. Pairs on the same samples share the bootstrap draws, which take most of the time."""
     alike: dict[tuple[tuple[str, tuple[str, ...]], ...], list[int]] = {}
-    for i, (mine, other, _) in enumerate(pairs):
-        samples, others = (tuple((task, tuple(sorted(found[task]))) for task in found) for found in (mine, other))
-        if sorted(samples) == sorted(others):
-            alike.setdefault(samples, []).append(i)
-    out: list[dict[str, Difference]] = [{} for _ in pairs]
+    for i, (scores, others, _) in enumerate(pairs):
+        mine, theirs = (tuple((task, tuple(sorted(found[task]))) for task in found) for found in (scores, others))
+        if sorted(mine) == sorted(theirs):
+            alike.setdefault(mine, []).append(i)
+    out: list[Differences] = [{} for _ in pairs]
     for samples, members in alike.items():
-        for first in range(0, len(members), TOGETHER):
-            some = members[first : first + TOGETHER]
-            for i, found in zip(some, _differences(samples, [pairs[i] for i in some]), strict=True):
-                out[i] = found
+        for first in range(0, len(members), PAIRS_AT_ONCE):
+            some = members[first : first + PAIRS_AT_ONCE]
+            for i, differences in zip(some, _compare_alike(samples, [pairs[i] for i in some]), strict=True):
+                out[i] = differences
     return out
 
 
-TOGETHER = 50
-"""Pairs whose draws are in memory at once."""
+PAIRS_AT_ONCE = 50
+"""Pairs whose bootstrap draws are in memory together."""
 
 
-def _differences(
+def _compare_alike(
     samples: Sequence[tuple[str, Sequence[str]]], pairs: Sequence[tuple[Scores, Scores, str]]
-) -> list[dict[str, Difference]]:
+) -> list[Differences]:
+    """`compare_pairs` for pairs that all have these samples: (task, sample ids) each."""
     means, draws = {}, {}
     sizes = {task: len(ids) for task, ids in samples}
     sizes["mean"] = sum(sizes.values()) if min(sizes.values()) > 1 else 1  # one sample a task shows no spread
     for seed, (task, ids) in enumerate(samples):
-        columns = np.array([[mine[task][i] - other[task][i] for mine, other, _ in pairs] for i in ids])
+        columns = np.array([[scores[task][i] - others[task][i] for scores, others, _ in pairs] for i in ids])
         means[task], draws[task] = columns.mean(axis=0), resampled_means(columns, seed, RESAMPLES)
     means["mean"], draws["mean"] = (np.mean(list(found.values()), axis=0) for found in (means, draws))
     out: list[dict[str, Difference]] = [{} for _ in pairs]
@@ -68,37 +74,42 @@ def _differences(
         for column, (_, _, against) in enumerate(pairs):
             value, (low, high), p = verdict(float(mean[column]), draws[task][:, column], sizes[task])
             out[column][task] = Difference(against, value, low, high, p)
-    return out
+    return [*out]
 
 
-def reference_of(method: str, group: Sequence[Result]) -> str | None:
-    """The label that stands for `method` in these results: a label itself, or a method's with its own scorer (or the
-    only one it has)."""
+def find_label(method: str, own_scorer: str | None, group: Sequence[Result]) -> str | None:
+    """The label in this group that stands for `method`, or None.
+
+    `method` may be a label itself. Otherwise the method with its own scorer is taken, or with the first other scorer
+    that it was run with.
+    """
     labels = sorted({label(r) for r in group if not keeps_all(r)})
-    usual = f"{method}-{method_defaults(method).get('scorer')}"
     of_method = sorted({label(r) for r in group if r["method"] == method and not keeps_all(r)})
-    return next((name for name in (method, usual, *of_method) if name in labels), None)
+    return next((name for name in (method, f"{method}-{own_scorer}", *of_method) if name in labels), None)
 
 
-def comparisons(group: Sequence[Result], method: str, runs: Path) -> dict[str, dict[str, dict[str, Difference]]]:
-    """run id -> "method" (the run of `method` at the same budget) and "full" (the full cache) -> task or "mean" ->
-    difference. p values of the means are Holm's over the group, each column by itself."""
-    found = {r["run_id"]: scores(runs / r["run_id"]) for r in group}
-    name = reference_of(method, group)
-    at = {asked(r): r["run_id"] for r in group if label(r) == name and not keeps_all(r)}
+def compare_group(group: Sequence[Result], other: str | None, runs: Path) -> Compared:
+    """Compare each run of an experiment with the run labelled `other` at the same budget, and with the full cache.
+
+    p values of the means are corrected over the group (Holm): those against `other` among themselves, and those against
+    the full cache among themselves.
+    """
+    scores = {r["run_id"]: read_scores(runs / r["run_id"]) for r in group}
+    at_budget = {budget_label(r): r["run_id"] for r in group if label(r) == other and not keeps_all(r)}
     full = next((r["run_id"] for r in group if keeps_all(r)), None)
-    cells, pairs = [], []
+    keys, pairs = [], []
     for r in group:
-        mine = r["run_id"]
-        for kind, other in (("method", at.get(asked(r))), ("full", full)):
-            if other not in (None, mine) and not keeps_all(r):
-                cells.append((mine, kind))
-                pairs.append((found[mine], found[str(other)], str(name) if kind == "method" else "the full cache"))
-    out: dict[str, dict[str, dict[str, Difference]]] = {r["run_id"]: {} for r in group}
-    for (mine, kind), changed in zip(cells, differences(pairs), strict=True):
-        out[mine][kind] = changed
+        run_id = r["run_id"]
+        for kind, other_id in (("method", at_budget.get(budget_label(r))), ("full", full)):
+            if other_id not in (None, run_id) and not keeps_all(r):
+                keys.append((run_id, kind))
+                name = str(other) if kind == "method" else "the full cache"
+                pairs.append((scores[run_id], scores[str(other_id)], name))
+    out: dict[str, dict[str, Differences]] = {r["run_id"]: {} for r in group}
+    for (run_id, kind), differences in zip(keys, compare_pairs(pairs), strict=True):
+        out[run_id][kind] = differences
     for kind in ("method", "full"):
-        column = [kinds[kind] for kinds in out.values() if kinds.get(kind)]
-        for tasks, p in zip(column, holm([tasks["mean"].p for tasks in column]), strict=True):
-            tasks["mean"] = replace(tasks["mean"], p=p)
+        column = [kinds for kinds in out.values() if kinds.get(kind)]
+        for kinds, p in zip(column, holm([kinds[kind]["mean"].p for kinds in column]), strict=True):
+            kinds[kind] = {**kinds[kind], "mean": replace(kinds[kind]["mean"], p=p)}
     return out

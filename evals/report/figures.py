@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.plots import costs_against_context, head_shares, score_against
-from evals.report.runs import Result, asked, keeps_all, label, order
+from evals.plots import draw_costs, draw_heads, draw_scores
+from evals.report.runs import Result, budget_label, keeps_all, label, sort_key
 
-CLOSEST = 0.2
-"""Of several budgets that equally many methods were run at, heads are drawn at the one nearest to this share."""
+PREFERRED_BUDGET = 0.2
+"""Heads are drawn at one budget. Among budgets that equally many methods were run at, the nearest to this one is."""
 
 
-def of_scores(name: str, group: Sequence[Result], out: Path) -> dict[str, Path]:
-    """caption -> file: the figures of one experiment."""
+def draw_experiment(name: str, group: Sequence[Result], out: Path) -> dict[str, Path]:
+    """Draw the figures of one experiment: caption -> file. None are drawn of the full cache alone."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for r in group:
         if not keeps_all(r):
@@ -26,10 +26,10 @@ def of_scores(name: str, group: Sequence[Result], out: Path) -> dict[str, Path]:
     full = next((r for r in group if keeps_all(r)), None)
     title = name.replace("__", ", ")
     budget, memory, heads = (out / f"{name}{kind}.png" for kind in ("", "__bytes", "__heads"))
-    score_against("kept_share", lines, full, title, budget)
-    score_against("cache_bytes", lines, full, title, memory)
-    chosen, panels = head_panels(group)
-    head_shares(panels, f"{title}: kept share of every head at budget {chosen}", heads)
+    draw_scores("kept_share", lines, full, title, budget)
+    draw_scores("cache_bytes", lines, full, title, memory)
+    chosen, panels = choose_heads(group)
+    draw_heads(panels, f"{title}: kept share of every head at budget {chosen}", heads)
     return {
         f"Score against budget: {title}": budget,
         f"Score against cache bytes: {title}": memory,
@@ -37,23 +37,23 @@ def of_scores(name: str, group: Sequence[Result], out: Path) -> dict[str, Path]:
     }
 
 
-def head_panels(group: Sequence[Result]) -> tuple[str, dict[str, Sequence[Sequence[float]]]]:
-    """The budget at which most methods were run, and what each KV head of each kept there: label -> [layers, K]."""
-    runs = [r for r in sorted(group, key=order) if not keeps_all(r)]
-    count = Counter(asked(r) for r in runs)
+def choose_heads(group: Sequence[Result]) -> tuple[str, dict[str, Sequence[Sequence[float]]]]:
+    """The budget that most methods were run at, and the share of each KV head there: label -> [layers, KV heads]."""
+    runs = [r for r in sorted(group, key=sort_key) if not keeps_all(r)]
+    count = Counter(budget_label(r) for r in runs)
 
     def rank(r: Result) -> tuple[int, float]:
-        return count[asked(r)], -abs((r["config"]["budget"] or 1) - CLOSEST)
+        return count[budget_label(r)], -abs((r["config"]["budget"] or 1) - PREFERRED_BUDGET)
 
-    chosen = asked(max(runs, key=rank))
-    return chosen, {label(r): r["budget"]["heads"] for r in runs if asked(r) == chosen}
+    chosen = budget_label(max(runs, key=rank))
+    return chosen, {label(r): r["budget"]["heads"] for r in runs if budget_label(r) == chosen}
 
 
-def of_latency(groups: dict[str, list[Result]], out: Path) -> dict[str, Path]:
-    """caption -> file: times and memory against the context's length, one figure a model and machine."""
+def draw_latencies(groups: Mapping[str, Sequence[Result]], out: Path) -> dict[str, Path]:
+    """Draw times and memory against the context's length, one figure for each model and machine: caption -> file."""
     figures = {}
     for number, (name, rows) in enumerate(groups.items(), 1):
         path = out / f"latency-{number}.png"
-        costs_against_context(rows, name, path)
+        draw_costs(rows, name, path)
         figures[f"Latency and memory against context length: {name}"] = path
     return figures

@@ -16,25 +16,25 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evals.report.runs import label
-from evals.run.settings import slug
+from evals.report.runs import group_by_experiment, label
+from evals.text import percent, size
 
-PAGE = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent / "assets"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Row = Mapping[str, Any]
-"""A finished run: its result.json, and optionally what is shown when the row is opened: `command` (that repeats it) and
-`samples` (a few lines of its samples.jsonl)."""
+"""A finished run: its result.json. Optionally also `command` (that repeats the run) and `samples` (a few lines of its
+samples.jsonl), which are shown when the row is opened."""
 
 
 def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> None:
-    """Write the page to `path`. `figures`: caption -> PNG or SVG file."""
-    code = (PAGE / "page.js").read_text(encoding="utf-8")
+    """Write the page to `path`. `figures`: caption -> PNG or SVG file. Raises ValueError for a file of another kind."""
+    code = (ASSETS / "page.js").read_text(encoding="utf-8")
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'"
     )
-    pictures = "".join(figure(caption, file) for caption, file in figures.items())
+    pictures = "".join(embed(caption, file) for caption, file in figures.items())
     html = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -42,7 +42,7 @@ def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> 
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>LU-KV leaderboard</title>
-<style>{(PAGE / "page.css").read_text(encoding="utf-8")}</style>
+<style>{(ASSETS / "page.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <header>
@@ -52,13 +52,13 @@ the budget is the share of the cache that is <em>kept</em>. Bold: the best at th
 Shade: compared with the full cache.</p>
 </header>
 <form id="filters">
-{"".join(choices(key, rows) for key in FILTERS)}
+{"".join(drop_down(key, rows) for key in FILTERS)}
 <label>Search <input type="search" name="text" placeholder="any word in a row"></label>
 <output id="shown"></output>
 <button type="reset">Show all</button>
 </form>
 <main>
-{"".join(table(group) for group in comparable(rows)) or "<p>No finished runs yet.</p>"}
+{"".join(html_table(group) for group in sort_tables(rows)) or "<p>No finished runs yet.</p>"}
 {f'<section class="figures"><h2>Figures</h2>{pictures}</section>' if pictures else ""}
 </main>
 <script>{code}</script>
@@ -69,31 +69,32 @@ Shade: compared with the full cache.</p>
     path.write_text(html, encoding="utf-8")
 
 
-def comparable(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows that may stand in one table, by `experiment`: the full cache first, then by budget."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["experiment"], []).append(row)
+def sort_tables(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each table, which are one experiment's. The full cache comes first, then the largest budget."""
+    groups = group_by_experiment(rows)
     return [sorted(groups[name], key=lambda row: (-budget(row), -row["score"])) for name in sorted(groups)]
 
 
-def drawn(row: Row) -> str:
-    """Which of the benchmark's samples were used, and what else the table's runs have in common."""
+def describe_samples(row: Row) -> str:
+    """How many samples were used, the seed, and the settings that all runs of the table share.
+
+    An experiment is named model__benchmark__n50__s0__SETTING...
+    """
     limit, seed = row["config"]["limit"], row["config"]["seed"]
-    named = {slug(row["benchmark"]), f"n{limit}", f"s{seed}"}
-    _, *settings = row["experiment"].split("__")
-    more = [setting for setting in settings if setting not in named]
+    _, _, *settings = row["experiment"].split("__")
+    more = [setting for setting in settings if setting not in (f"n{limit}", f"s{seed}")]
     return ", ".join([*([f"{limit} sample{'s' * (limit != 1)} a task"] if limit else []), f"seed {seed}", *more])
 
 
 def budget(row: Row) -> float:
-    """What was asked for, as a number to sort by: a share, or tokens a head; the full cache above all."""
+    """The budget as a number to sort by: a share, or tokens a head. The full cache is infinite."""
     config = row["config"]
-    asked = config["budget"] if config["budget"] is not None else config["budget_tokens"]
-    return math.inf if asked is None else float(asked)
+    value = config["budget"] if config["budget"] is not None else config["budget_tokens"]
+    return math.inf if value is None else float(value)
 
 
 def budget_text(row: Row) -> str:
+    """The budget as a reader sees it: "20%", "128 tokens" or "full"."""
     value = budget(row)
     if row["config"]["budget_tokens"]:
         return f"{value:g} tokens"
@@ -101,7 +102,7 @@ def budget_text(row: Row) -> str:
 
 
 FILTERS = {"model": None, "benchmark": None, "method": None, "budget": budget_text}
-"""Drop-downs above the tables, and how to get a row's value if it is not simply the row's entry."""
+"""The drop-downs above the tables. Where a row's value is not simply its entry of that name, a function gives it."""
 
 
 def filter_value(key: str, row: Row) -> str:
@@ -109,94 +110,99 @@ def filter_value(key: str, row: Row) -> str:
     return read(row) if read else str(row[key])
 
 
-def choices(key: str, rows: Sequence[Row]) -> str:
-    """A drop-down of the values that the rows have."""
+def drop_down(key: str, rows: Sequence[Row]) -> str:
+    """A drop-down list of the values that the rows have."""
     ordered = sorted(rows, key=budget if key == "budget" else lambda row: filter_value(key, row))
     values = [escape(v) for v in dict.fromkeys(filter_value(key, row) for row in ordered)]
     options = "".join(f'<option value="{v}">{v}</option>' for v in values)
     return f'<label>{key.capitalize()} <select name="{key}"><option value="">all</option>{options}</select></label>\n'
 
 
-def table(rows: Sequence[Row]) -> str:
-    """One table; each run is a <tbody> of its row and, hidden, its details."""
+def html_table(rows: Sequence[Row]) -> str:
+    """One table. Each run is a <tbody>, which holds its row and, hidden until it is opened, its details."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    columns = [[scored(row, task) for row in rows] for task in (None, *tasks)]
+    columns = [[entry_of(row, task) for row in rows] for task in (None, *tasks)]
     names = ["Method", "Budget", "Mean", *tasks, "Cache", "First token", "Per token"]
+    kinds = ["text", *["number"] * (len(names) - 1)]
     heads = "".join(
-        f'<th scope="col" data-kind="{"number" if i else "text"}"><button type="button">{breakable(name)}</button></th>'
-        for i, name in enumerate(names)
+        f'<th scope="col" data-kind="{kind}"><button type="button">{allow_breaks(name)}</button></th>'
+        for name, kind in zip(names, kinds, strict=True)
     )
     bodies = []
     for i, row in enumerate(rows):
         cells = [
             method_cell(row),
-            number(budget(row), budget_text(row)),
+            number_cell(budget(row), budget_text(row)),
             *(score_cell(i, column, rows) for column in columns),
             *cost_cells(row),
         ]
         values = "".join(f' data-{key}="{escape(filter_value(key, row))}"' for key in FILTERS)
         kind = ' class="full"' if math.isinf(budget(row)) else ""
         bodies.append(f"<tbody{kind}{values}><tr>{''.join(cells)}</tr>\n{details(row, len(names))}</tbody>\n")
-    title = f"{escape(rows[0]['benchmark'])} <small>{escape(rows[0]['model'])}, {escape(drawn(rows[0]))}</small>"
+    about = f"{rows[0]['model']}, {describe_samples(rows[0])}"
+    title = f"{escape(rows[0]['benchmark'])} <small>{escape(about)}</small>"
     return (
         f'<section><h2>{title}</h2><div class="scroll"><table>\n'
         f"<thead><tr>{heads}</tr></thead>\n{''.join(bodies)}</table></div></section>\n"
     )
 
 
-def breakable(name: str) -> str:
-    """A name that may be broken behind its underscores."""
+def allow_breaks(name: str) -> str:
+    """Escape a name and allow a line break after each underscore."""
     return escape(name).replace("_", "_<wbr>")
 
 
-def scored(row: Row, task: str | None) -> Mapping[str, Any]:
-    """{score, ci95} in a task, or of their mean (None); empty if the run does not have the task."""
+def entry_of(row: Row, task: str | None) -> Mapping[str, Any]:
+    """{score, ci95} of a task, or of the mean of tasks (None). Empty if the run does not have the task."""
     return row if task is None else row["tasks"].get(task, {})
 
 
 def method_cell(row: Row) -> str:
+    """The method's name, which opens the row, and beside it the parts and settings that are not in the name."""
     method = escape(row["method"])
     groups = () if math.isinf(budget(row)) else ("scorer", "allocator", "protection")  # full uses none
-    rest = [row["config"].get(group) for group in groups]
+    parts = [row["config"].get(group) for group in groups]
     _, *settings = label(row).split()
-    how = escape(", ".join(str(x) for x in [*rest, *settings] if x and x not in (row["method"], "own")))
+    how = escape(", ".join(str(x) for x in [*parts, *settings] if x and x not in (row["method"], "own")))
     button = f'<button type="button" class="open" aria-expanded="false">{method}</button>'
     return f'<th scope="row" data-value="{method}">{button} <small>{how}</small></th>'
 
 
 def score_cell(index: int, column: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> str:
-    """One score, in bold if no other at the same budget is better, shaded by its share of the full cache's score."""
+    """One score in per cent. It is bold if no other at the same budget is better, and shaded by its share of the full
+    cache's score."""
     if not column[index]:
         return "<td></td>"
     score, interval = column[index]["score"], column[index].get("ci95")
     others = [(budget(row), cell["score"]) for row, cell in zip(rows, column, strict=True) if cell]
     peers = [s for b, s in others if b == budget(rows[index])]
     full = max((s for b, s in others if math.isinf(b)), default=0)
-    text = f"{100 * score:.1f}"
+    text = percent(score)
     if len(peers) > 1 and score == max(peers):
         text = f"<b>{text}</b>"
     if interval:
-        text += f"<small>{100 * interval[0]:.1f} to {100 * interval[1]:.1f}</small>"
+        text += f"<small>{percent(interval[0])} to {percent(interval[1])}</small>"
     shade = min(max(score / full, 0), 1) if full > 0 else 0
     return f'<td class="score" data-value="{score:g}" style="--share:{shade:.3f}">{text}</td>'
 
 
 def cost_cells(row: Row) -> Iterable[str]:
+    """Cache bytes (as a share of the full cache's), time to first token, time per token."""
     stored, full = (row["budget"].get(key) for key in ("cache_bytes", "full_cache_bytes"))
     share = stored / full if stored is not None and full else None
-    yield number(share, "" if share is None else f"{100 * share:.1f}%<small>{size(stored)}</small>")
+    yield number_cell(share, "" if share is None else f"{100 * share:.1f}%<small>{size(stored)}</small>")
     for key in ("ttft_s", "tpot_s"):
         seconds = row.get("time", {}).get(key)
-        yield number(seconds, "" if seconds is None else f"{1000 * seconds:{'.0f' if seconds >= 1 else '.3g'}} ms")
+        yield number_cell(seconds, "" if seconds is None else f"{1000 * seconds:{'.0f' if seconds >= 1 else '.3g'}} ms")
 
 
-def number(value: float | None, html: str) -> str:
-    """A cell to sort by `value`; without one it stays last."""
+def number_cell(value: float | None, html: str) -> str:
+    """A cell that sorts by `value`. A cell without one stays last."""
     return f"<td>{html}</td>" if value is None or math.isnan(value) else f'<td data-value="{value:g}">{html}</td>'
 
 
 def details(row: Row, columns: int) -> str:
-    """What a row shows when it is opened: how to repeat it, what was kept, some predictions."""
+    """The row that opens below a run: how to repeat it, what was kept, some predictions."""
     kept, peak, batch = (
         row.get(part, {}).get(key)
         for part, key in (("budget", "kept_share"), ("memory", "peak_bytes"), ("time", "batch"))
@@ -210,24 +216,21 @@ def details(row: Row, columns: int) -> str:
         "Peak memory": peak and size(peak),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items() if value)
-    samples = "".join(sample(line) for line in row.get("samples", ()))
+    samples = "".join(sample_row(line) for line in row.get("samples", ()))
     if samples:
         samples = f'<table class="samples"><tr><th>Task<th>Prediction<th>Expected<th>Score</tr>{samples}</table>'
     return f'<tr class="details" hidden><td colspan="{columns}"><dl>{listed}</dl>{samples}</td></tr>'
 
 
-def sample(line: Mapping[str, Any]) -> str:
+def sample_row(line: Mapping[str, Any]) -> str:
+    """A line of samples.jsonl as a table row, escaped."""
     score = "failed" if line.get("score") is None else f"{100 * line['score']:.0f}"
     texts = (line["task"], line.get("prediction", ""), ", ".join(map(str, line.get("references", ()))), score)
     return f"<tr>{''.join(f'<td>{escape(str(text))}</td>' for text in texts)}</tr>"
 
 
-def size(count: float) -> str:
-    power = min(int(math.log(max(count, 1), 1024)), 4)
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
-
-
-def figure(caption: str, file: Path) -> str:
+def embed(caption: str, file: Path) -> str:
+    """The figure as HTML, with the file inside it."""
     mime = MIME.get(file.suffix.lower())
     if mime is None:
         raise ValueError(f"{file}: a figure must be one of {', '.join(MIME)}")

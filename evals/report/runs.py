@@ -1,4 +1,4 @@
-"""The finished runs of a folder, and what tables and figures call them."""
+"""The finished runs of a folder, and the names that tables and figures give them."""
 
 from __future__ import annotations
 
@@ -6,40 +6,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from evals.run.folder import read_json, read_samples
+from evals.run.folder import read_json, read_samples, read_settings
 
 Result = Mapping[str, Any]
 """The content of a result.json."""
 
+Scores = Mapping[str, Mapping[str, float]]
+"""task -> sample id -> score (0..1)."""
 
-def finished(runs: Path) -> list[Result]:
-    """The results of all evaluations that are finished, in the order of their names."""
+
+def read_results(runs: Path) -> list[Result]:
+    """The result of every finished evaluation in `runs`, sorted by run id."""
     results = [read_json(path) for path in sorted(runs.glob("*/result.json"))]
     return [r for r in results if "tasks" in r]
 
 
-def latencies(runs: Path) -> dict[str, list[Result]]:
-    """The rows of all finished job=latency runs, by what they have in common (model, batch, machine). Each row is
-    {label, context_tokens, prefill_s, ttft_s, tpot_s, cache_bytes, peak_bytes}."""
+def read_latencies(runs: Path) -> dict[str, list[Result]]:
+    """The rows of all finished job=latency runs: "model, batch, machine" -> the rows that were measured there.
+
+    A row is {label, context_tokens, prefill_s, ttft_s, tpot_s, cache_bytes, peak_bytes}, in seconds and bytes. Every
+    run measures the full cache too. Its first row at each length is used.
+    """
     groups: dict[str, dict[tuple[str, int], Result]] = {}
     for path in sorted(runs.glob("*/result.json")):
         result = read_json(path)
         if "rows" not in result:
             continue
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        config = read_settings(path.parent / "config.yaml")
         device = read_json(path.parent / "run.json")["device"]
         group = groups.setdefault(f"{config['model']['name']}, batch {config['job']['batch']}, {device}", {})
         for row in result["rows"]:
             own = row["method"] == config["method"]
             name = " ".join(result["run_id"].split("__")[1:3]) if own and config["scorer"] else row["method"]
-            group.setdefault((name, row["context_tokens"]), {**row, "label": name})  # the full cache is in every run
+            group.setdefault((name, row["context_tokens"]), {**row, "label": name})
     return {name: list(rows.values()) for name, rows in groups.items()}
 
 
-def experiments(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that may stand in one table, by what they have in common: model, benchmark, samples, seed."""
+def read_scores(folder: Path) -> Scores:
+    """The score of every sample of a finished run. Samples that failed have none and are left out."""
+    scores: dict[str, dict[str, float]] = {}
+    for line in read_samples(folder / "samples.jsonl"):
+        if "error" not in line:
+            scores.setdefault(line["task"], {})[line["id"]] = line["score"]
+    return scores
+
+
+def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results that may stand in one table, because model, benchmark, samples and seed are the same."""
     groups: dict[str, list[Result]] = {}
     for r in results:
         groups.setdefault(r["experiment"], []).append(r)
@@ -47,34 +60,30 @@ def experiments(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def keeps_all(r: Result) -> bool:
+    """Whether this is the full cache: nothing was evicted, so there is no budget."""
     return r["config"]["budget"] is None and r["config"]["budget_tokens"] is None
 
 
 def label(r: Result) -> str:
-    """The method part of the run id: method, scorer, and whatever else departs from the method's own choice."""
+    """The row's name: method, scorer, and each setting that is not the method's own choice ("scorer.window=16").
+
+    It is what the run id has beyond the experiment and the budget.
+    """
     shared = r["experiment"].split("__")
     _, method, *rest = r["run_id"].split("__")
     own = [part for part in rest if part not in shared]
     return " ".join([method, *(own if keeps_all(r) else own[1:])])  # the first of its own parts is the budget
 
 
-def asked(r: Result) -> str:
+def budget_label(r: Result) -> str:
+    """The budget as the user gave it: "0.2" (the share kept), "128 tokens" or "all"."""
     c = r["config"]
     if c["budget"] is not None:
         return f"{c['budget']:g}"
     return f"{c['budget_tokens']} tokens" if c["budget_tokens"] else "all"
 
 
-def order(r: Result) -> tuple[bool, float, float]:
-    """The full cache first, then by budget, then the best first."""
+def sort_key(r: Result) -> tuple[bool, float, float]:
+    """Sorts the full cache first, then by budget, and the best first within a budget."""
     c = r["config"]
     return not keeps_all(r), c["budget"] or c["budget_tokens"] or 0, -r["score"]
-
-
-def scores(folder: Path) -> dict[str, dict[str, float]]:
-    """task -> sample id -> score (0..1) of a finished run."""
-    found: dict[str, dict[str, float]] = {}
-    for line in read_samples(folder / "samples.jsonl"):
-        if "error" not in line:
-            found.setdefault(line["task"], {})[line["id"]] = line["score"]
-    return found

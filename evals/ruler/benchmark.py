@@ -17,7 +17,7 @@ from evals.ruler.sources import WHERE, Sources
 from evals.ruler.split import split
 from evals.ruler.suite import RULER, STAND_INS, TASKS, TOKENS_TO_GENERATE, Definition
 from evals.ruler.words import WONDERWORDS
-from evals.task import Metric, Sample, Task, Tokenizer, count_tokens
+from evals.task import SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
 
 VERSION = 1
 CONTROL = re.compile(r"[\x00-\x1f]")
@@ -29,13 +29,14 @@ CLEAN: Mapping[str, Callable[[str], str]] = {
 
 
 class Ruler:
-    """Samples are the same for the same length, vintage, seed and tokenizer, whatever `limit` is.
+    """Samples are the same for the same length, ruler_version, seed and tokenizer, whatever `limit` is.
 
-    length          tokens of a sample, those to generate included
+    length          tokens of a sample, those to generate included. Where the model's window does not hold as many
+                    beside its chat template, samples are made for what it does hold (`facts`: "made_for")
     tasks           names, or "available": all of RULER's 13 whose sources are there and that fit; for the others their
                     stand-ins (niah_multivalue_noise, niah_multivalue_prose, vt_plain ...), which are not RULER's tasks
     samples         at most so many a task (RULER: 500)
-    vintage         2024 (the code behind kvpress's data and most papers) or 2025
+    ruler_version   2024 (the code behind kvpress's data and most papers) or 2025
     sources         folder with PaulGrahamEssays.json, punkt_tab/, squad.json, hotpotqa.json
     prepared        take samples from here (simonjegou/ruler or files in its layout) instead of generating them
     question_aware  the question is part of what is compressed
@@ -49,7 +50,7 @@ class Ruler:
         length: int = 4096,
         tasks: str | Sequence[str] = "available",
         samples: int = 500,
-        vintage: int = 2024,
+        ruler_version: int = 2024,
         seed: int = 42,
         sources: str | None = None,
         prepared: str | None = None,
@@ -58,47 +59,47 @@ class Ruler:
         first_token_may_end: bool = True,
         name: str = "ruler",
     ) -> None:
-        if vintage not in (2024, 2025):
-            raise ValueError(f"benchmark.vintage={vintage}: RULER's code changed in 2025; choose 2024 or 2025")
+        if ruler_version not in (2024, 2025):
+            raise ValueError(f"benchmark.ruler_version={ruler_version}: its code changed in 2025; choose 2024 or 2025")
         if scoring not in CLEAN:
             raise ValueError(f"benchmark.scoring={scoring}: choose {' or '.join(CLEAN)}")
         if length < 1 or samples < 1:
             raise ValueError(f"benchmark.length={length} and benchmark.samples={samples} must be at least 1")
         self.name = f"{name}-{length}"
-        self.length, self.samples, self.vintage, self.seed = length, samples, vintage, seed
+        self.length, self.samples, self.ruler_version, self.seed = length, samples, ruler_version, seed
         self.question_aware, self.scoring = question_aware, scoring
         self.first_token_may_end = first_token_may_end
         self.sources = Sources(sources)
         self.prepared = prepared
         self.left_out: dict[str, str] = {}
         self.done: list[str] = []
+        self.made_for: dict[str, int] = {}
         self.chosen = None if tasks == "available" else check_names([tasks] if isinstance(tasks, str) else list(tasks))
 
     def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
         wanted = self.samples if limit is None else min(limit, self.samples)
-        self.left_out, self.done = {}, []
+        self.left_out, self.done, self.made_for = {}, [], {}
         if self.prepared is not None:
             yield from self.prepared_tasks(wanted)
             return
-        count = partial(count_tokens, tokenizer)
         if self.chosen is None:
-            yield from self.available(count, wanted)
+            yield from self.available(tokenizer, wanted)
             return
         for name in self.chosen:
             missing = self.sources.missing(TASKS[name].needs)
             if missing:
                 raise FileNotFoundError(self.explain(name, missing))
         for name in self.chosen:
-            yield self.make(name, count, wanted)
+            yield self.make(name, tokenizer, wanted)
 
-    def available(self, count: Callable[[str], int], wanted: int) -> Iterator[Task]:
+    def available(self, tokenizer: Tokenizer, wanted: int) -> Iterator[Task]:
         replaced = set()
         for name, definition in TASKS.items():
             if name in STAND_INS and definition.stands_for not in replaced:
                 continue
             missing = self.sources.missing(definition.needs)
             try:
-                task = None if missing else self.make(name, count, wanted)
+                task = None if missing else self.make(name, tokenizer, wanted)
                 reason = f"benchmark.sources has no {', '.join(missing)}"
             except Unfit as error:
                 task, reason = None, str(error)
@@ -115,20 +116,34 @@ class Ruler:
         instead = f", or run {' or '.join(others)}" if others else ""
         return f"ruler task {name} needs {what}: put it into {folder}{instead}, or set benchmark.tasks=available"
 
-    def make(self, name: str, count: Callable[[str], int], wanted: int) -> Task:
+    def limit(self, name: str, tokenizer: Tokenizer) -> int:
+        """Tokens of a sample of this task, those to generate included: `length`, or what the window holds beside the
+        chat template. RULER's own program knows no template: at any other length its samples stay its own."""
+        longest = window(tokenizer)
+        if longest is None:
+            return self.length
+        forgotten = (
+            TOKENS_TO_GENERATE["fwe"] if name == "fwe" and self.ruler_version == 2024 else 0
+        )  # evals/ruler/fwe.py
+        return min(self.length, longest - template_tokens(tokenizer) - SLACK - forgotten)
+
+    def make(self, name: str, tokenizer: Tokenizer, wanted: int) -> Task:
         definition = TASKS[name]
+        limit = self.limit(name, tokenizer)
         generator = definition.make(
             self.sources,
             name=name,
-            limit=self.length,
+            limit=limit,
             tokens_to_generate=TOKENS_TO_GENERATE[definition.family],
-            count_tokens=count,
-            vintage=self.vintage,
+            count_tokens=partial(count_tokens, tokenizer),
+            ruler_version=self.ruler_version,
             seed=self.seed,
         )
         prompts = list(islice(generator.samples(), wanted))
         samples = [self.sample(name, definition, number, prompt) for number, prompt in enumerate(prompts)]
         self.done.append(name)
+        if limit < self.length:
+            self.made_for[name] = limit
         return Task(name, VERSION, definition.description, samples, self.metric(definition.family))
 
     def sample(self, name: str, definition: Definition, number: int, prompt: Prompt) -> Sample:
@@ -171,7 +186,8 @@ class Ruler:
         return {
             "benchmark": "ruler",
             "length": self.length,
-            "vintage": self.vintage,
+            "made_for": self.made_for,
+            "ruler_version": self.ruler_version,
             "seed": self.seed,
             "question_aware": self.question_aware,
             "scoring": self.scoring,

@@ -28,7 +28,7 @@ class CommonWords(Generator):
         self.more_words = more_words
         self.words = list(common_words())
         Random(self.seed).shuffle(self.words)
-        self.most = len(self.words) if self.vintage == 2024 else None
+        self.most = len(self.words) if self.ruler_version == 2024 else None
 
     def make_list(self, units: int, repeats: int, other_repeats: int) -> tuple[str, list[str]]:
         words = self.words if units <= len(self.words) else self.more_words()
@@ -48,13 +48,13 @@ class CommonWords(Generator):
             example, example_answers = self.make_list(40, 10, 3)
             context, answers = self.make_list(units, 30, 3)
         template = CWE + CWE_PREFIX
-        space = "" if self.vintage == 2024 else " "
+        space = "" if self.ruler_version == 2024 else " "
         worked = template.format(context=example) + space + numbered(example_answers)
         return worked + "\n" + template.format(context=context), answers
 
     def probe(self, units: int) -> int:
         text, answers = self.build(units)
-        return self.count_tokens(f"{text} {numbered(answers)}" if self.vintage == 2024 else text)
+        return self.count_tokens(f"{text} {numbered(answers)}" if self.ruler_version == 2024 else text)
 
     def draw(self, units: int, index: int) -> Prompt:
         text, answers = self.build(units)

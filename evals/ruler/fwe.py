@@ -26,7 +26,7 @@ class FrequentWords(Generator):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        self.room = self.limit if self.vintage == 2024 else self.limit - self.tokens_to_generate
+        self.room = self.limit if self.ruler_version == 2024 else self.limit - self.tokens_to_generate
         self.step = max(self.room // 32, 1)
 
     def samples(self) -> Iterator[Prompt]:

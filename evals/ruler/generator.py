@@ -1,4 +1,5 @@
-"""How RULER sizes its samples: as much haystack as the length allows, found by trial. Both vintages of its code.
+"""How RULER sizes its samples: as much haystack as the length allows, found by trial, in both versions of its
+code (2024, 2025).
 
 Every trial draws random numbers, so the contents of a sample depend on the trials before it: their order is kept to the
 letter. Where the originals try for ever or give samples without content, these raise a ValueError.
@@ -48,10 +49,10 @@ class Generator(ABC):
         limit: int,
         tokens_to_generate: int,
         count_tokens: Callable[[str], int],
-        vintage: int = 2024,
+        ruler_version: int = 2024,
         seed: int = 42,
     ) -> None:
-        self.name, self.limit, self.vintage, self.seed = name, limit, vintage, seed
+        self.name, self.limit, self.ruler_version, self.seed = name, limit, ruler_version, seed
         self.tokens_to_generate = tokens_to_generate
         self.count_tokens = count_tokens
         self.rng = Random(seed)
@@ -67,7 +68,7 @@ class Generator(ABC):
 
     def samples(self) -> Iterator[Prompt]:
         """Sample after sample. Raises Unfit if the task does not fit into `limit`."""
-        units = self.fit_by_steps() if self.vintage == 2024 else self.fit_by_halving()
+        units = self.fit_by_steps() if self.ruler_version == 2024 else self.fit_by_halving()
         if units < self.step:
             raise self.unfit()
         return (self.draw_fitting(units, index) for index in count())

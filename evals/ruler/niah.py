@@ -86,7 +86,7 @@ class Niah(Generator):
         super().__init__(**common)
         self.needles, self.haystack = needles, haystack
         self.step = haystack.steps[self.limit >= 4096]
-        self.most = haystack.most if self.vintage == 2024 else None
+        self.most = haystack.most if self.ruler_version == 2024 else None
 
     def random(self, kind: str) -> str:
         if kind == "numbers":
@@ -126,7 +126,7 @@ class Niah(Generator):
 
     def probe(self, units: int) -> int:
         text, answers = self.build(units)
-        return self.count_tokens(text + " ".join(answers) if self.vintage == 2024 else text)
+        return self.count_tokens(text + " ".join(answers) if self.ruler_version == 2024 else text)
 
     def draw(self, units: int, index: int) -> Prompt:
         text, answers = self.build(units)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.rows import check_columns, check_strings, read_rows
+from evals.rows import check_columns, check_references, check_twins, data_files, read_rows
 from evals.task import Sample
 
 COLUMNS: Mapping[str, Any] = {
@@ -35,8 +35,10 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
     else:
         rows = from_hub(source, length)
     samples: dict[str, list[Sample]] = {}
+    places: dict[tuple[str, ...], str] = {}
     for place, row in rows:
         check_columns(row, place, COLUMNS)
+        check_copy(row, place, places)
         same = samples.setdefault(row["task"], [])
         same.append(
             Sample(
@@ -45,26 +47,39 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
                 context=row["context"],
                 question=row["question"],
                 answer_prefix=row["answer_prefix"],
-                references=check_strings(row["answer"], "answer", place),
+                references=check_references(row["answer"], "answer", place),
                 max_new_tokens=row["max_new_tokens"],
             )
         )
     return samples
 
 
+def check_copy(row: Mapping[str, Any], place: str, places: dict[tuple[str, ...], str]) -> None:
+    """ValueError if another file has this sample too: one of the files is a copy, under whatever name."""
+    sample = tuple(str(row[name]) for name in ("task", "context", "question", "answer_prefix"))
+    other = places.setdefault(sample, place)
+    if file_of(other) != file_of(place):
+        raise ValueError(f"{place} is the same sample as {other}: samples would count twice; keep one of the files")
+
+
+def file_of(place: str) -> str:
+    """The file of "FILE line 3" or "FILE row 3"."""
+    return place.rsplit(" ", 2)[0]
+
+
 def files(path: Path, length: int) -> list[Path]:
     if path.is_file():
         return [path]
-    found = sorted([*path.rglob("*.jsonl"), *path.rglob("*.parquet")])
+    found = data_files(path, (".jsonl", ".parquet"))
     if not found:
         raise FileNotFoundError(f"no .jsonl or .parquet file under {path} (benchmark.prepared)")
     lengths = {part for file in found for part in file.relative_to(path).parts[:-1] if part.isdecimal()}
-    if not lengths:
-        return found
-    if str(length) not in lengths:
+    if lengths and str(length) not in lengths:
         there = ", ".join(sorted(lengths, key=int))
         raise FileNotFoundError(f"benchmark.prepared={path} has samples of length {there}, not {length}")
-    return [file for file in found if str(length) in file.relative_to(path).parts]
+    chosen = [file for file in found if not lengths or str(length) in file.relative_to(path).parts]
+    check_twins(chosen)
+    return chosen
 
 
 def read(path: Path) -> list[tuple[str, dict[str, Any]]]:

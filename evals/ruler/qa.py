@@ -36,7 +36,7 @@ class QuestionAnswering(Generator):
         super().__init__(**common)
         self.collection = collection
         self.everything = list(collection.documents)  # 2024 shuffles it in place, sample after sample
-        self.most = len(collection.documents) if self.vintage == 2024 else None
+        self.most = len(collection.documents) if self.ruler_version == 2024 else None
 
     def pick(self, question: Question, units: int) -> list[str]:
         documents = self.collection.documents
@@ -49,7 +49,7 @@ class QuestionAnswering(Generator):
             else:
                 picked = [*question.own, *self.rng.sample(question.related, missing)]
             return [documents[number] for number in picked]
-        if self.vintage == 2024:
+        if self.ruler_version == 2024:
             return self.everything
         repeats = -(-units // len(documents))
         return (list(documents) * repeats)[:units]
@@ -68,7 +68,7 @@ class QuestionAnswering(Generator):
 
     def probe(self, units: int) -> int:
         text, answers = self.build(units, 0)
-        return self.count_tokens(f"{text} {list(answers)}" if self.vintage == 2024 else text)
+        return self.count_tokens(f"{text} {list(answers)}" if self.ruler_version == 2024 else text)
 
     def draw(self, units: int, index: int) -> Prompt:
         text, answers = self.build(units, index)

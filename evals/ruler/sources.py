@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from evals.rows import check_references
 from evals.ruler.essays import Essays
 from evals.ruler.qa import Collection, Question
 
@@ -78,7 +79,8 @@ class Sources:
                     related = tuple(other for other in neighbours if other != own)
                     for asked in paragraph["qas"]:
                         if not asked["is_impossible"]:
-                            answers = tuple(answer["text"] for answer in asked["answers"])
+                            texts = [answer["text"] for answer in asked["answers"]]
+                            answers = check_references(texts, "answers", f"{self.path(SQUAD)}, {asked['question']!r}")
                             questions.append(Question(asked["question"], answers, (own,), related))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.path(SQUAD)} lacks {error}; it should be {WHERE[SQUAD]}") from error
@@ -92,7 +94,7 @@ class Sources:
             documents = sorted({text for row in texts for text in row})
             number = {text: i for i, text in enumerate(documents)}
             questions = [
-                Question(row["question"], (row["answer"],), tuple(number[text] for text in own))
+                Question(row["question"], self.hotpotqa_answer(row), tuple(number[text] for text in own))
                 for row, own in zip(rows, texts, strict=True)
             ]
         except (KeyError, TypeError, ValueError) as error:
@@ -100,6 +102,9 @@ class Sources:
                 f"{self.path(HOTPOT)} is not HotpotQA's ({error}); it should be {WHERE[HOTPOT]}"
             ) from error
         return Collection(str(self.path(HOTPOT)), tuple(questions), tuple(documents))
+
+    def hotpotqa_answer(self, row: dict[str, Any]) -> tuple[str, ...]:
+        return check_references([row["answer"]], "answer", repr(row["question"]))
 
     @cached_property
     def english_words(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The texts of RULER's prompts, to the letter (NVIDIA/RULER, scripts/data/synthetic/constants.py and the scripts).
 
-Two vintages: 2024 (commit e40fae1 and before; kvpress's and most papers' data) and 2025 (c3f5e3b). Only vt differs:
-"assgined" was corrected.
+Two versions of its code: 2024 (commit e40fae1 and before; kvpress's and most papers' data) and 2025 (c3f5e3b). Only vt
+differs: "assgined" was corrected.
 """
 
 NIAH = (

@@ -25,7 +25,7 @@ class VariableTracking(Generator):
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         self.values = np.random.RandomState(self.seed)
-        self.template = VT + VT_PREFIX[self.vintage]
+        self.template = VT + VT_PREFIX[self.ruler_version]
 
     def names(self) -> list[str]:
         while True:
@@ -40,20 +40,20 @@ class VariableTracking(Generator):
         names, value = self.names(), self.value()
         chain = [f"VAR {names[0]} = {value}"]
         chain += [f"VAR {name} = VAR {before} " for before, name in pairwise(names)]
-        lines = [NOISE + "\n" if self.vintage == 2024 else NOISE] * units
-        if self.vintage == 2024 and len(lines) <= len(chain):
+        lines = [NOISE + "\n" if self.ruler_version == 2024 else NOISE] * units
+        if self.ruler_version == 2024 and len(lines) <= len(chain):
             # few lines: cut into sentences so that every assignment finds its own place (line ends stay pieces)
             pieces = [piece for line in lines for piece in line.split(".")]
             lines = [piece + "." if piece.strip() else piece for piece in pieces]
         places = sorted(self.rng.sample(range(len(lines)), len(chain)))
         for shift, (place, assignment) in enumerate(zip(places, chain, strict=True)):
             lines.insert(place + shift, assignment)
-        context = (" " if self.vintage == 2024 else "\n").join(lines).replace(". \n", ".\n")
+        context = (" " if self.ruler_version == 2024 else "\n").join(lines).replace(". \n", ".\n")
         return self.template.format(context=context, query=value, num_v=HOPS + 1), names
 
     def probe(self, units: int) -> int:
         text, names = self.build(units)
-        return self.count_tokens(f"{text} {names}" if self.vintage == 2024 else text)
+        return self.count_tokens(f"{text} {names}" if self.ruler_version == 2024 else text)
 
     def draw(self, units: int, index: int) -> Prompt:
         text, names = self.build(units)
@@ -68,7 +68,7 @@ class Example(VariableTracking):
     def __init__(self, samples: VariableTracking, **common: Any) -> None:
         super().__init__(**common | {"limit": EXAMPLE_LIMIT})
         self.rng, self.values = samples.rng, samples.values
-        if self.vintage == 2024:
+        if self.ruler_version == 2024:
             # RULER cuts a model's own closing tag off the example; where there is none, the question's last word and
             # every line end go instead
             self.template = " ".join(VT.split()[:-1]) + VT_PREFIX[2024]
@@ -76,7 +76,7 @@ class Example(VariableTracking):
             self.overhead = self.tokens_to_generate = 0
 
     def value(self) -> str:
-        return super().value() if self.vintage == 2024 else EXAMPLE_VALUE
+        return super().value() if self.ruler_version == 2024 else EXAMPLE_VALUE
 
 
 class VariableTrackingWithExample(VariableTracking):
@@ -84,15 +84,15 @@ class VariableTrackingWithExample(VariableTracking):
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
-        self.step = 10 if self.vintage == 2024 or self.limit >= 4096 else 5
+        self.step = 10 if self.ruler_version == 2024 or self.limit >= 4096 else 5
         prompt = next(Example(self, **common).samples())
-        self.example = f"{prompt.text} {' '.join(prompt.answers)}\n" + ("\n" if self.vintage == 2024 else "")
+        self.example = f"{prompt.text} {' '.join(prompt.answers)}\n" + ("\n" if self.ruler_version == 2024 else "")
         self.example_names = prompt.answers
         self.overhead += self.count_tokens(self.example)
 
     def draw(self, units: int, index: int) -> Prompt:
         text, names = self.build(units)
-        if self.vintage == 2024:
+        if self.ruler_version == 2024:
             length = self.count_tokens(text) + self.overhead  # RULER forgets the line ends around the example
             text = f" {self.example}\n\n{text}"
         else:

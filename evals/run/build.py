@@ -1,4 +1,4 @@
-"""From settings to objects: the model, the method, the benchmark. What cannot be built is an InputError."""
+"""From settings to objects: the model, the method, the tracker. What cannot be built is an InputError."""
 
 from __future__ import annotations
 
@@ -9,72 +9,79 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers.utils.logging import disable_progress_bar
 
-from evals.run.settings import CONF, InputError, Run, create, without_tables
+from evals.run.conf import CONF
+from evals.run.instantiate import InputError, create
+from evals.run.settings import Run, drop_tables
 from lukv.allocation import Budget
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
 
 
+class Method(NamedTuple):
+    """The three parts of a method, as its settings make them."""
+
+    scorer: Any
+    allocator: Any
+    protection: Any
+
+
 @contextmanager
 def input_errors(run: Run) -> Iterator[None]:
-    """Faults met while building are the input's; the same faults later on are the run's."""
+    """Turn what is raised while objects are built into InputError. Raised later on, the same is the run's fault."""
     try:
         yield
     except (ValueError, OSError, ImportError, TypeError) as e:
-        raise InputError(as_asked(str(e), run)) from e
+        raise InputError(name_model_as_asked(str(e), run)) from e
 
 
-def as_asked(message: str, run: Run) -> str:
-    """A command that a message gives, with the model as this run names it: lukv/ knows its name only."""
+def name_model_as_asked(message: str, run: Run) -> str:
+    """The message, with the model as this run's command line names it: lukv/ knows only the model's name."""
     option = run["model"]["name"] if (CONF / "model" / f"{run['model']['name']}.yaml").is_file() else "hf"
     model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
     return re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
 
 
-def model(run: Run) -> LoadedModel:
-    return load_model(model_settings(run))
+def get_model(run: Run) -> LoadedModel:
+    return load_model(select_model_settings(run))
 
 
-def model_settings(run: Run) -> str:
+def select_model_settings(run: Run) -> str:
     """What decides which model is loaded, as JSON."""
-    return json.dumps({**without_tables(run["model"]), "attention": run["attention"]})
+    return json.dumps({**drop_tables(run["model"]), "attention": run["attention"]})
 
 
 @lru_cache(maxsize=1)
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
     options = json.loads(settings)
-    if Path(str(options["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+    if Path(str(options["path"])).is_dir():  # nothing to download: a bar of milliseconds only hides what is said
         disable_progress_bar()
     return load(**options)
 
 
-def method(run: Run) -> tuple[Any, Any, Any] | None:
-    """Scorer, allocator, protection; None keeps everything. Made before a model is loaded as well as after it: a table
-    that is missing is said at once."""
-    return tuple(create(run[k]) for k in ("scorer", "allocator", "protection")) if run.evicts else None
+def build_method(run: Run) -> Method | None:
+    """The method's parts; None keeps everything. They need no model: a missing table is said before one is loaded."""
+    return Method(*(create(run[part]) for part in Method._fields)) if run.evicts else None
 
 
-def tracker(run: Run) -> None:
-    """Whether what follows the run can be made, said before a model is loaded."""
+def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Eviction | None:
+    """The method at the run's budget, checked for the model; None keeps everything."""
+    if method is None:
+        return None
+    check_rotation(model.model, [method.scorer])
+    if hasattr(method.scorer, "check"):  # it is fitted for one model
+        method.scorer.check(model)
+    if hasattr(method.allocator, "check"):  # its budget table is made for one model and one scorer
+        method.allocator.check(model, method.scorer, method.protection)
+    return Eviction(*method, Budget(run["budget"], run["budget_tokens"]))
+
+
+def check_tracker(run: Run) -> None:
+    """Say before a model is loaded if the tracker cannot be made."""
     if run["track"]:
         create(run["track"])
-
-
-def eviction(run: Run, loaded: LoadedModel) -> Eviction | None:
-    """The method at its budget, checked for the model; None keeps everything."""
-    made = method(run)
-    if made is None:
-        return None
-    scorer, allocator, protection = made
-    check_rotation(loaded.model, [scorer])
-    if hasattr(scorer, "check"):  # fitted for one model
-        scorer.check(loaded)
-    if hasattr(allocator, "check"):  # made for one model and one scorer: a budget table
-        allocator.check(loaded, scorer, protection)
-    return Eviction(scorer, allocator, protection, Budget(run["budget"], run["budget_tokens"]))

@@ -1,6 +1,6 @@
 """The W&B project's saved view, as code: quality, cost and head budgets of all evaluations side by side.
 
-Needs the extra `dashboard` (wandb-workspaces). The names of the metrics are those of `evals.run.tracking.summary`.
+Needs the extra `dashboard` (wandb-workspaces). The names of the metrics are those of `evals.run.tracking.summarize`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 NAME = "Score against budget"
 
 
-def dashboard(entity: str | None, project: str, save: bool) -> str:
+def make_dashboard(entity: str | None, project: str, save: bool) -> str:
     """Save the view and return its address; or (save=False, which needs no key) its content as JSON.
 
     Raises ImportError without the extra, RuntimeError if W&B refuses.

@@ -4,54 +4,46 @@ config.yaml     the settings, resolved
 run.json        provenance
 samples.jsonl   one line per sample, appended and flushed; a line that a crash tore is dropped on the next start
 result.json     written last and atomically: a run is finished if and only if it is there
+
+records.py has the types of the last three.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from omegaconf import OmegaConf
 
-from evals.run.settings import ROOT, InputError, Run, subject
+from evals.run.conf import flatten, read_option
+from evals.run.instantiate import InputError
+from evals.run.old_names import add_new_keys, translate_config
+from evals.run.provenance import collect_provenance, fingerprint_inputs, quote_command, stamp_time
+from evals.run.settings import Run, select_identity
 from lukv.artifacts import write_atomically
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "numpy",
-    "scipy",
-    "hydra-core",
-    "omegaconf",
-    "safetensors",
-    "triton",
-    "flash-attn",
-)
-HASHED_WHOLE = 256 * 2**20
-"""Files up to this size are told apart by content, larger ones by size and modification time."""
+
+class FolderInUse(OSError):
+    """Another process writes to the folder."""
 
 
 class RunFolder:
-    """Open for one process at a time: the lock goes with the process, so a dead one leaves none behind."""
+    """A run's folder, open for one process at a time. The lock goes with the process: a dead one leaves none behind."""
 
     def __init__(self, run: Run, wait: bool = False) -> None:
+        """wait: for another process that has the folder; else FolderInUse is raised."""
         self.run, self.path, self.wait = run, run.folder, wait
 
     def __enter__(self) -> RunFolder:
-        self._lock = self._locked()
+        self._lock = self._take_lock()
         try:
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {platform.node()}")
@@ -64,8 +56,8 @@ class RunFolder:
             raise
         return self
 
-    def _locked(self) -> TextIO:
-        """The lock file, held. A holder that wrote nothing removes it: a lock on a removed file holds nothing."""
+    def _take_lock(self) -> TextIO:
+        """The lock file, held. A holder that wrote nothing removes it, and a lock on a removed file holds nothing."""
         path = self.path / ".lock"
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +68,7 @@ class RunFolder:
                 lock.seek(0)
                 owner = lock.read().strip() or "another process"
                 lock.close()
-                raise RuntimeError(f"{self.path} is being written by {owner}: wait for it, or stop it") from None
+                raise FolderInUse(f"{self.path} is being written by {owner}: wait for it, or stop it") from None
             if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
                 return lock
             lock.close()
@@ -90,14 +82,19 @@ class RunFolder:
         if not began and not any(self.path.iterdir()):
             self.path.rmdir()
 
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Path -> fingerprint of the run's input files."""
+        return fingerprint_inputs(self.run.identity)
+
     def _check_same(self) -> None:
-        """The same folder means the same experiment: settings and input files as when it was begun."""
+        """The same folder means the same experiment: settings and input files are as they were when it was begun."""
         if not (self.path / "run.json").exists():
             return
-        was = read_settings(self.path / "config.yaml")
-        changes = differences(subject(was), self.run.subject)
+        was = select_identity(read_settings(self.path / "config.yaml"))
+        changes = list_differences(add_new_settings(was, self.run), self.run.identity)
         inputs = read_json(self.path / "run.json").get("inputs", {})
-        changes += [f"content of {k}" for k, v in input_files(self.run.subject).items() if inputs.get(k, v) != v]
+        changes += [f"content of {k}" for k, v in self.inputs.items() if inputs.get(k, v) != v]
         if changes:
             raise InputError(
                 f"{self.path} was made with other settings ({'; '.join(changes)}): remove that folder to run it anew"
@@ -109,32 +106,28 @@ class RunFolder:
         path = self.path / "run.json"
         if path.exists():
             old = read_json(path)
-            changes = differences(old.get("prompts", {}), dict(facts.get("prompts", {})))
+            changes = list_differences(old.get("prompts", {}), dict(facts.get("prompts", {})))
             if changes:
                 raise InputError(
                     f"{self.path}: the prompts have changed since it was begun ({'; '.join(changes)}). Remove it"
                 )
-            write_json(path, {**old, "resumed": [*old.get("resumed", []), now()]})
+            write_json(path, {**old, "resumed": [*old.get("resumed", []), stamp_time()]})
             return
         write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(self.run.config), sort_keys=False).encode())
-        about = {
-            "run_id": self.run.id,
-            "config_hash": self.run.hash,
-            **provenance(),
-            "inputs": input_files(self.run.subject),
-        }
-        write_json(path, {**about, **facts, "command": command(), "started": now()})
+        about = {"run_id": self.run.id, "config_hash": self.run.hash, **collect_provenance(), "inputs": self.inputs}
+        write_json(path, {**about, **facts, "command": quote_command(), "started": stamp_time()})
 
-    def result(self) -> dict[str, Any] | None:
+    def read_result(self) -> dict[str, Any] | None:
+        """The content of result.json; None if the run is not finished."""
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
-    def samples(self) -> dict[str, dict[str, Any]]:
-        """The samples recorded so far, by id: the last line of each counts. A torn last line is cut off."""
+    def read_samples(self) -> dict[str, dict[str, Any]]:
+        """The samples recorded so far, by id. The last line of each counts, and a torn last line is cut off."""
         return {line["id"]: line for line in read_samples(self.path / "samples.jsonl", repair=True)}
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Whole lines or none of them: on a full disk what was written of them is taken back."""
+        """Append whole lines or none of them: on a full disk, what was written of them is taken back."""
         path = self.path / "samples.jsonl"
         content = memoryview("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
         with path.open("ab", buffering=0) as f:
@@ -148,12 +141,14 @@ class RunFolder:
                 raise OSError(e.errno, e.strerror, str(path)) from e
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        run = read_json(self.path / "run.json")
-        write_json(self.path / "run.json", {**run, "attention": result.get("attention"), "finished": now()})
+        """Write the result. From now on the run is finished."""
+        about = read_json(self.path / "run.json")
+        write_json(self.path / "run.json", {**about, "attention": result.get("attention"), "finished": stamp_time()})
         write_json(self.path / "result.json", result)
 
 
 def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
+    """The lines of a samples.jsonl. repair: cut off a torn last line."""
     if not path.exists():
         return []
     data = path.read_bytes()
@@ -171,100 +166,6 @@ def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """["budget: 0.2 -> 0.3", ...] between two nested mappings."""
-    a, b = dict(flat(old)), dict(flat(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if alone(a.get(k)) != alone(b.get(k))]
-
-
-def alone(value: Any) -> Any:
-    """benchmark.tasks=vt is benchmark.tasks=[vt], and both lead to one folder."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def flat(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from flat(value, f"{prefix}.{key}".lstrip("."))
-    elif node not in (None, {}):
-        yield prefix, node
-
-
-def input_files(config: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the files that the settings name: budget tables, data, the weights in a model folder."""
-    prints = {}
-    for key, value in flat(config):
-        if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-            continue
-        path = Path(value)
-        if path.is_file():
-            prints[value] = fingerprint(path)
-        elif key in ("model.path", "allocator.path") and path.is_dir():
-            files = [f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".npy")]
-            prints.update({str(f): fingerprint(f) for f in files})
-    return prints
-
-
-def fingerprint(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size > HASHED_WHOLE:
-        return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def provenance() -> dict[str, Any]:
-    """Which code, on what."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "dirty": None if (changed := git("status", "--porcelain")) is None else bool(changed),
-        "versions": {"python": platform.python_version(), **{p: v for p in PACKAGES if (v := installed(p))}},
-        "device": torch.cuda.get_device_name() if cuda else processor(),
-        "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
-    }
-
-
-def info(run: Run) -> None:
-    """What a bug report needs: printed, nothing written."""
-    about = provenance()
-    print(json.dumps({"command": command(), **about, "settings": run.config}, indent=2, default=str))
-
-
-def command() -> str:
-    return shlex.join(["python", *sys.argv])
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [x.split(":", 1)[1] for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        if cpuinfo.exists()
-        else []
-    )
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes().decode())
@@ -273,15 +174,34 @@ def read_json(path: Path) -> Any:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
+    """A run folder's config.yaml. What an older version wrote is translated."""
     try:
         settings = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as e:
         raise ValueError(f"{path} is damaged ({' '.join(str(e).split())}): remove {path.parent} and run again") from e
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged (it has no settings): remove {path.parent} and run again")
-    return settings
+    return translate_config(settings)
+
+
+def add_new_settings(was: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """A run's settings as an older version wrote them, with today's keys where the run has the default of their option
+    in conf/. A key that came later had no other value then."""
+    options = {group: read_option(group, option) for group, option in run.choices.items() if option}
+    return add_new_keys(was, run.identity, OmegaConf.create({**run.config, **options}))
 
 
 def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
     write_atomically(path, text.encode())
+
+
+def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """["budget: 0.2 -> 0.3", ...] between two nested mappings."""
+    a, b = dict(flatten(old)), dict(flatten(new))
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if unwrap(a.get(k)) != unwrap(b.get(k))]
+
+
+def unwrap(value: Any) -> Any:
+    """benchmark.tasks=vt is benchmark.tasks=[vt], and both lead to one folder."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

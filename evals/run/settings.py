@@ -1,31 +1,27 @@
-"""The settings of a run: their types, what makes them valid, and the name of the folder they lead to.
+"""The settings of a run: their types, what makes them valid, and which of them make it the run that it is.
 
-Imported by `run.py --help`: nothing heavier than Hydra here.
+`run.py --help` imports this module, so nothing heavier than Hydra is imported here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
-import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+from evals.run.conf import GROUPS, ROOT, read_method_defaults
+from evals.run.instantiate import InputError, check_targets
+from evals.run.old_names import translate_config
+from evals.run.run_id import find_job, join_name, make_run_id, make_slug, name_setting
 
 RESULT_KEYS = (
     *("method", "model", "scorer", "allocator", "protection", "benchmark"),
@@ -33,14 +29,14 @@ RESULT_KEYS = (
 )
 """Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
 
-
-class InputError(ValueError):
-    """What the user asked for cannot be done as asked: one line, exit code 2."""
+METHOD_PARTS = ("scorer", "allocator", "protection")
+CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
+"""The groups whose options make a run's settings."""
 
 
 @dataclass
 class Config:
-    """Top level of conf/config.yaml. The groups are open: what they hold is up to the class they name."""
+    """The top level of conf/config.yaml. The groups are open: the class that a group names decides what it holds."""
 
     method: str = MISSING
     model: Any = MISSING
@@ -57,7 +53,7 @@ class Config:
     limit: Optional[int] = None  # noqa: UP045
     attention: str = "auto"
     batch_size: int = 8
-    share: bool = True
+    share_prefill: bool = True
     reference: Optional[str] = None  # noqa: UP045
     runs: str = "runs"
     targets: list[str] = field(default_factory=list)
@@ -66,8 +62,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Run:
-    """One run, resolved: plain values only. `choices` are the options chosen in the groups, `nested` the overrides of
-    single values inside a group ("scorer.window=16")."""
+    """One run's settings, resolved to plain values.
+
+    choices: the option chosen in each group of CHOSEN. nested: the overrides of single values inside a group
+    ("scorer.window=16").
+    """
 
     config: Mapping[str, Any]
     choices: Mapping[str, str | None]
@@ -80,55 +79,61 @@ class Run:
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
 
-    @cached_property  # making one makes the benchmark
-    def id(self) -> str:
-        return run_id(self)
-
     @property
-    def experiment(self) -> str:
-        """What runs of different methods and budgets have in common: those with the same may stand in one table."""
-        reference = Run(self.config, self.choices, about_data(self.nested))
-        return folder_name([self["model"]["name"], *setting_parts(reference)])
+    def parts(self) -> dict[str, str | None]:
+        """The options chosen for the method's parts. None of each where nothing is evicted."""
+        return {group: self.choices.get(group) for group in METHOD_PARTS}
+
+    @cached_property  # the benchmark is made to learn its name
+    def id(self) -> str:
+        return make_run_id(self)
 
     @property
     def folder(self) -> Path:
         return Path(self.config["runs"]) / self.id
 
+    @cached_property
+    def comparison_id(self) -> str:
+        """What this run has in common with those of other methods and budgets. They may stand in one table."""
+        data = Run(self.config, self.choices, select_data_settings(self.nested))
+        return join_name([self["model"]["name"], *name_setting(data)])
+
     @property
-    def subject(self) -> dict[str, Any]:
-        return subject(self.config)
+    def identity(self) -> dict[str, Any]:
+        return select_identity(self.config)
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.subject, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    def reference(self) -> Run | None:
-        """The run this one is compared with: the same but for the method, which keeps everything."""
+    def make_reference(self) -> Run | None:
+        """The run that this one is compared with. It differs in the method only, which keeps everything."""
         if not self.evicts or self.config["reference"] is None:
             return None
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
-        return Run(config, dict.fromkeys(self.choices), about_data(self.nested))
+        choices = {**self.choices, **dict.fromkeys(METHOD_PARTS)}
+        return Run(config, choices, select_data_settings(self.nested))
 
 
-def subject(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that can change the result. Where budget tables lie is not among them: the allocator's path is."""
-    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": without_tables(config.get("model") or {})}
+def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that can change the result. The tables' folder is not among them: the allocator's path is."""
+    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": drop_tables(config.get("model") or {})}
 
 
-def without_tables(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's own settings: where its tables lie is the method's affair."""
+def drop_tables(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own settings. Where its budget tables lie is the method's business."""
     return {key: value for key, value in model.items() if key != "tables"}
 
 
-def about_data(nested: tuple[str, ...]) -> tuple[str, ...]:
-    """The nested settings that are not the method's. Tables are its."""
+def select_data_settings(nested: tuple[str, ...]) -> tuple[str, ...]:
+    """The nested settings that are about the model and the benchmark, and so not the method's. Tables are its."""
     return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark") and not n.startswith("model.tables="))
 
 
-def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
-    """Resolve and check a composed config; hydra: its hydra node, by default that of the running job."""
+def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
+    """Resolve and check a composed config. hydra: its hydra node; by default the running job's."""
     hydra = HydraConfig.get() if hydra is None else hydra
     for key in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{key} is not set: add {key}=VALUE")
@@ -138,7 +143,7 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
             f"no setting named '{key}'" if key not in known else f"the setting '{key}' cannot be taken away"
         )
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    config: dict[str, Any] = dict(plain)
+    config = translate_config(plain)
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
     check_budget(config, overrides)
     check_reference(config["reference"])
@@ -151,8 +156,8 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
             raise InputError(f"{key}={config[key]} must be at least 1")
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
-    ignored = config["job"].pop("ignores", ())
-    for key in ignored:  # settings that make no difference to this job
+    ignored = find_job(config).ignores
+    for key in ignored:
         group, _, rest = key.partition(".")
         if rest:
             config[group] = {k: v for k, v in (config[group] or {}).items() if k != rest} or None
@@ -161,15 +166,15 @@ def run_of(cfg: DictConfig, hydra: Any = None) -> Run:
     for group in ("allocator", "protection") if config["scorer"] is not None else ():
         if config[group] is None and group not in ignored:
             raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
-    choices = {
-        g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
-    }
+    choices = {group: hydra.runtime.choices.get(group) for group in CHOSEN}
+    if config["scorer"] is None:
+        choices.update(dict.fromkeys(METHOD_PARTS))
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
     return Run(config, choices, nested)
 
 
 def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
-    """Exactly one budget remains in `config`: budget_tokens if it is given, else budget."""
+    """Leave exactly one budget in `config`: budget_tokens if it is given, else budget."""
     share, tokens = config["budget"], config["budget_tokens"]
     if tokens is not None:
         if share is not None and any(o.startswith("budget=") for o in overrides):
@@ -186,190 +191,32 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def check_reference(name: str | None) -> None:
-    """What stands beside a run keeps everything: a name that does not would get the full cache's scores."""
-    methods = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-    keep_all = [method for method in methods if method_defaults(method).get("scorer") is None]
+    """The run that stands beside every other keeps everything: another method would get the full cache's scores."""
+    keep_all = [method for method in GROUPS["method"] if read_method_defaults(method).get("scorer") is None]
     if name is not None and name not in keep_all:
         raise InputError(
             f"reference={name} is no method that keeps the whole cache: choose {' or '.join(keep_all)}, or null (none)"
         )
 
 
-OURS = ("lukv", "baselines", "evals")
-
-
-def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """The known name that is most like this one, as a question behind a space, `prefix` before it; empty if none is."""
-    near = get_close_matches(name, known, 1, 0.5)
-    return f" Did you mean '{prefix}{near[0]}'?" if near else ""
-
-
-def located(target: str) -> Any:
-    """The class or function of that name. Raises InputError unless it is defined in the package it is named by, or in
-    ours: evals.x.subprocess.run is not evals'."""
-    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it says of an error is said below, once
-    try:
-        found = get_object(target)
-    except Exception as e:  # whatever importing it raises
-        place, _, name = target.rpartition(".")
-        if place in sys.modules:
-            near = nearest(name, dir(sys.modules[place]))
-            raise InputError(f"_target_={target}: {place} has no {name}.{near}") from e
-        raise InputError(f"_target_={target} cannot be imported: {' '.join(str(e.__cause__ or e).split())}") from e
-    home = str(getattr(found, "__module__", None)).split(".")[0]
-    if home not in (target.split(".")[0], *OURS) or not callable(found):
-        raise InputError(f"_target_={target} is no class or function of {target.split('.')[0]}'s own (it is {home}'s)")
-    return found
-
-
-def targets_in(node: Any) -> Iterator[str]:
-    """Every `_target_` in nested settings."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from targets_in(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from targets_in(value)
-
-
-def check_targets(node: Any, allowed: list[str], where: str = "") -> None:
-    """Whatever a config instantiates comes from an allowed package."""
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and str(target).split(".")[0] not in allowed:
-            raise InputError(
-                f"{where or 'config'}._target_={target} is not in {', '.join(allowed)}: "
-                f"if you trust it, add its package: 'targets=[{','.join(allowed)},{str(target).split('.')[0]}]'"
-            )
-        for key, value in node.items():
-            check_targets(value, allowed, f"{where}.{key}".lstrip("."))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            check_targets(value, allowed, f"{where}[{i}]")
-
-
-def run_id(run: Run) -> str:
-    """model__method-scorer__budget__benchmark__seed, and whatever departs from the method's or the defaults."""
-    return folder_name([run["model"]["name"], *method_parts(run), *setting_parts(run)])
-
-
-LONGEST_NAME = 200
-"""File systems take 255 bytes."""
-
-
-def folder_name(parts: Sequence[str]) -> str:
-    """One folder's name, wherever the parts come from: no slash, no leading dot, never too long."""
-    name = "__".join(map(slug, parts))
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest(name)}"
-
-
-def method_parts(run: Run) -> list[str]:
-    if not run.evicts:
-        return [run["method"] or "none"]
-    usual = method_defaults(run["method"]) if run["method"] else run.choices
-    extra = [c for g, c in run.choices.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run["method"], run.choices["scorer"], *extra] if c is not None)]
-    if run["budget"] is not None:
-        parts.append(f"b{run['budget']:g}")
-    elif run["budget_tokens"] is not None:
-        parts.append(f"t{run['budget_tokens']}")
-    return parts
-
-
-def setting_parts(run: Run) -> list[str]:
-    """Where the method is tried, and the nested settings."""
-    parts = [run["job"].get("subject") or benchmark_name(run)]
-    if run["limit"] is not None:
-        parts.append(f"n{run['limit']}")
-    parts.append(f"s{run['seed']}")
-    if run["attention"] != "auto":
-        parts.append(run["attention"])
-    unsaid = NAMED if reads_tables(run) else (*NAMED, "model.tables")
-    return parts + [n for n in run.nested if n.split("=")[0] not in unsaid]
-
-
-def reads_tables(run: Run) -> bool:
-    """Whether the scorer or the allocator reads a file from model.tables."""
-    folder = Path(str(run["model"].get("tables")))
-    files = [run[group].get("path") for group in ("scorer", "allocator") if run[group]]
-    return any(folder in Path(file).parents for file in files if file)
-
-
-NAMED = (
-    "model.path",
-    "model.name",
-    "model.device",
-    "model.device_map",
-    "benchmark.length",
-    "job.save",
-)
-"""Nested settings that the model's and benchmark's names already tell, or that change no result."""
-
-
-def benchmark_name(run: Run) -> str:
-    """What the benchmark calls itself; making it also checks its settings."""
-    return name_of(json.dumps(run["benchmark"]))
-
-
-@lru_cache
-def name_of(settings: str) -> str:
-    """Made once for the many runs of a sweep that are about one benchmark."""
-    return str(create(json.loads(settings)).name)
-
-
-def create(settings: Mapping[str, Any]) -> Any:
-    """The object that `_target_` names. Raises InputError with the reason that its class gives."""
-    for target in targets_in(settings):
-        located(target)
-    try:
-        return instantiate(dict(settings), _convert_="all")
-    except InstantiationException as e:
-        cause = e.__cause__ or e
-        raise InputError(
-            str(cause) if isinstance(cause, (ValueError, OSError)) else f"{settings['_target_']}: {cause}"
-        ) from e
-
-
-def slug(text: str) -> str:
-    """Safe and short as a part of a folder's name; what is cut is told apart by a hash."""
-    clean = (
-        re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
-        or "x"
-    )
-    return clean if len(clean) <= 60 else f"{clean[:50]}-{digest(text)}"
-
-
-def digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-@lru_cache
-def method_defaults(method: str) -> Mapping[str, str]:
-    """The option that conf/method/<method>.yaml chooses in each group, on top of those of conf/config.yaml."""
-    chosen: dict[str, str] = {}
-    for path in (CONF / "config.yaml", CONF / "method" / f"{method}.yaml"):
-        if path.is_file():
-            content: Any = OmegaConf.load(path)
-            for entry in content.get("defaults", []):
-                if isinstance(entry, DictConfig):
-                    chosen.update({str(k).removeprefix("override ").lstrip("/"): v for k, v in entry.items()})
-    return chosen
-
-
 def resolve_run_id(*, _root_: DictConfig) -> str:
-    return run_of(without_hydra(_root_), _root_.get("hydra")).id
+    return resolve_run(drop_hydra(_root_), _root_.get("hydra")).id
 
 
-def without_hydra(cfg: DictConfig) -> DictConfig:
+def drop_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def model_name(path: Any) -> str:
-    return slug(Path(str(path)).name.lower())
+def name_model(path: Any) -> str:
+    return make_slug(Path(str(path)).name.lower())
+
+
+def find_shipped(path: str) -> str:
+    """A folder that comes with this program: as it is named if the current folder has it, else its full path."""
+    return path if Path(path).exists() else str(ROOT / path)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
 OmegaConf.register_new_resolver("run_id", resolve_run_id, replace=True)
-OmegaConf.register_new_resolver("model_name", model_name, replace=True)
+OmegaConf.register_new_resolver("model_name", name_model, replace=True)
+OmegaConf.register_new_resolver("shipped", find_shipped, replace=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the work at hand is finished first, so that nothing that was computed is lost."""
+"""Ctrl-C and SIGTERM: the work at hand is finished first, so that no result that was computed is lost."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def finish_first(what: str) -> Iterator[None]:
-    """A signal that comes in the block raises KeyboardInterrupt at its end; a second one at once.
+    """Hold a signal back until the end of the block, then raise KeyboardInterrupt. A second signal raises it at once.
 
-    what: what is finished ("the batch at hand"), for the user who waits. In a thread other than the main one, where
-    Python takes no signals, nothing changes.
+    what: what is finished first ("the batch at hand"), for the user who waits. Python takes signals in the main thread
+    only; in another one this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
 """Waiting for a sweep that Slurm runs, to its real end.
 
-submitit's launcher gives up at the first task that Slurm calls lost, while the others still run; a task that is put
-back into the queue is at times called lost although it succeeds later; and a task that dies of an exception is called
-completed. So the launcher's word counts for nothing: once it returns or gives up, wait until Slurm has none of the
+submitit's launcher gives up at the first task that Slurm calls lost, while the others still run. A task that is put
+back into the queue is at times called lost although it succeeds later. A task that dies of an exception is called
+completed. So the launcher's word counts for nothing: once it returns or gives up, we wait until Slurm has none of the
 array's tasks left. What became of each run is then read from its folder.
 """
 
@@ -13,50 +13,51 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from evals.run.cli import Planned, faults
+from evals.run.sweep import Fault, Sweep
 
 POLL_S = 5.0
 
 
 @contextmanager
-def waiting(planned: Sequence[Planned]) -> Iterator[None]:
-    """Around the launch of these runs. If they go to Slurm: ends when it has none of their tasks left.
+def wait_for_tasks(sweep: Sweep) -> Iterator[None]:
+    """Surround the launch of these runs. If they go to Slurm, the block ends when it has none of their tasks left.
 
-    Raises RuntimeError if Slurm did not take them.
+    A run of which nothing is left gets a fault that names the logs. Raises RuntimeError if Slurm did not take them.
     """
-    folders = {p.folder.parent for p in planned}
-    before = arrays(folders)
+    runs = [p.run for p in sweep.planned]
+    folders = {run.folder.parent for run in runs}
+    before = find_arrays(folders)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the launcher's exception and ends the process
     try:
         yield
     except RuntimeError as e:  # submitit's errors are of this kind
-        if arrays(folders) == before:
+        if find_arrays(folders) == before:
             raise RuntimeError(f"Slurm: {' '.join(str(e).split())}") from e
     except KeyboardInterrupt:
-        if mine := arrays(folders) - before:
+        if mine := find_arrays(folders) - before:
             print(f"run.py: Slurm goes on with it. To stop it: scancel {' '.join(sorted(mine))}", file=sys.stderr)
         raise
-    mine = arrays(folders) - before
-    while queued(mine):
+    mine = find_arrays(folders) - before
+    while has_tasks(mine):
         time.sleep(POLL_S)
-    for p in planned:
-        if mine and not p.folder.exists():
-            logs = p.folder.parent / ".submitit"
-            faults[p.folder.name] = (1, f"left nothing behind: see the logs in {logs}/{min(mine)}_*/")
+    for run in runs:
+        if mine and not run.folder.exists():
+            logs = run.folder.parent / ".submitit"
+            sweep.faults[run.id] = Fault(1, f"left nothing behind: see the logs in {logs}/{min(mine)}_*/")
 
 
-def arrays(folders: Set[Path]) -> set[str]:
-    """Ids of the job arrays submitted for runs in these folders: submitit makes a folder ID_TASK, or ID, a job."""
+def find_arrays(folders: Set[Path]) -> set[str]:
+    """Ids of the job arrays submitted for runs in these folders. submitit makes a folder ID_TASK, or ID, a job."""
     jobs = (re.fullmatch(r"(\d+)(_\d+)?", p.name) for folder in folders for p in (folder / ".submitit").glob("*"))
     return {job[1] for job in jobs if job}
 
 
-def queued(ids: Set[str]) -> bool:
-    """Whether a task of these arrays waits, runs or ends. Also true while Slurm does not answer: it may be busy."""
+def has_tasks(ids: Set[str]) -> bool:
+    """Whether Slurm has a task of these arrays that waits, runs or ends. True while Slurm is too busy to answer."""
     if not ids:
         return False
     command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(sorted(ids))}"]

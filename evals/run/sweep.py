@@ -1,51 +1,88 @@
-"""Which runs of a command may share their prompts: those that agree in everything but the method and its budget.
+"""The runs of one command, and what became of each in this process.
 
-The first run of such a group does the work of all of it (evals/jobs/evaluate.py); when the others' turn comes, their
-results are there. Imported by `run.py --help`: nothing heavy here.
+Runs that agree in everything but the method and its budget can share their prompts. The first of such a group to have
+its turn does the work of all of it; when the others' turns come, their outcomes are here. `run.py --help` imports this
+module, so nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from evals.run.settings import Run, without_tables
+from evals.run.records import Result
+from evals.run.settings import Run, drop_tables
 
-OWN = ("method", "scorer", "allocator", "protection", "budget", "budget_tokens")
+METHOD_KEYS = ("method", "scorer", "allocator", "protection", "budget", "budget_tokens")
 """The settings in which the runs of a group differ."""
 
-planned: dict[str, Run] = {}
-"""The runs that this process was asked for, by id. Empty in a Slurm task, which does one run."""
 
-failures: dict[str, Exception] = {}
-"""What went wrong with a run while another run of its group was at work: its own turn raises it."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that the command line asks for. finished: it was done before. command: does this run alone."""
 
-fresh: set[str] = set()
-"""Runs that were finished by another one of their group and have not had their own turn yet."""
-
-
-def begin(runs: Sequence[Run]) -> None:
-    """The runs of a new command."""
-    planned.clear()
-    planned.update({run.id: run for run in runs})
-    failures.clear()
-    fresh.clear()
+    run: Run
+    finished: bool = False
+    command: str = ""
 
 
-def group(run: Run) -> list[Run]:
-    """The run first, and with share=true the others of the command that share its prompts, and their references."""
-    if not run["share"]:
-        return [run]
-    same = common(run)
-    runs = {run.id: run, **{i: other for i, other in planned.items() if common(other) == same}}
-    for other in list(runs.values()):
-        reference = other.reference()
-        if reference is not None:
-            runs.setdefault(reference.id, reference)
-    return list(runs.values())
+@dataclass
+class Outcome:
+    """A run's result, or why there is none.
+
+    found: the result was in the folder already. tracked: W&B has it, if it is asked to follow the run.
+    """
+
+    result: Result | None = None
+    failure: Exception | None = None
+    found: bool = False
+    tracked: bool = True
 
 
-def common(run: Run) -> str:
-    """What all runs of a group agree in. Where tables lie is the method's, as in a run's subject."""
-    config = {**run.config, "model": without_tables(run["model"])}
-    return json.dumps({k: v for k, v in config.items() if k not in OWN}, sort_keys=True)
+class Fault(NamedTuple):
+    """What the user is told of a run that went wrong, and the exit code it leads to."""
+
+    code: int
+    line: str
+
+
+@dataclass
+class Sweep:
+    """The runs of one command.
+
+    in_process: they are done one after the other in this process as they were planned; else Hydra launches them.
+    outcomes, faults: by run id.
+    """
+
+    planned: Sequence[PlannedRun] = ()
+    in_process: bool = False
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    faults: dict[str, Fault] = field(default_factory=dict)
+
+    def __reduce__(self) -> Any:
+        """A sweep does not travel to other processes: a task of a Slurm array does one run, alone."""
+        return Sweep, ()
+
+    def holds(self, run: Run) -> bool:
+        return any(run.id == p.run.id for p in self.planned)
+
+    def find_group(self, run: Run) -> list[Run]:
+        """The run, and with share_prefill=true the others of the command that share its prompts, and their references.
+        Those whose outcome is known are left out."""
+        if not run["share_prefill"]:
+            return [run]
+        common = find_common(run)
+        group = {run.id: run, **{p.run.id: p.run for p in self.planned if find_common(p.run) == common}}
+        for other in list(group.values()):
+            reference = other.make_reference()
+            if reference is not None:
+                group.setdefault(reference.id, reference)
+        return [other for other in group.values() if other.id not in self.outcomes]
+
+
+def find_common(run: Run) -> str:
+    """What all runs of a group agree in, as JSON. Where tables lie is the method's, as in a run's identity."""
+    config = {**run.config, "model": drop_tables(run["model"])}
+    return json.dumps({k: v for k, v in config.items() if k not in METHOD_KEYS}, sort_keys=True)

@@ -3,8 +3,8 @@
     python -m evals.run.tracking log runs/RUN ...        finished runs that were made without track=wandb
     python -m evals.run.tracking dashboard [--entity E] [--project P] [--json]
 
-The run folder stays the record. Everything here is read from its files or handed over while they grow, so that tracking
-can fail, be switched off or be done later without touching a result.
+The run folder stays the record. Everything here is read from its files, or handed over while they grow. So tracking
+can fail, be switched off or be done later without touching a result. wandb is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -19,25 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from evals.run.folder import read_json, read_samples
-from evals.run.settings import create
+from evals.run.folder import read_json, read_samples, read_settings
+from evals.run.instantiate import create
+from evals.run.run_id import name_data
 
 if TYPE_CHECKING:
     import wandb
-
-Line = Mapping[str, Any]
-"""A line of samples.jsonl."""
 
 PREDICTIONS = ("id", "task", "prediction", "references", "score", "kept_share", "error")
 """Columns of the table of predictions."""
 
 
 class Tracker:
-    """What `track=none` is: every report goes nowhere."""
+    """What `track=none` does with what it is told: nothing. `line` is a line of samples.jsonl."""
 
-    def sample(self, line: Line) -> None:
+    def sample(self, line: Mapping[str, Any]) -> None:
         """One more sample is done."""
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -59,13 +55,13 @@ class Wandb:
             raise ValueError(f"track.mode={self.mode} is none of {', '.join(modes)}")
 
     @contextmanager
-    def follow(self, folder: Path, done: Sequence[Line] = ()) -> Iterator[WandbTracker]:
-        """Track the run of a folder that has config.yaml and run.json; `done`: its samples from before this process.
+    def follow(self, folder: Path, done: Sequence[Mapping[str, Any]] = ()) -> Iterator[WandbTracker]:
+        """Track the run of a folder that has config.yaml and run.json. `done`: its samples from before this process.
 
-        Raises RuntimeError if W&B cannot be reached. Whatever ends the block, the W&B run ends with it: as failed if
-        that was an exception.
+        Raises RuntimeError if W&B cannot be reached. The W&B run ends with the block: as failed if that ends in an
+        exception.
         """
-        run = self._open(folder, read_json(folder / "run.json"), yaml.safe_load((folder / "config.yaml").read_text()))
+        run = self._start(folder, read_json(folder / "run.json"), read_settings(folder / "config.yaml"))
         try:
             yield WandbTracker(run, folder, done)
         except BaseException:
@@ -73,26 +69,25 @@ class Wandb:
             raise
         run.finish()
 
-    def _open(self, folder: Path, about: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
+    def _start(self, folder: Path, about: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
         import wandb
 
         wandb.setup(wandb.Settings(silent=True))
         online = self.mode == "online" or (self.mode == "auto" and wandb.login(prompt=False, verify=False))
-        subject = config["job"].get("subject") or create(config["benchmark"]).name
         settings = wandb.Settings(console="off", silent=True, init_timeout=30, x_disable_stats=not self.system_metrics)
         try:
             run = wandb.init(
                 project=self.project,
                 entity=self.entity,
-                id=wandb_id(about),
+                id=make_wandb_id(about),
                 resume="allow",
                 name=about["run_id"],
-                group=f"{config['model']['name']}/{subject}",
-                tags=[config["method"] or job(config)],
-                job_type=job(config),
+                group=f"{config['model']['name']}/{name_data(config)}",
+                tags=[config["method"] or name_job(config)],
+                job_type=name_job(config),
                 mode="online" if online else "offline",
                 dir=folder,
-                config={**config, "job": job(config), "provenance": dict(about)},
+                config={**config, "job": name_job(config), "provenance": dict(about)},
                 settings=settings,
             )
         except wandb.errors.Error as e:
@@ -100,13 +95,15 @@ class Wandb:
             raise RuntimeError(f"W&B: {line}. Go on without: track=none, or track.mode=offline") from e
         table = (config.get("allocator") or {}).get("path")
         if table and Path(table).is_file():
-            use(run, budget_table(Path(table), config["model"]["name"]))
+            declare_input(run, make_artifact(Path(table), config["model"]["name"]))
         return run
 
 
 @contextmanager
-def following(settings: Mapping[str, Any] | None, folder: Path, done: Sequence[Line] = ()) -> Iterator[Tracker]:
-    """Track the run of a folder in the way its config says (conf/track/)."""
+def follow(
+    settings: Mapping[str, Any] | None, folder: Path, done: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[Tracker]:
+    """Track the run of a folder in the way that its `track` settings say (conf/track/)."""
     if not settings:
         yield Tracker()
         return
@@ -114,14 +111,26 @@ def following(settings: Mapping[str, Any] | None, folder: Path, done: Sequence[L
         yield tracker
 
 
+def follow_finished(settings: Mapping[str, Any] | None, folder: Path) -> None:
+    """Track a run after it was finished, from its folder."""
+    with follow(settings, folder) as tracker:
+        tell_all(tracker, folder)
+
+
+def tell_all(tracker: Tracker, folder: Path) -> None:
+    for line in read_samples(folder / "samples.jsonl"):
+        tracker.sample(line)
+    tracker.finish(read_json(folder / "result.json"))
+
+
 class WandbTracker(Tracker):
     """One W&B run. Its step is the number of samples done, so that a resumed run goes on where it stopped."""
 
-    def __init__(self, run: wandb.Run, folder: Path, done: Sequence[Line] = ()) -> None:
+    def __init__(self, run: wandb.Run, folder: Path, done: Sequence[Mapping[str, Any]] = ()) -> None:
         self._run, self._folder = run, folder
         self._scores = {line["id"]: line["score"] for line in done if "error" not in line}
 
-    def sample(self, line: Line) -> None:
+    def sample(self, line: Mapping[str, Any]) -> None:
         if "error" in line:
             return
         self._scores[line["id"]] = line["score"]
@@ -136,28 +145,26 @@ class WandbTracker(Tracker):
         media: dict[str, Any] = {}
         samples = read_samples(self._folder / "samples.jsonl")
         if samples:
-            cells = [[cell(line.get(column)) for column in PREDICTIONS] for line in samples]
-            media["predictions"] = wandb.Table(columns=list(PREDICTIONS), data=cells)
+            data = [[join_list(line.get(column)) for column in PREDICTIONS] for line in samples]
+            media["predictions"] = wandb.Table(columns=list(PREDICTIONS), data=data)
         if result.get("tasks"):
             bars = wandb.Table(columns=["task", "score"], data=[[t, r["score"]] for t, r in result["tasks"].items()])
             media["tasks"] = wandb.plot.bar(bars, "task", "score", title="Score per task")
         heads = result.get("budget", {}).get("heads")
         if heads:
-            media["heads/kept_share"] = wandb.Image(
-                head_budgets(heads), caption="kept share: layer down, KV head across"
-            )
+            media["heads/kept_share"] = wandb.Image(draw_heads(heads), caption="kept share: layer down, KV head across")
         rows = result.get("rows")
         if rows:
             media["latency"] = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if media:
             self._run.log(media, step=len(self._scores))
-        self._run.summary.update(summary(result))
+        self._run.summary.update(summarize(result))
         for path in sorted(self._folder.glob("tables/*.safetensors")):
-            self._run.log_artifact(budget_table(path, self._run.config["model"]["name"]))
+            self._run.log_artifact(make_artifact(path, self._run.config["model"]["name"]))
 
 
-def summary(result: Mapping[str, Any]) -> dict[str, float]:
-    """result.json as flat names: score/, tasks/, cost/. These are what the dashboard plots."""
+def summarize(result: Mapping[str, Any]) -> dict[str, float]:
+    """result.json under flat names: score/, tasks/, cost/. The dashboard plots these."""
     out = {f"tasks/{task}": entry["score"] for task, entry in result.get("tasks", {}).items()}
     if "score" in result:
         out["score/mean"] = result["score"]
@@ -170,21 +177,21 @@ def summary(result: Mapping[str, Any]) -> dict[str, float]:
     return out
 
 
-def cell(value: Any) -> Any:
+def join_list(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def job(config: Mapping[str, Any]) -> str:
-    """evaluate, calibrate or latency: the module of the job's function."""
-    return config["job"]["_target_"].rsplit(".", 1)[-1]
+def name_job(config: Mapping[str, Any]) -> str:
+    """evaluate, calibrate or latency: the job's class in small letters."""
+    return config["job"]["_target_"].rsplit(".", 1)[-1].lower()
 
 
-def wandb_id(about: Mapping[str, Any]) -> str:
-    """The same for every process that works on this run, another one as soon as a setting that matters differs."""
+def make_wandb_id(about: Mapping[str, Any]) -> str:
+    """The same id for every process that works on this run. It changes with any setting that can change the result."""
     return hashlib.sha256(f"{about['run_id']} {about['config_hash']}".encode()).hexdigest()[:16]
 
 
-def budget_table(path: Path, model: str) -> wandb.Artifact:
+def make_artifact(path: Path, model: str) -> wandb.Artifact:
     """The artifact of a table file. W&B knows it by its content: what calibrate made is what evaluate uses."""
     import wandb
 
@@ -193,22 +200,23 @@ def budget_table(path: Path, model: str) -> wandb.Artifact:
     return artifact
 
 
-def use(run: wandb.Run, artifact: wandb.Artifact) -> None:
-    """Declare an input. W&B's own use_artifact refuses to when offline; what it does online can be noted offline."""
+def declare_input(run: wandb.Run, artifact: wandb.Artifact) -> None:
+    """Declare an artifact as the run's input. W&B's own use_artifact refuses offline, but the note that it makes online
+    can be made offline too."""
     if run.offline:
         run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
     else:
         run.use_artifact(artifact)
 
 
-def head_budgets(heads: Sequence[Sequence[float]]) -> Any:
+def draw_heads(heads: Sequence[Sequence[float]]) -> Any:
     """Kept shares [layers, KV heads] as a picture."""
     from PIL import Image
 
-    from evals.plots import head_shares
+    from evals.plots import draw_heads
 
     file = io.BytesIO()
-    head_shares({"": heads}, "", file)
+    draw_heads({"": heads}, "", file)
     return Image.open(file)
 
 
@@ -217,9 +225,7 @@ def log(folder: Path, settings: Wandb) -> None:
     if not (folder / "result.json").exists():
         raise FileNotFoundError(f"{folder} is not a finished run: it has no result.json")
     with settings.follow(folder) as tracker:
-        for line in read_samples(folder / "samples.jsonl"):
-            tracker.sample(line)
-        tracker.finish(read_json(folder / "result.json"))
+        tell_all(tracker, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,9 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 log(folder, Wandb(args.project, args.entity, args.mode, system_metrics=False))
                 print(f"{folder}: tracked")
         else:
-            from evals.run.dashboard import dashboard
+            from evals.run.dashboard import make_dashboard
 
-            print(dashboard(args.entity, args.project, save=not args.json))
+            print(make_dashboard(args.entity, args.project, save=not args.json))
     except (OSError, ValueError, RuntimeError, ImportError) as e:
         print(f"track: {e}", file=sys.stderr)
         return 2

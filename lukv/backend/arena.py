@@ -1,9 +1,10 @@
-"""The ragged store of one layer: every (batch row, KV head) is one sequence of its own length, one behind the other.
+"""The ragged store of one layer. Every (batch row, KV head) is one sequence of its own length.
 
-K [rows, d] and V [rows, dv]; sequence i = row * kv_heads + head occupies rows start[i] .. start[i]+length[i]-1, then
-come free rows for the tokens to come, which hold zeros. In memory the shortest comes first, and sequences take up a
-multiple of STEP rows: many of them lie equally far apart, and attention reads those in one call (kernels/loop.py). A
-full KV cache is the special case of equal lengths.
+keys [rows, d] and values [rows, dv] hold all sequences, one behind the other. Sequence i = row * kv_heads + head
+occupies start[i] .. start[i] + length[i] - 1. Behind it come free rows for the tokens to come, which hold zeros.
+
+In memory the shortest sequence comes first, and each takes up a multiple of STEP rows. So many of them lie equally far
+apart, and attention reads those in one call (kernels/loop.py). A full KV cache is the special case of equal lengths.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ STEP = 64
 
 
 class Arena:
-    """`start` [N] and `length` [N] are int32 on the arena's device (what kernels read); `lengths` is the same on the
-    host, so that no step of a decoding loop waits for the device."""
+    """`start` [N] and `length` [N] are int32 on the arena's device, for the kernels. `lengths` [N] is the same as
+    `length` on the host, so that no decode step waits for the device."""
 
     def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int):
-        """keys [sum of lengths, d] and values [.., dv]: the sequences packed one behind the other."""
+        """keys [sum of lengths, d] and values [sum of lengths, dv]: the sequences without free rows between them."""
         self.batch = batch
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.keys, self.values = keys, values
@@ -51,11 +52,13 @@ class Arena:
         return self.keys.nbytes + self.values.nbytes
 
     def append(self, keys: Tensor, values: Tensor, rows: Sequence[int] | None = None) -> None:
-        """Write keys [B, K, n, d], values [B, K, n, dv] behind all sequences, or [len(rows), K, n, d] behind those of
-        some batch rows."""
+        """Write n new entries behind the sequences of R batch rows (None: of all rows).
+
+        keys [R, K, n, d], values [R, K, n, dv].
+        """
         n = keys.shape[2]
         self.reserve(n)
-        chosen = None if rows is None else self.sequences_of(rows)
+        chosen = None if rows is None else self.list_sequences(rows)
         end = self._end if chosen is None else self._end[chosen]
         target = end if n == 1 else (end[:, None] + torch.arange(n, device=end.device)).flatten()
         self.keys.index_copy_(0, target, keys.reshape(-1, keys.shape[-1]))
@@ -67,74 +70,75 @@ class Arena:
                 counter[chosen] += n
         self._room -= n
 
-    def sequences_of(self, rows: Sequence[int]) -> np.ndarray:
+    def list_sequences(self, rows: Sequence[int]) -> np.ndarray:
         """[len(rows) * K] int64: the sequences of some batch rows."""
         return (np.asarray(rows)[:, None] * self.heads + np.arange(self.heads)).ravel()
 
     def reserve(self, n: int) -> None:
-        """Make room for n more entries behind every sequence; what is moved is amortised over many appends."""
+        """Make room for n more entries behind every sequence. Memory grows in steps, so moving it is amortised over
+        many appends."""
         if n > self._room:
             self._room = int((self._capacity - self.lengths).min())
             if n > self._room:
                 self._move(max(SLACK, n, self.longest // 8))
 
     def truncate(self, lengths: np.ndarray) -> None:
-        """Forget the entries behind the first lengths[i] of each sequence i; nothing is moved."""
-        freed = self._rows(self._starts + lengths, self.lengths - lengths).to(self.keys.device)
-        self.keys.index_fill_(0, freed, 0)  # zeros: not even a NaN of a rolled back token may stay
+        """Forget all but the first lengths[i] entries of each sequence i. Nothing is moved."""
+        freed = self._list_rows(self._starts + lengths, self.lengths - lengths).to(self.keys.device)
+        self.keys.index_fill_(0, freed, 0)  # kernels may read free rows under a mask, and a masked NaN is still NaN
         self.values.index_fill_(0, freed, 0)
         self.lengths = lengths.copy()
-        self._to_device()
+        self._upload()
         self._room = int((self._capacity - self.lengths).min())
 
-    def sequence(self, index: int) -> tuple[Tensor, Tensor]:
+    def view_sequence(self, index: int) -> tuple[Tensor, Tensor]:
         """Views of sequence `index`: keys [length, d], values [length, dv]."""
         a, n = int(self._starts[index]), int(self.lengths[index])
         return self.keys[a : a + n], self.values[a : a + n]
 
-    def row(self, row: int) -> tuple[Tensor, Tensor]:
+    def view_row(self, row: int) -> tuple[Tensor, Tensor]:
         """Views of one batch row whose heads are equally long: keys [K, length, d], values [K, length, dv]."""
         first, heads = row * self.heads, self.heads
         lengths, capacity = self.lengths[first : first + heads], self._capacity[first : first + heads]
         if len(set(lengths)) > 1 or len(set(capacity)) > 1:
-            raise ValueError(f"the heads of row {row} hold different numbers of entries: read them with sequence()")
+            raise ValueError(f"the heads of row {row} hold different numbers of entries: use view_sequence()")
         a, n, room = int(self._starts[first]), int(lengths[0]), int(capacity[0])
         shape = (heads, room, -1)
         return self.keys[a : a + heads * room].view(shape)[:, :n], self.values[a : a + heads * room].view(shape)[:, :n]
 
-    def take(self, rows: Sequence[int]) -> Arena:
-        """A copy of these batch rows, in this order, with the same room for tokens to come."""
-        chosen = self.sequences_of(rows)
+    def copy_rows(self, rows: Sequence[int]) -> Arena:
+        """A copy of these batch rows, in this order, with as much room for tokens to come."""
+        chosen = self.list_sequences(rows)
         twin = copy(self)
         twin.batch, twin.lengths, twin._starts = len(rows), self.lengths[chosen], self._starts[chosen]
         twin._move(self._room)
         return twin
 
-    def packed(self) -> tuple[Tensor, Tensor]:
+    def gather(self) -> tuple[Tensor, Tensor]:
         """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""
-        index = self._rows(self._starts, self.lengths).to(self.keys.device)
+        index = self._list_rows(self._starts, self.lengths).to(self.keys.device)
         return self.keys[index], self.values[index]
 
-    def _rows(self, starts: np.ndarray, counts: np.ndarray) -> Tensor:
-        """counts[0] rows from starts[0] on, counts[1] from starts[1] on, ..."""
+    def _list_rows(self, starts: np.ndarray, counts: np.ndarray) -> Tensor:
+        """Indices of counts[0] rows from starts[0] on, then of counts[1] rows from starts[1] on, ..."""
         offset = np.repeat(starts - (np.cumsum(counts) - counts), counts)
         return torch.from_numpy(np.arange(int(counts.sum())) + offset)
 
     def _move(self, room: int) -> None:
-        """New memory with at least `room` free rows behind every sequence."""
-        old = self._rows(self._starts, self.lengths).to(self.keys.device)
+        """Move everything to new memory with at least `room` free rows behind every sequence."""
+        old = self._list_rows(self._starts, self.lengths).to(self.keys.device)
         self._capacity = -(-(self.lengths + room) // STEP) * STEP
         order = np.argsort(self.lengths, kind="stable")
         self._starts = np.empty_like(self._capacity)
         self._starts[order] = np.cumsum(self._capacity[order]) - self._capacity[order]
-        new = self._rows(self._starts, self.lengths).to(self.keys.device)
+        new = self._list_rows(self._starts, self.lengths).to(self.keys.device)
         total = int(self._capacity.sum())
         self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])
         self.values = self.values.new_zeros(total, self.values.shape[1]).index_copy_(0, new, self.values[old])
         self._room = int((self._capacity - self.lengths).min(initial=room))
-        self._to_device()
+        self._upload()
 
-    def _to_device(self) -> None:
+    def _upload(self) -> None:
         device = self.keys.device
         self.start = torch.tensor(self._starts, dtype=torch.int32, device=device)
         self.length = torch.tensor(self.lengths, dtype=torch.int32, device=device)
@@ -142,9 +146,10 @@ class Arena:
 
 
 def pack(keys: Sequence[Tensor], values: Sequence[Tensor], keep: Sequence[Tensor]) -> tuple[Arena, Tensor]:
-    """An arena of the kept entries of each batch row b, and where they stood in the prompt.
+    """Make an arena of the kept entries of each batch row b.
 
-    keys[b] [K, T_b, d], values[b] [K, T_b, dv], keep[b] [K, T_b] bool -> (arena, positions [sum of lengths] int32).
+    keys[b] [K, T_b, d], values[b] [K, T_b, dv], keep[b] [K, T_b] bool. Returns the arena and the entries' indices along
+    T_b: [sum of lengths] int32.
     """
     lengths = torch.cat([mask.sum(-1) for mask in keep]).cpu().numpy()
     index = [mask.nonzero(as_tuple=True) for mask in keep]
@@ -158,7 +163,10 @@ def pack(keys: Sequence[Tensor], values: Sequence[Tensor], keep: Sequence[Tensor
 
 
 def pack_sequences(sequences: Sequence[tuple[Tensor, Tensor, Tensor]], batch: int) -> tuple[Arena, Tensor]:
-    """The same of (keys [n, d], values [n, dv], positions [n]) of each sequence, n its own."""
+    """Make an arena of (keys [n, d], values [n, dv], positions [n]) of each sequence; n differs between them.
+
+    Returns the arena and all positions: [sum of lengths] int32.
+    """
     keys, values, positions = zip(*sequences, strict=True)
     lengths = np.array([len(k) for k in keys])
     return Arena(torch.cat(keys), torch.cat(values), lengths, batch), torch.cat(positions).to(torch.int32)

@@ -1,7 +1,7 @@
 """The one attention function, registered with transformers under one name for all models.
 
-It is called with the post-RoPE queries and with exactly the keys and values that `RaggedCache.update` handed through,
-so it knows the cache's layer; the layer does the rest. Without a cache it is plain causal attention.
+transformers calls it with the post-RoPE queries and with the keys and values that the cache's layer returned from
+`update`. They carry a reference to that layer, which does the rest. Without a cache this is plain causal attention.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lukv.backend.dense import causal_attention
+from lukv.backend.dense import attend_causally
 from lukv.backend.layer import RaggedLayer
-from lukv.backend.options import ATTENTION, span
+from lukv.backend.options import ATTENTION
+from lukv.backend.padding import find_range
+from lukv.backend.parameters import AttentionParameters
 
 
 def use_ragged_attention(model: PreTrainedModel) -> None:
-    """Let the model's attention run through this backend. `model.set_attn_implementation("sdpa")` takes it back."""
+    """Let the model's attention run through this backend. `model.set_attn_implementation("sdpa")` undoes it."""
     if model.config.get_text_config(decoder=True).output_attentions:
         raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
     model.set_attn_implementation(ATTENTION)
 
 
-def attention(
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -36,8 +38,10 @@ def attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv], attention_mask [B, n] bool or None -> [B, n, H,
-    dv]."""
+    """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] -> [B, n, H, dv] and no attention weights.
+
+    attention_mask [B, n] bool: which columns are tokens (None: all).
+    """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(
             f"{type(module).__name__} has attention sinks (s_aux), which this backend does not support"
@@ -51,22 +55,23 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: RaggedLayer | None = getattr(key, "ragged_layer", None)
     if layer is not None:
-        return layer.attend(query, key, value, attention_mask, scale, softcap), None
+        parameters = AttentionParameters(query.shape[1], scale, softcap)
+        return layer.attend(query, key, value, attention_mask, parameters), None
     if query.shape[2] != key.shape[2]:
         raise RuntimeError(
             "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with "
             "compress() first (Phi-3's generate() drops a cache if the prompt is longer than its original context)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(span, attention_mask.cpu().numpy())
+    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(find_range, attention_mask.cpu().numpy())
     for row, (a, b) in enumerate(rows):
         if a < b:
             q, k, v = (x[row, :, a:b] for x in (query, key, value))
-            out[row, a:b] = causal_attention(q, k, v, scale, softcap, sliding_window).transpose(0, 1)
+            out[row, a:b] = attend_causally(q, k, v, scale, softcap, sliding_window).transpose(0, 1)
     return out, None
 
 
-def mask(
+def build_mask(
     *args: Any,
     kv_length: int,
     kv_offset: int = 0,
@@ -77,10 +82,9 @@ def mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """[B, n] bool: which of the n new columns are tokens; None: all. (Causality and windows are the attention's own
-    matter.)
+    """[B, n] bool: which of the n new columns are tokens; None: all. Attention itself applies causality and windows.
 
-    transformers 5.2 tells n by `cache_position`, later releases by `q_length`.
+    transformers 5.2 tells n by `cache_position`, later releases tell it by `q_length`.
     """
     if use_vmap or not allow_is_causal_skip:
         raise NotImplementedError("custom attention patterns (image blocks, packed sequences) are not supported")
@@ -96,5 +100,5 @@ def mask(
     return None if bool(new.all()) else new
 
 
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, mask)
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, build_mask)

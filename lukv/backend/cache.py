@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from lukv.backend.config import rope_switch, weights_hash, windows
+from lukv.backend.arena import Arena
+from lukv.backend.config import find_rope_switch, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
-from lukv.backend.options import Plan
-from lukv.backend.rope import rope_of
+from lukv.backend.options import Later, Options
+from lukv.backend.rope import make_rope
+from lukv.backend.stored import Stored
 from lukv.eviction import Eviction
 from lukv.scoring import Scorer
 
@@ -25,16 +26,36 @@ Selection = list[list[Tensor]]
 """[layer][batch row] -> [K, T] bool: which entries of the prompt stay."""
 
 
+@dataclass(frozen=True)
+class LayerState:
+    """keys [entries, d] and values [entries, dv] of all sequences, one behind the other; lengths [N] int64 of each;
+    positions [entries] int32: where each entry stood in its row."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: np.ndarray
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """All that a cache holds: columns of input seen, tokens seen of each row [B] int64, and every layer's entries."""
+
+    seen: int
+    tokens: np.ndarray
+    layers: list[LayerState]
+
+
 class RaggedCache(Cache):
     """Give it to any supported model as `past_key_values` (after `use_ragged_attention(model)`, which `load` does).
 
-    The first forward is the prompt (or the first `prompt_columns` columns, if it comes in pieces): after each layer's
-    prompt attention `eviction` decides what stays (None: everything). What follows is appended and never evicted,
-    except by `later`.
+    The first forward is the prompt, or its first chunk if `prompt_columns` says that the prompt has more columns. After
+    each layer's prompt attention `eviction` decides what stays (None: everything). Later tokens are appended. They are
+    evicted only if `later` is given.
 
-    observe: scorers to show the prompt's queries to, so that `evicted` can be asked for them afterwards.
-    attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries after the prompt.
-    later, sizes, every, stream: see Plan.
+    observe: scorers to show the prompt's queries to, for a later `fork_for`. attention: the decode kernel, or "auto"
+    (see kernels). record_queries: keep the post-RoPE queries after the prompt. later: what evicts after the prompt;
+    sizes, every and stream belong to it, see options.Later.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -57,31 +78,31 @@ class RaggedCache(Cache):
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
         if prompt_columns is None and not stream and getattr(model.generation_config, "prefill_chunk_size", None):
             raise ValueError(
-                "the model's generation config cuts prompts into pieces (prefill_chunk_size), and the cache would "
+                "the model's generation config cuts prompts into chunks (prefill_chunk_size), and the cache would "
                 "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
             )
-        kinds = windows(model.config)
-        self.plan = Plan(
-            model.config.get_text_config(decoder=True),
-            layers=kinds.count(None),
+        windows = find_windows(model.config)
+        config = model.config.get_text_config(decoder=True)
+        self.options = Options(
+            config,
+            layers=windows.count(None),
             eviction=eviction,
             observe=tuple(observe),
             attention=attention,
             prompt_columns=prompt_columns,
             record_queries=record_queries,
-            later=later,
-            sizes=None if sizes is None else tuple(sizes),
-            every=every,
-            stream=stream,
-            rope_switch=rope_switch(model.config.get_text_config(decoder=True)),
+            later=None if later is None else Later(later, None if sizes is None else tuple(sizes), every, stream),
+            rope_switch=find_rope_switch(config),
         )
-        self.weights_hash = lambda: weights_hash(model)  # not the model itself, which a deepcopy would copy
-        self.model_layers = [i for i, window in enumerate(kinds) if window is None]
+        self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
+        self.model_layers = [i for i, window in enumerate(windows) if window is None]
         layers = [
-            RaggedLayer(self.plan, kinds[:i].count(None), window, rope_of(model, i), guards=i == 0)
-            for i, window in enumerate(kinds)
+            RaggedLayer(self.options, windows[:i].count(None), window, make_rope(model, i), guards=i == 0)
+            for i, window in enumerate(windows)
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
+
+    # ---- what it holds -----------------------------------------------------------------------------------------------
 
     @property
     def evictable(self) -> list[RaggedLayer]:
@@ -95,26 +116,30 @@ class RaggedCache(Cache):
 
     @property
     def kernel(self) -> str | None:
-        """The decode kernel in use, once a token was appended."""
-        return self.evictable[0].kernel
+        """The decode kernel in use, once a token was run through the cache."""
+        kernel = self.evictable[0].kernel
+        return None if kernel is None else kernel.name
 
-    def kept(self) -> np.ndarray:
-        """[layers, B, K] int64: entries that stay of the prompt (up to the last commit), evictable layers only."""
-        marks = [layer.mark for layer in self.evictable]
-        if any(mark is None for mark in marks):
-            raise RuntimeError("the prompt is not in the cache yet")
-        return np.stack([mark.lengths.reshape(len(mark.tokens), -1) for mark in marks if mark is not None])
+    @property
+    def kept_counts(self) -> np.ndarray:
+        """[layers, B, K] int64: entries of the prompt (up to the last commit) that stay, in the evictable layers.
+        Raises RuntimeError before the whole prompt has come."""
+        snapshots = [layer.held.committed for layer in self.evictable]
+        return np.stack([snapshot.lengths.reshape(len(snapshot.tokens), -1) for snapshot in snapshots])
 
-    def entries(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
-        """keys [K, T, d] and values [K, T, dv] (views) of one row in evictable layer `layer`, if its heads are equally
-        long, as those of a cache that keeps everything are."""
-        arena = self.evictable[layer].arena
-        if arena is None:
-            raise RuntimeError("the prompt is not in the cache yet")
-        return arena.row(row)
+    def view_entries(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
+        """Views of keys [K, T, d] and values [K, T, dv] of one row in evictable layer `layer`. Raises ValueError unless
+        its heads are equally long, as those of a cache that keeps everything are."""
+        return self.evictable[layer].held.arena.view_row(row)
 
-    def future_queries(self, layer: int) -> Tensor:
-        """[B, H, n, d]: post-RoPE queries of the columns after the prompt, in evictable layer `layer`."""
+    def find_positions(self, layer: int, row: int) -> list[Tensor]:
+        """For each KV head of one row in evictable layer `layer`: where its entries stood, [entries] int64."""
+        held = self.evictable[layer].held
+        return [held.find_positions(sequence) for sequence in held.arena.list_sequences([row])]
+
+    def read_queries(self, layer: int) -> Tensor:
+        """[B, H, n, d]: post-RoPE queries of the columns after the prompt, in evictable layer `layer`. Raises
+        RuntimeError if none was recorded."""
         queries = self.evictable[layer].queries
         if not queries:
             raise RuntimeError("no query was recorded: make the cache with record_queries=True and append tokens")
@@ -133,8 +158,7 @@ class RaggedCache(Cache):
     @property
     def row_nbytes(self) -> np.ndarray:
         """[B] int64: `nbytes` of each batch row."""
-        stored = [layer.arena for layer in self.layers if layer.arena]
-        each = [a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in stored]
+        each = [a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in self._arenas]
         return np.array(each, dtype=np.int64).sum(0)
 
     @property
@@ -142,37 +166,35 @@ class RaggedCache(Cache):
         """[B] int64: `full_nbytes` of each batch row."""
         each = [
             np.minimum(layer.tokens, layer.window - 1 if layer.window else layer.tokens)
-            * layer.arena.heads
-            * layer.arena.entry_bytes
+            * layer.stored.arena.heads
+            * layer.stored.arena.entry_bytes
             for layer in self.layers
-            if layer.arena
+            if layer.stored
         ]
         return np.array(each, dtype=np.int64).sum(0)
 
     @property
     def allocated_nbytes(self) -> int:
         """Bytes allocated, room for tokens to come included."""
-        return sum(layer.arena.nbytes for layer in self.layers if layer.arena)
+        return sum(arena.nbytes for arena in self._arenas)
 
-    def evicted(self, eviction: Eviction) -> RaggedCache:
-        """A new cache with what `eviction` keeps of this one, which must keep everything (eviction=None) and have shown
-        the prompt's queries to the scorer (observe=[scorer]): one prefill serves any number of methods and budgets. The
-        result is the same as that of a prefill with this eviction. What was appended to this cache is left out."""
-        twin = self.keeping([self.select(eviction)])
-        twin.plan.eviction = eviction
-        return twin
+    @property
+    def _arenas(self) -> list[Arena]:
+        return [layer.stored.arena for layer in self.layers if layer.stored]
+
+    # ---- other caches made of it -------------------------------------------------------------------------------------
 
     def select(self, eviction: Eviction | None, observed: Sequence[Sequence[Any]] | None = None) -> Selection:
-        """What `eviction` (None: everything) keeps of the prompt, which must be here whole: see `evicted`. Scores are
+        """What `eviction` (None: everything) keeps of the prompt, which must be here whole (see `fork_for`). Scores are
         computed once for all evictions that share a scorer and its protection.
 
         observed: for each batch row and evictable layer, what the scorer finds as PromptLayer.observed, if that is not
         what it made of the prompt's queries (Scorer.needs_utility).
         """
-        if (self.kept() != self.evictable[0].prompt_tokens[:, None]).any():
+        if (self.kept_counts != self.evictable[0].held.committed.tokens[:, None]).any():
             raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
         scorer = eviction.scorer if eviction else None
-        if scorer and type(scorer).observe is not Scorer.observe and scorer not in self.plan.observe:
+        if scorer and type(scorer).observe is not Scorer.observe and scorer not in self.options.observe:
             raise ValueError(f"{scorer.name} needs the prompt's queries: prefill with observe=[{scorer.name}]")
         if observed is None:
             return [layer.select(eviction) for layer in self.layers]
@@ -183,41 +205,58 @@ class RaggedCache(Cache):
             for layer in self.layers
         ]
 
-    def keeping(self, selections: Sequence[Selection]) -> RaggedCache:
-        """A new cache: this one's rows with what the first selection keeps of them, then all of them again with what
-        the second keeps, ... Each row is a sequence like any other: many evictions are decoded in one batch."""
+    def fork(self, selections: Sequence[Selection], eviction: Eviction | None = None) -> RaggedCache:
+        """A new cache with this one's rows as the first selection keeps them, then all of them again as the second
+        keeps them, and so on: many evictions are decoded in one batch. What was appended here is left out.
+
+        eviction: what made the selection, if one eviction made all of it; only a saved file says so.
+        """
         twin = copy(self)
-        sizes = self.plan.sizes and self.plan.sizes * len(selections)
-        twin.plan = replace(self.plan, eviction=None, sizes=sizes)
+        twin.options = replace(self.options, eviction=eviction)
         each = zip(self.layers, zip(*selections, strict=True), strict=True)
-        twin.layers = [layer.keeping(masks, twin.plan) for layer, masks in each]
+        twin.layers = [layer.fork(masks, twin.options) for layer, masks in each]
         return twin
 
-    def rows(self, chosen: Sequence[int]) -> RaggedCache:
+    def fork_for(self, eviction: Eviction) -> RaggedCache:
+        """A new cache with what `eviction` keeps of this one's prompt, the same as after a prefill with this eviction.
+
+        So one prefill serves any number of methods and budgets. This cache must keep everything (eviction=None), and
+        must have shown the prompt's queries to a scorer that needs them (observe=[scorer]).
+        """
+        return self.fork([self.select(eviction)], eviction)
+
+    def select_rows(self, rows: Sequence[int]) -> RaggedCache:
         """A new cache that holds copies of these batch rows as they are now, in this order."""
         twin = copy(self)
-        twin.plan = replace(self.plan, sizes=self.plan.sizes and tuple(self.plan.sizes[row] for row in chosen))
-        twin.layers = [layer.rows(chosen, twin.plan) for layer in self.layers]
+        twin.layers = [layer.select_rows(rows) for layer in self.layers]
         return twin
+
+    def state(self) -> CacheState:
+        """What is stored now, without free rows. Raises RuntimeError before the whole prompt has come."""
+        layers = []
+        for layer in self.layers:
+            held = layer.held
+            positions = [held.find_positions(sequence).int() for sequence in held.sequences]
+            layers.append(LayerState(*held.arena.gather(), held.arena.lengths, torch.cat(positions)))
+        return CacheState(self.get_seq_length(), self.tokens, layers)
+
+    @classmethod
+    def from_state(cls, model: PreTrainedModel, state: CacheState, attention: str = "auto") -> RaggedCache:
+        """A cache for the same model with this state, which is the one that `rollback` goes back to."""
+        cache = cls(model, attention=attention)
+        modules = model.get_decoder().layers
+        for layer, part, module in zip(cache.layers, state.layers, modules, strict=True):
+            device = next(module.parameters()).device
+            arena = Arena(part.keys.to(device), part.values.to(device), part.lengths, batch=len(state.tokens))
+            layer.restore(Stored.make(arena, part.positions.to(device), state.tokens.copy()), state.seen)
+        return cache
+
+    # ---- what changes it ---------------------------------------------------------------------------------------------
 
     def reserve(self, tokens: int) -> None:
         """Make room for that many tokens at once, so that no step of a loop has to move memory."""
-        for layer in self.layers:
-            if layer.arena is not None:
-                layer.arena.reserve(tokens)
-
-    def save(self, path: str | Path) -> None:
-        """Write what is stored now to a safetensors file."""
-        from lukv.backend import cache_file as storage  # here: storage builds caches
-
-        storage.save(self, path)
-
-    @staticmethod
-    def load(path: str | Path, model: PreTrainedModel, attention: str = "auto") -> RaggedCache:
-        """What `save` wrote, for the same model. Raises FileNotFoundError; ValueError for a broken or foreign file."""
-        from lukv.backend import cache_file as storage
-
-        return storage.load(path, model, attention)
+        for arena in self._arenas:
+            arena.reserve(tokens)
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` goes back to."""
@@ -231,8 +270,14 @@ class RaggedCache(Cache):
 
     def evict_again(self) -> None:
         """Apply `later` to everything stored (a second turn, say) and commit."""
-        if self.plan.later is None:
+        if self.options.later is None:
             raise RuntimeError("nothing to evict by: make the cache with later=Eviction(...)")
         for layer in self.evictable:
             layer.evict_again()
         self.commit()
+
+    def stop_evicting(self) -> None:
+        """From now on `later` is applied only by `evict_again`, and no longer after every so many tokens."""
+        for layer in self.evictable:
+            if layer.reeviction is not None:
+                layer.reeviction.every = None

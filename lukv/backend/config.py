@@ -23,17 +23,17 @@ GEOMETRY = (
 )
 
 
-def config_hash(config: PreTrainedConfig) -> str:
-    """Twelve hex digits of the network's geometry: the same wherever the model lies, whatever its dtype and whichever
-    version of transformers reads it."""
+def hash_config(config: PreTrainedConfig) -> str:
+    """Twelve hex digits of the network's geometry. They do not depend on the model's path, on its dtype or on the
+    version of transformers."""
     text = config.get_text_config(decoder=True)
     fields = {field: getattr(text, field, None) for field in GEOMETRY}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def weights_hash(model: PreTrainedModel, each: int = 64) -> str:
-    """Twelve hex digits that tell other weights of the same geometry apart, cheaply: of every parameter `each` values,
-    spread evenly, rounded to bfloat16 so that the dtype a model is loaded in makes no difference."""
+def hash_weights(model: PreTrainedModel, each: int = 64) -> str:
+    """Twelve hex digits that tell weights of the same geometry apart. To be quick, they are made of `each` values of
+    every parameter, spread evenly. Values are rounded to bfloat16, so that the dtype of loading makes no difference."""
     whole = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         if parameter.is_meta:  # offloaded to disk
@@ -45,9 +45,9 @@ def weights_hash(model: PreTrainedModel, each: int = 64) -> str:
     return whole.hexdigest()[:12]
 
 
-def windows(config: PreTrainedConfig) -> list[int | None]:
-    """The sliding window of each layer, None for full attention. Raises ValueError for a model this backend cannot run:
-    other kinds of layers, or no layer with full attention (nothing to evict)."""
+def find_windows(config: PreTrainedConfig) -> list[int | None]:
+    """The sliding window of each layer, None for full attention. Raises ValueError for a model that this backend cannot
+    run, because it has other kinds of layers or no layer with full attention (then there is nothing to evict)."""
     config = config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
@@ -63,9 +63,9 @@ def windows(config: PreTrainedConfig) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def rope_switch(config: PreTrainedConfig) -> int | None:
-    """The length at which a model changes its rotary factors ("longrope": Phi-3), so that keys from before do not
-    fit."""
+def find_rope_switch(config: PreTrainedConfig) -> int | None:
+    """The length at which a model changes its rotary factors ("longrope", as in Phi-3), None if there is none. Keys of
+    a shorter input do not fit those of a longer one."""
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") != "longrope":
         return None

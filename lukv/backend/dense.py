@@ -1,4 +1,4 @@
-"""Causal attention over one sequence's dense keys and values: the prompt's own attention, never T x T in memory."""
+"""Causal attention over one sequence's dense keys and values, as in a prefill. T x T logits never exist."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 BLOCK = 512  # query rows at a time where a mask is needed: scratch is BLOCK x T
 
 
-def causal_attention(
+def attend_causally(
     query: Tensor, key: Tensor, value: Tensor, scale: float, softcap: float | None = None, window: int | None = None
 ) -> Tensor:
-    """query [H, n, d], key [K, T, d], value [K, T, dv] -> [H, n, dv]. The last query stands at the last key (n <= T).
+    """query [H, n, d], key [K, T, d], value [K, T, dv] -> [H, n, dv]. The queries are those of the last n <= T keys.
 
-    `window`: each query sees that many keys, its own included. `softcap`: logits are softcap * tanh(logits / softcap).
+    window: each query sees that many keys, its own included. softcap: logits become softcap * tanh(logits / softcap).
     """
     heads, n, _ = query.shape
     kv_heads, tokens, _ = key.shape
-    # one "batch" entry per KV head; its keys are shared by the group through a stride of 0, so GQA copies nothing
+    # one batch entry a KV head; the heads of its group share the keys through a stride of 0, so nothing is copied
     q = query.reshape(kv_heads, heads // kv_heads, n, -1)
     k = key[:, None].expand(-1, q.shape[1], -1, -1)
     v = value[:, None].expand(-1, q.shape[1], -1, -1)
@@ -36,13 +36,12 @@ def causal_attention(
         visible = column <= row
         if window is not None:
             visible &= column > row - window
-        out[:, :, a:b] = masked_attention(q[:, :, a:b], k[:, :, lo:last], v[:, :, lo:last], visible, scale, softcap)
+        out[:, :, a:b] = attend_masked(q[:, :, a:b], k[:, :, lo:last], v[:, :, lo:last], visible, scale, softcap)
     return out.view(heads, n, -1)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """q [.., n, d], k [.., T, d], v [.., T, dv], visible [n, T] bool with at least one True in each row -> [..,
-    n, dv]."""
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """q [.., n, d], k [.., T, d], v [.., T, dv] -> [.., n, dv]. visible [n, T] bool: at least one True in each row."""
     if softcap is None:
         return sdpa(q, k, v, attn_mask=visible, scale=scale)
     logits = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
+from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
 from lukv.scoring import Scorer
@@ -25,23 +26,22 @@ class Loaded(Protocol):
     attention: str
 
 
-STAYING = 0.75
-"""Rows that have ended leave a batch once no more than this share of it is running."""
+SHRINK_AT = 0.75
+"""Rows that have ended leave the batch once at most this share of it is still running."""
+
+SYNC_EVERY = {"cuda": 8}
+"""Decode steps between device synchronisations, by device type; 1 for others. Only then the host learns which tokens
+were chosen. Where a step depends on them (stop, pick, min_new_tokens), every step synchronises."""
 
 Stop = Callable[[list[int]], bool]
 """The answer so far (token ids of one row) -> is it finished? For stop strings: LoadedModel.stop_at(strings)."""
 
 
-LOOK = {"cuda": 8}
-"""Steps between two looks at the chosen tokens, by device: to look is to wait for a GPU. A CPU is looked at each step;
-so is everything that a token decides on (stop, pick, min_new_tokens)."""
-
-
 @dataclass(frozen=True)
 class Answer:
-    """tokens: what each row answered, end-of-text token not included. ttft_s: from the question to the first token, the
-    question's own prefill included. tpot_s: mean time of a further token (0 with a single one). steps: tokens
-    decoded, those past the last row's end included."""
+    """tokens: what each row answered, without its end-of-text token. ttft_s: seconds from the question to the first
+    token, the question's prefill included. tpot_s: mean seconds of each further token, 0 if there is none. steps:
+    decode steps run, also those after the last row's end."""
 
     tokens: list[list[int]]
     ttft_s: float
@@ -63,16 +63,18 @@ def compress(
     later: Eviction | None = None,
     every: int | None = None,
 ) -> RaggedCache:
-    """Prefill the contexts once and evict layer by layer: at most one layer's full keys and values are alive at a time.
+    """Prefill the contexts once and evict layer by layer. At most one layer's full keys and values are alive at a time.
 
     input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
-    token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. chunk:
-    run the prompt through the model in pieces of that many tokens (bounded activation memory, same result; but all
-    layers hold all their keys and values until the last piece). The rest: see RaggedCache.
+    token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
+    rest is as for RaggedCache.
+
+    chunk: run the prompt through the model in chunks of that many tokens. The result is the same and activations take
+    less memory, but all layers hold all their keys and values until the last chunk.
     """
-    network = network_of(model)
+    network = unwrap(model)
     check_rotation(network, [*observe, *(e.scorer for e in (eviction, later) if e is not None)])
-    ids, mask = left_padded(input_ids, attention_mask, network.device)
+    ids, mask = pad_left(input_ids, attention_mask, network.device)
     cache = RaggedCache(
         network,
         eviction,
@@ -83,8 +85,8 @@ def compress(
         later=later,
         every=every,
     )
-    for piece in pieces(ids.shape[1], chunk):
-        feed(network, cache, ids, mask, piece)
+    for columns in split_columns(ids.shape[1], chunk):
+        feed(network, cache, ids, mask, columns)
     return cache
 
 
@@ -96,15 +98,16 @@ def stream(
     block: int = 128,
     attention: str | None = None,
 ) -> RaggedCache:
-    """Evict while the prompt streams in: the cache never holds more than the budget and one block (KeyDiff's own form).
+    """Evict while the prompt streams in, block by block, as KeyDiff's paper does. The cache never holds more than the
+    budget and one block.
 
-    Not what `compress` computes: later tokens attend to a prompt that is evicted already, and a token is judged by what
-    came up to then. From the first block on the budget is that of the row's whole prompt. Rows of any length; each gets
-    what it would get alone.
+    The result differs from that of `compress`: later tokens attend to a prompt that is evicted already, and a token is
+    scored by what came up to then. From the first block on, the budget is that of the row's whole prompt. Rows may have
+    any length, and each gets what it would get alone.
     """
-    network = network_of(model)
+    network = unwrap(model)
     check_rotation(network, [eviction.scorer])
-    ids, mask = left_padded(input_ids, None, network.device)
+    ids, mask = pad_left(input_ids, None, network.device)
     rows = [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
     budget = eviction.budget
     cache = RaggedCache(
@@ -115,14 +118,15 @@ def stream(
         every=block,
         stream=True,
     )
-    for piece in pieces(ids.shape[1], block):
-        feed(network, cache, *padded([row[piece] for row in rows]), slice(None))
+    for columns in split_columns(ids.shape[1], block):
+        feed(network, cache, *stack_left([row[columns] for row in rows]), slice(None))
     cache.evict_again()
-    cache.plan.every = None  # the answer is not evicted
+    cache.stop_evicting()  # the answer stays
     return cache
 
 
-def pieces(columns: int, size: int | None) -> list[slice]:
+def split_columns(columns: int, size: int | None) -> list[slice]:
+    """Slices of at most `size` columns (None: one slice of all)."""
     size = columns if size is None else size
     if size < 1:
         raise ValueError(f"chunk={size} must be at least 1")
@@ -132,32 +136,33 @@ def pieces(columns: int, size: int | None) -> list[slice]:
 @torch.no_grad()
 def append(model: PreTrainedModel | Loaded, cache: RaggedCache, ids: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Append token ids (one list a row, of any length >= 1) -> logits [B, vocabulary] after each row's last token."""
-    network = network_of(model)
-    padded, mask = left_padded(ids, None, network.device)
-    return feed(network, cache, padded, mask, slice(0, padded.shape[1]))
+    network = unwrap(model)
+    padded, mask = pad_left(ids, None, network.device)
+    return feed(network, cache, padded, mask, slice(None))
 
 
-def network_of(model: PreTrainedModel | Loaded) -> PreTrainedModel:
+def unwrap(model: PreTrainedModel | Loaded) -> PreTrainedModel:
+    """The transformers model in it."""
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
 def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | None, columns: slice) -> Tensor:
     """One forward of some columns of left-padded ids [B, T] after what the cache has seen -> logits [B, vocabulary]."""
-    seen, piece = cache.get_seq_length(), ids[:, columns]
+    seen, new = cache.get_seq_length(), ids[:, columns]
     if seen and len(ids) != len(cache.tokens):
         raise ValueError(f"this cache holds {len(cache.tokens)} sequences, the input has {len(ids)}")
     valid = None if mask is None else mask[:, columns]
-    ahead = torch.arange(piece.shape[1], device=ids.device) if valid is None else (valid.cumsum(-1) - 1).clamp(min=0)
+    ahead = torch.arange(new.shape[1], device=ids.device) if valid is None else (valid.cumsum(-1) - 1).clamp(min=0)
     tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else ids.new_zeros(len(ids), 1)
     logits = model(
-        input_ids=piece,
+        input_ids=new,
         attention_mask=None if valid is None else torch.cat([valid.new_ones(len(ids), seen), valid], dim=1),
         position_ids=tokens + ahead,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    if cache.get_seq_length() != seen + piece.shape[1]:
+    if cache.get_seq_length() != seen + new.shape[1]:
         raise RuntimeError(f"{type(model).__name__} dropped the cache it was given")
     return logits
 
@@ -174,84 +179,69 @@ def answer(
     min_new_tokens: int = 0,
     first_token_may_end: bool = True,
 ) -> Answer:
-    """Append each row's question and decode until every row has ended (or max_new_tokens). The caller rolls back.
+    """Append each row's question and decode until every row has ended, or max_new_tokens. The caller rolls back.
 
-    pick: logits [rows still running, vocabulary] -> next tokens; greedy by default. min_new_tokens: the first so many
-    tokens are the likeliest ones that do not end the answer, neither by eos_ids nor by stop. first_token_may_end:
-    False never compares the first token with eos_ids, as kvpress's pipeline does: the answer goes on behind it.
+    pick: logits [rows still decoded, vocabulary] -> next tokens; greedy by default. min_new_tokens: each of the first
+    so many tokens is the likeliest one that does not end the answer, neither by eos_ids nor by stop.
+    first_token_may_end: False never compares the first token with eos_ids, as kvpress's pipeline does; the answer goes
+    on after it.
     """
-    ends = set(eos_ids)
-    begin = time.perf_counter()
+    begin = first = time.perf_counter()
     cache.reserve(max(map(len, question_ids)) + max_new_tokens)
     logits = append(model, cache, question_ids)
-    free = stop is None and pick is None and min_new_tokens == 0
-    look = LOOK.get(logits.device.type, 1) if free else 1
+    depends = stop is not None or pick is not None or min_new_tokens > 0
+    sync_every = 1 if depends else SYNC_EVERY.get(logits.device.type, 1)
     pick = pick or (lambda logits: logits.argmax(-1))
-    tokens: list[list[int]] = [[] for _ in logits]
-    running = [True] * len(tokens)
-    rows = list(range(len(tokens)))  # those that are decoded: a row that has ended runs along until it leaves
-    unseen: list[Tensor] = []
-    first = begin
+    replies = Replies(len(logits), set(eos_ids), stop, first_token_may_end)
+    rows = list(range(len(logits)))  # those that are decoded: a row that has ended runs along until it leaves
+    unread: list[Tensor] = []  # tokens [rows] of the steps since the last synchronisation
     steps = 0
-    while max_new_tokens > 0:
-        early = steps < min_new_tokens
-        chosen = likeliest_to_go_on(logits, [tokens[r] for r in rows], ends, stop) if early else pick(logits)
-        unseen.append(chosen)
+    while steps < max_new_tokens:
+        chosen = replies.pick_unfinished(logits, rows) if steps < min_new_tokens else pick(logits)
+        unread.append(chosen)
         steps += 1
-        if steps == 1 or len(unseen) == look or steps == max_new_tokens:
-            for column in torch.stack(unseen).tolist():
-                for row, token in zip(rows, column, strict=True):
-                    if running[row] and token in ends and (tokens[row] or first_token_may_end):
-                        running[row] = False
-                    elif running[row]:
-                        tokens[row].append(token)
-                        running[row] = not (stop is not None and stop(tokens[row]))
-            unseen = []
+        if steps in (1, max_new_tokens) or len(unread) == sync_every:
+            replies.add(rows, torch.stack(unread).tolist())
+            unread = []
         if steps == 1:
             first = time.perf_counter()
-        if steps == max_new_tokens or not any(running):
+        if steps == max_new_tokens or not any(replies.running):
             break
-        staying = [i for i, row in enumerate(rows) if running[row]]
-        if not unseen and len(staying) <= STAYING * len(rows):  # leaving costs the others a copy
-            rows, chosen, cache = [rows[i] for i in staying], chosen[staying], cache.rows(staying)
+        staying = [i for i, row in enumerate(rows) if replies.running[row]]
+        if not unread and len(staying) <= SHRINK_AT * len(rows):  # not at once: it copies what the others hold
+            rows, chosen, cache = [rows[i] for i in staying], chosen[staying], cache.select_rows(staying)
         logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
-    return Answer(tokens, first - begin, (last - first) / max(1, steps - 1) if steps > 1 else 0.0, steps)
+    return Answer(replies.tokens, first - begin, (last - first) / (steps - 1) if steps > 1 else 0.0, steps)
 
 
-def likeliest_to_go_on(logits: Tensor, tokens: list[list[int]], ends: set[int], stop: Stop | None) -> Tensor:
-    """[B]: each row's likeliest token that does not end its answer so far (`tokens`)."""
-    ordered = logits.argsort(-1, descending=True).tolist()
-    return torch.tensor(
-        [
-            next(t for t in row if t not in ends and not (stop is not None and stop([*so_far, t])))
-            for row, so_far in zip(ordered, tokens, strict=True)
-        ],
-        device=logits.device,
-    )
+class Replies:
+    """tokens: what each row has answered so far, without its end. running: has the row not ended yet?"""
 
+    def __init__(self, rows: int, ends: set[int], stop: Stop | None, first_token_may_end: bool) -> None:
+        self.tokens: list[list[int]] = [[] for _ in range(rows)]
+        self.running = [True] * rows
+        self._ends, self._stop, self._first_token_may_end = ends, stop, first_token_may_end
 
-def left_padded(
-    ids: Tensor | Sequence[Sequence[int]], mask: Tensor | None, device: torch.device | str
-) -> tuple[Tensor, Tensor | None]:
-    """Rows of token ids -> ids [B, T] with padding on the left, mask [B, T] int64 (1: token; None without padding)."""
-    if isinstance(ids, Tensor) and (mask is None or bool(mask.all())):
-        return ids.to(device), None
-    if isinstance(ids, Tensor):
-        rows = [row[used.bool()] for row, used in zip(ids.cpu(), mask.cpu(), strict=True)]  # type: ignore[union-attr]
-    else:
-        rows = [torch.tensor(row, dtype=torch.int64) for row in ids]
-    if not rows or min(map(len, rows)) == 0:
-        raise ValueError("every row needs at least one token")
-    ids, mask = padded(rows)
-    return ids.to(device), None if mask is None else mask.to(device)
+    def add(self, rows: Sequence[int], steps: Sequence[Sequence[int]]) -> None:
+        """steps: of each step the token chosen for each of `rows`. What follows a row's end is ignored."""
+        for chosen in steps:
+            for row, token in zip(rows, chosen, strict=True):
+                may_end = self._first_token_may_end or self.tokens[row]
+                if self.running[row] and token in self._ends and may_end:
+                    self.running[row] = False
+                elif self.running[row]:
+                    self.tokens[row].append(token)
+                    self.running[row] = not self._stops(self.tokens[row])
 
+    def pick_unfinished(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
+        """logits [rows, vocabulary] -> each row's likeliest token that does not end its answer: [rows] int64."""
+        ordered = logits.argsort(-1, descending=True).tolist()
+        chosen = [
+            next(t for t in best_first if t not in self._ends and not self._stops([*self.tokens[row], t]))
+            for row, best_first in zip(rows, ordered, strict=True)
+        ]
+        return torch.tensor(chosen, device=logits.device)
 
-def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """1-D token ids of any length, 0 too -> ids [B, T] with padding on the left, mask [B, T] as in `left_padded`."""
-    longest = max(map(len, rows))
-    ids, used = (rows[0].new_zeros(len(rows), longest, dtype=torch.int64) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, longest - len(row) :] = row
-        used[i, longest - len(row) :] = 1
-    return ids, None if all(len(row) == longest for row in rows) else used
+    def _stops(self, tokens: list[int]) -> bool:
+        return self._stop is not None and self._stop(tokens)

@@ -1,92 +1,113 @@
-"""Evict again from a cache that is ragged already: a second turn, a long answer, or a prompt that streams in.
+"""Evict again from rows that are ragged already: a second turn, a long answer, or a prompt that streams in.
 
-The heads hold different positions by now, so each is scored by itself, as a layer of one KV head over its own entries.
-The allocator still sees all heads over all tokens seen; those that are gone have the lowest score there is.
+After the first eviction the KV heads of a layer hold different positions. So each head is scored by itself, as a layer
+of one KV head over the entries it holds. The allocator still sees all heads over all tokens seen. Tokens that a head no
+longer holds have the lowest score there is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lukv.allocation import HeadScores
-from lukv.backend.arena import Arena, pack_sequences
-from lukv.eviction import Eviction, best, protect
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.backend.options import Later
+from lukv.backend.padding import Range
+from lukv.backend.prompt import PromptScores
+from lukv.backend.stored import Stored
+from lukv.eviction import Eviction, protect, select_best
+from lukv.scoring import PromptLayer, Rope
 
-if TYPE_CHECKING:
-    from lukv.backend.layer import RaggedLayer
-
-
-class HeadQueries:
-    """What a scorer observes of one batch row, one KV head (and its query heads) at a time."""
-
-    def __init__(self, scorer: Scorer, kv_heads: int) -> None:
-        self.scorer = scorer
-        self.heads: list[Any] = [None] * kv_heads
-
-    def add(self, queries: Tensor, start: int, rope: Rope | None) -> None:
-        """queries [H, n, d] at positions start .. start+n-1."""
-        if queries.shape[1]:
-            pieces = queries.chunk(len(self.heads))
-            self.heads = [self.scorer.observe(seen, q, start, rope) for seen, q in zip(self.heads, pieces, strict=True)]
+GONE = torch.finfo(torch.float32).min
+"""The score of a token that a head no longer holds."""
 
 
-def shrink(layer: RaggedLayer, due: np.ndarray) -> tuple[Arena, Tensor]:
-    """The entries that stay of those stored when the plan's later eviction comes: (arena, positions). A row that is not
-    due (due [B] bool) is left as it is."""
-    arena = layer.arena
-    assert arena is not None
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []
-    for row in range(arena.batch):
-        if due[row]:
-            kept += shrink_row(layer, arena, row, layer.plan.later_of(row))
-        else:
-            sequences = range(row * arena.heads, (row + 1) * arena.heads)
-            kept += [(*arena.sequence(i), layer.positions_of(i)) for i in sequences]
-    return pack_sequences(kept, arena.batch)
+class Reeviction:
+    """One layer's later evictions.
+
+    evictions: what evicts each batch row. last_check_at [B] int64: tokens of a row when `every` was last counted from.
+    last_eviction_at [B] int64: tokens of a row when it was last evicted, -1 if it never was.
+    """
+
+    def __init__(self, later: Later, batch: int, kv_heads: int) -> None:
+        self.evictions = [later.resolve(row) for row in range(batch)]
+        self.every = later.every
+        self.observed: list[list[Any]] = [[None] * kv_heads for _ in range(batch)]  # of each KV head's query heads
+        self.start(np.zeros(batch, dtype=np.int64))
+
+    def start(self, tokens: np.ndarray) -> None:
+        """Count from now on: the rows have seen `tokens` [B] tokens and were not evicted again yet."""
+        self.last_check_at = tokens.copy()
+        self.last_eviction_at = np.full_like(tokens, -1)
+
+    def observe(self, query: Tensor, ranges: Sequence[Range] | None, start: np.ndarray, rope: Rope | None) -> None:
+        """Show the scorers new queries [B, H, n, d], whose valid ones stand at positions start[b], ..."""
+        for row, heads in enumerate(self.observed):
+            queries = query[row] if ranges is None else query[row, :, slice(*ranges[row])]
+            if queries.shape[1]:
+                observe, first = self.evictions[row].scorer.observe, int(start[row])
+                groups = zip(heads, queries.chunk(len(heads)), strict=True)
+                self.observed[row] = [observe(before, group, first, rope) for before, group in groups]
+
+    def find_due(self, tokens: np.ndarray) -> np.ndarray:
+        """[B] bool: rows that have seen `every` tokens since they were last checked."""
+        return np.zeros(len(tokens), dtype=bool) if self.every is None else tokens - self.last_check_at >= self.every
+
+    def find_changed(self, tokens: np.ndarray) -> np.ndarray:
+        """[B] bool: rows that have seen a token since they were last evicted."""
+        return tokens != self.last_eviction_at
+
+    def evict(self, stored: Stored, scores: PromptScores, due: np.ndarray) -> Stored:
+        """What stays of a store when the rows that are due [B] bool are evicted; the others stay as they are."""
+        masks: list[Tensor | None] = []
+        for row, eviction in enumerate(self.evictions):
+            everything = [None] * stored.arena.heads
+            masks += select_entries(self.view_heads(row, stored, scores), eviction) if due[row] else everything
+        self.last_check_at = np.where(due, stored.tokens, self.last_check_at)
+        self.last_eviction_at = np.where(due, stored.tokens, self.last_eviction_at)
+        return stored.retain(masks)
+
+    def view_heads(self, row: int, stored: Stored, scores: PromptScores) -> list[PromptLayer]:
+        """What the scorer sees of one batch row: each KV head as a layer of its own, with its group of query heads."""
+        views = []
+        for head, sequence in enumerate(stored.arena.list_sequences([row])):
+            keys, values = stored.arena.view_sequence(sequence)
+            view = scores.view(row, keys[None], values[None], self.evictions[row].scorer)
+            one = replace(view, query_heads=view.query_heads // stored.arena.heads, head=head)
+            at, observed = stored.find_positions(sequence), self.observed[row][head]
+            views.append(replace(one, observed=observed, positions=at, seen=int(stored.tokens[row])))
+        return views
+
+    def select_rows(self, rows: Sequence[int]) -> Reeviction:
+        chosen = copy(self)
+        chosen.evictions = [self.evictions[row] for row in rows]
+        chosen.observed = [self.observed[row] for row in rows]
+        chosen.last_check_at = self.last_check_at[list(rows)]
+        chosen.last_eviction_at = self.last_eviction_at[list(rows)]
+        return chosen
 
 
-def shrink_row(layer: RaggedLayer, arena: Arena, row: int, eviction: Eviction) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(keys, values, positions) that stay of each KV head of one batch row."""
-    query_heads, scale, softcap = layer.attributes
-    sequences = range(row * arena.heads, (row + 1) * arena.heads)
-    positions = [layer.positions_of(i) for i in sequences]
-    tokens = int(layer.tokens[row])
-    gone = torch.finfo(torch.float32).min
-    scores = torch.full((arena.heads, tokens), gone, device=arena.keys.device)
-    for head, index in enumerate(sequences):
-        keys, values = arena.sequence(index)
-        if len(keys) == 0:
-            continue
-        observed = layer.head_queries[row].heads[head] if layer.head_queries else None
-        one = PromptLayer(
-            layer.index,
-            layer.plan.layers,
-            keys[None],
-            values[None],
-            query_heads // arena.heads,
-            scale,
-            softcap,
-            observed=observed,
-            rope=layer.rope,
-            positions=positions[head],
-            seen=tokens,
-            head=head,
-        )
-        scores[head, positions[head]] = eviction.scorer.score(one)[0]
-    stored = scores != gone
+def select_entries(heads: Sequence[PromptLayer], eviction: Eviction) -> list[Tensor]:
+    """What an eviction keeps of one batch row: for each KV head [entries] bool.
+
+    heads: each KV head as a layer of its own, with the positions of its entries and how many tokens the row has seen.
+    """
+    first = heads[0]
+    positions: list[Tensor] = [head.positions for head in heads]  # type: ignore[misc]
+    scores = torch.full((len(heads), first.tokens), GONE, device=first.keys.device)
+    for row, head, at in zip(scores, heads, positions, strict=True):
+        if len(at):
+            row[at] = eviction.scorer.score(head)[0]
+    held = scores != GONE
     protection = eviction.protection.over(eviction.scorer)
-    # a head whose sinks are gone must not have them back: protection raises only what is there
-    raised = torch.where(stored, protect(scores, protection, eviction.scorer.name), scores)
-    heads = HeadScores(raised, protection.mask(tokens, raised.device), layer.index, layer.plan.layers)
-    keep = best(raised, eviction.allocator.counts(eviction.budget, heads)) & stored
-    kept = []
-    for head, index in enumerate(sequences):
-        stays = keep[head, positions[head]]
-        keys, values = arena.sequence(index)
-        kept.append((keys[stays], values[stays], positions[head][stays]))
-    return kept
+    # protection must not bring back what a head no longer holds, so it raises only what is there
+    raised = torch.where(held, protect(scores, protection, eviction.scorer.name), scores)
+    seen = HeadScores(raised, protection.mask(first.tokens, raised.device), first.index, first.layers)
+    keep = select_best(raised, eviction.allocator.counts(eviction.budget, seen)) & held
+    return [row[at] for row, at in zip(keep, positions, strict=True)]

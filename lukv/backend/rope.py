@@ -1,4 +1,4 @@
-"""The model's own rotary embedding as a function of positions, for scorers that need to turn queries back or ahead."""
+"""The model's own rotary embedding as a function of positions, for scorers that rotate queries or keys."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from transformers import PreTrainedModel
 from lukv.scoring import Rope
 
 
-def rope_of(model: PreTrainedModel, layer: int) -> Rope | None:
-    """positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them; None for a
-    model without rotary positions.
+def make_rope(model: PreTrainedModel, layer: int) -> Rope | None:
+    """A function positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them.
+    None for a model without rotary positions.
 
-    The frequencies are those of the model's last forward: "dynamic" and "longrope" embeddings choose them by the
-    longest position they are asked for, which a piece of a prompt, or a look ahead, is not.
+    The frequencies are those of the model's last forward. "dynamic" and "longrope" embeddings choose them by the
+    longest position they are given, and a scorer may ask for only a few positions, or for later ones.
     """
     rotary = getattr(model.get_decoder(), "rotary_emb", None)
     if rotary is None:
         return None
     options = {}
-    if (
-        "layer_type" in inspect.signature(rotary.forward).parameters
-    ):  # Gemma-3: sliding and full layers turn differently
+    if "layer_type" in inspect.signature(rotary.forward).parameters:  # Gemma-3: sliding layers have other frequencies
         options["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
 
-    forward = inspect.unwrap(type(rotary).forward)  # without what chooses the frequencies anew
+    forward = inspect.unwrap(type(rotary).forward)  # without the decorator that chooses the frequencies anew
 
     def rope(positions: Tensor) -> tuple[Tensor, Tensor]:
-        like = torch.zeros(1, dtype=torch.float32, device=positions.device)  # gives dtype and device
+        like = torch.zeros(1, dtype=torch.float32, device=positions.device)  # forward() takes dtype and device from it
         cos, sin = forward(rotary, like, positions[None], **options)
         return cos[0], sin[0]
 

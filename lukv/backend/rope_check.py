@@ -1,9 +1,10 @@
-"""Does a model turn its keys as lukv.scoring.rotate does? Scorers that turn them back (Scorer.needs_rope) would give
-numbers on any model, but wrong ones where pairs of neighbours are turned (glm4, cohere) or some layers are not turned
-at all (smollm3, cohere2).
+"""Does a model rotate its keys as lukv.scoring.rotate does?
 
-One token alone in its prompt has the same hidden states wherever it stands, so two rows of it at two positions show
-what a layer does: no table of architectures is needed.
+Scorers that undo the rotation (Scorer.needs_rope) give numbers on any model. They are wrong where the model rotates
+pairs of neighbours (glm4, cohere) or does not rotate in some layers (smollm3, cohere2).
+
+The check needs no table of architectures. A single token has the same hidden states at any position, so its keys at two
+positions differ by the rotation alone.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.backend.cache import RaggedCache
-from lukv.backend.rope import rope_of
-from lukv.scoring import Rope, Scorer, rotate
+from lukv.backend.rope import make_rope
+from lukv.ops import rotate
+from lukv.scoring import Rope, Scorer
 
 POSITION = 3
 CLOSE = 0.05
-"""Of a key's length: far above what bfloat16 rounds, far below what another rotation by POSITION does."""
+"""Tolerance, as a share of the key's norm: far above bfloat16's rounding, far below what another rotation does."""
 
 known: WeakKeyDictionary[PreTrainedModel, list[int]] = WeakKeyDictionary()
 
 
 def check_rotation(model: PreTrainedModel, scorers: Iterable[Scorer]) -> None:
-    """Raise ValueError for a scorer that turns keys back which this model turns in another way."""
+    """Raise ValueError if a scorer undoes a rotation that is not this model's."""
     for scorer in scorers:
         if not scorer.needs_rope:
             continue
         if model not in known:
-            known[model] = turned_otherwise(model)
+            known[model] = find_mismatched_layers(model)
         if known[model]:
             raise ValueError(
                 f"scorer {scorer.name} turns keys back as in llama (rotary positions in halves), but layer "
@@ -41,25 +43,27 @@ def check_rotation(model: PreTrainedModel, scorers: Iterable[Scorer]) -> None:
 
 
 @torch.no_grad()
-def turned_otherwise(model: PreTrainedModel) -> list[int]:
-    """The full-attention layers whose keys are not turned by `rotate` and the model's own angles: a forward of two
-    tokens. None in a model without rotary positions (gpt2): there a scorer has no angles to turn anything by."""
+def find_mismatched_layers(model: PreTrainedModel) -> list[int]:
+    """Indices of the full-attention layers that do not rotate keys as `rotate` does with the model's own angles.
+
+    Runs two tokens through the model. Empty for a model without rotary positions (gpt2), which has no angles to undo.
+    """
     cache = RaggedCache(model)
-    places = torch.tensor([[0], [POSITION]], device=model.device)
-    model(input_ids=torch.ones_like(places), position_ids=places, past_key_values=cache, use_cache=True)
-    otherwise = []
+    positions = torch.tensor([[0], [POSITION]], device=model.device)
+    model(input_ids=torch.ones_like(positions), position_ids=positions, past_key_values=cache, use_cache=True)
+    mismatched = []
     for number, index in enumerate(cache.model_layers):
-        first, second = (cache.entries(number, row)[0].float() for row in range(2))  # [K, 1, d]
-        rope = rope_of(model, index)
+        first, second = (cache.view_entries(number, row)[0].float() for row in range(2))  # [K, 1, d]
+        rope = make_rope(model, index)
         if rope is None:
             continue
-        expected = turned(first, rope)
+        expected = rotate_to_position(first, rope)
         if ((second - expected).norm(dim=-1) > CLOSE * second.norm(dim=-1)).any():
-            otherwise.append(index)
-    return otherwise
+            mismatched.append(index)
+    return mismatched
 
 
-def turned(keys: Tensor, rope: Rope) -> Tensor:
+def rotate_to_position(keys: Tensor, rope: Rope) -> Tensor:
     """Keys of position 0 as they are at POSITION."""
-    (cos, sin), (here, _) = (rope(torch.tensor([place], device=keys.device)) for place in (POSITION, 0))
-    return rotate(keys, cos / here, sin / here)  # at position 0 there is nothing but an attention factor
+    (cos, sin), (factor, _) = (rope(torch.tensor([at], device=keys.device)) for at in (POSITION, 0))
+    return rotate(keys, cos / factor, sin / factor)  # cos is 1 at position 0, but for YaRN's attention factor

@@ -1,5 +1,8 @@
-"""Contexts and questions -> running means, one pass for all scorers. What is kept between contexts is written to the
-run folder after each: a measurement that was stopped goes on, and ends with the same bits as one that was not."""
+"""Calibration: from contexts and questions to the running means that budget tables are made of.
+
+One pass serves all scorers. After each context the means are saved. A calibration that was stopped goes on from there,
+and ends with the same bits as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +15,40 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 from tqdm import tqdm
 
-from lukv.artifacts import write_atomically
+from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
-from lukv.budgets.oracle import MeasuredContext, Oracle, OracleSettings
-from lukv.budgets.table import description
+from lukv.budgets.oracle import MeasuredContext, OracleSettings, UtilityOracle
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
+
+LATER = {"own_sampling": False, "first_row": True, "starved": "sinks_first"}
+"""Settings that came later, with what was done before: a calibration that was begun without them goes on."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """Token ids of a context, and of each question about it with its answer (empty where it is not known)."""
+class CalibrationContext:
+    """Token ids of a context, and of each (question, answer) about it. An answer that is not known is empty."""
 
-    ids: Ids
-    questions: tuple[tuple[Ids, Ids], ...]
+    ids: TokenIds
+    questions: tuple[tuple[TokenIds, TokenIds], ...]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """aggregation: budgets (mean of the samples' own budgets: the paper) or losses (one solution of the mean loss
-    curve). weigh: every (context, question) pair the same (the paper), or every context. scope, polish: see
-    lukv.budgets.solver.solve. power: of the utility, for lukv.budgets.curve (which weighs contexts the same)."""
+class CalibrationSettings:
+    """How utilities become tables. The defaults are the paper's.
+
+    aggregation: `budgets` averages the budgets of all samples, `losses` solves their mean loss curve once.
+    weigh: `pairs` gives every (context, question) pair the same weight, `contexts` every context.
+    scope, polish: as in lukv.budgets.solver.solve.
+    power: the exponent of the utility in lukv.budgets.curve, which always gives every context the same weight.
+    """
 
     oracle: OracleSettings
     power: float = 1.5
@@ -58,8 +65,8 @@ class Settings:
             raise ValueError(f"scope={self.scope!r}: choose one of global, layer")
 
 
-class Learner(Protocol):
-    """Sums from which a scorer is fitted; lukv.probe.ProbeFit is one. `state` is all there is to save."""
+class ScorerFit(Protocol):
+    """Sums from which a scorer is fitted, as lukv.probe.ProbeFit. `state` holds all of them and is what is saved."""
 
     state: dict[str, np.ndarray]
 
@@ -69,17 +76,19 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Learnt(Protocol):
-    """A scorer that has to be fitted before it can rank."""
+class LearnedScorer(Protocol):
+    """A scorer that must be fitted before it can rank, as lukv.probe.UtilityProbe."""
 
-    def learner(self) -> Learner: ...
+    def begin_fit(self) -> ScorerFit:
+        """Empty sums."""
 
-    def fitted(self, path: str | Path) -> Scorer: ...
+    def load_fit(self, path: str | Path) -> Scorer:
+        """The scorer with what `ScorerFit.save` wrote to `path`."""
 
 
 @dataclass
-class Means:
-    """What is averaged for one scorer: the samples' own solutions, and the loss curve."""
+class ScorerMeans:
+    """The two means of one scorer: of the samples' own solutions, and of the loss curves."""
 
     solution: MeanSolution
     curve: MeanCurve
@@ -93,50 +102,57 @@ def fit(
     model: LoadedModel,
     scorers: Sequence[Scorer],
     protection: Protection,
-    contexts: Iterable[Context],
-    settings: Settings,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
     state_path: Path,
     total: int | None = None,
-) -> list[Learner]:
-    """What the learnt scorers are to be fitted from, one Learner each. The state after each context is in
-    `state_path`; contexts that it holds already are skipped."""
-    about = [asdict(settings), [asdict(scorer) for scorer in scorers], asdict(protection), model.weights_hash]
-    state = State(state_path, digest(about))
-    learners = [scorer.learner() for scorer in scorers if isinstance(scorer, Learnt)]
-    for scorer, learner in zip(scorers, learners, strict=True):
-        learner.state = state.of(scorer.name, "sums")
-    for number, measured, context in measured_contexts(model, contexts, settings, state, "fit", total):
+) -> list[ScorerFit]:
+    """Measure the contexts for scorers that must be fitted, and return one ScorerFit for each.
+
+    `state_path` holds the sums after each context; contexts that they include already are skipped. Raises ValueError
+    for a state of other settings, and for a damaged one.
+    """
+    parts = [list_settings(scorer) for scorer in scorers]
+    about = [list_settings(settings), parts, list_settings(protection), model.weights_hash]
+    state = CalibrationState(state_path, hash_json(about))
+    fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
+    for scorer, each in zip(scorers, fits, strict=True):
+        each.state = state.part(scorer.name, "sums")
+    for number, measured, context in measure_contexts(model, contexts, settings, state, "fit", total):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
-        for scorer, learner in zip(scorers, learners, strict=True):
-            learner.add(measured.layers(scorer), worth, protection.over(scorer))
-        state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, learners, strict=True)})
-    return learners
+        for scorer, each in zip(scorers, fits, strict=True):
+            each.add(measured.layers(scorer), worth, protection.over(scorer))
+        state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, fits, strict=True)})
+    return fits
 
 
 def measure(
     model: LoadedModel,
     scorers: Sequence[Scorer],
     protection: Protection,
-    contexts: Iterable[Context],
-    settings: Settings,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
     state_path: Path,
     total: int | None = None,
-) -> list[Means]:
-    """The means over all contexts, one for each scorer. The state after each context is in `state_path`; contexts that
-    it holds already are skipped. Raises ValueError for a context that a scorer's protection covers whole."""
-    about = [asdict(settings), *(description(model, scorer, protection) for scorer in scorers)]
-    state = State(state_path, digest(about))
+) -> list[ScorerMeans]:
+    """Measure the contexts for scorers that can rank, and return the means of each.
+
+    `state_path` holds the means after each context; contexts that they include already are skipped. Raises ValueError
+    for a state of other settings, for a damaged one, and for a context that a scorer's protection covers completely.
+    """
+    about = [list_settings(settings), *(describe(model, scorer, protection) for scorer in scorers)]
+    state = CalibrationState(state_path, hash_json(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
-        Means(
-            MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.of(s.name, "solution")),
-            MeanCurve(model.layers, model.kv_heads, first, settings.power, state.of(s.name, "curve")),
+        ScorerMeans(
+            MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.part(s.name, "solution")),
+            MeanCurve(model.layers, model.kv_heads, first, settings.power, state.part(s.name, "curve")),
         )
         for s, first in zip(scorers, protected, strict=True)
     ]
-    for number, measured, context in measured_contexts(model, contexts, settings, state, "calibrate", total, scorers):
+    for number, measured, context in measure_contexts(model, contexts, settings, state, "calibrate", total, scorers):
         tokens, questions = len(context.ids), context.questions
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
@@ -154,45 +170,44 @@ def measure(
     return means
 
 
-def measured_contexts(
+def measure_contexts(
     model: LoadedModel,
-    contexts: Iterable[Context],
-    settings: Settings,
-    state: State,
+    contexts: Iterable[CalibrationContext],
+    settings: CalibrationSettings,
+    state: CalibrationState,
     title: str,
     total: int | None,
     scorers: Sequence[Scorer] = (),
-) -> Iterator[tuple[int, MeasuredContext, Context]]:
-    """The contexts that the state does not hold yet, each prefilled once."""
-    oracle = Oracle(model, settings.oracle)
+) -> Iterator[tuple[int, MeasuredContext, CalibrationContext]]:
+    """Prefill each context that the state does not include yet."""
+    oracle = UtilityOracle(model, settings.oracle)
     bar = tqdm(contexts, title, total, unit="context", disable=not sys.stderr.isatty())
     for number, context in enumerate(bar):
         if number >= state.contexts:
-            yield number, oracle.context(context.ids, scorers), context
+            yield number, oracle.prefill(context.ids, scorers), context
 
 
-class State:
-    """The running means on disk: arrays "<scorer>/<part>/<name>", how many contexts they hold and what they are
-    means of."""
+class CalibrationState:
+    """The running means on disk: arrays named SCORER/PART/NAME, and how many contexts they include.
+
+    `made_for` is a hash of all that decides them. Raises ValueError if the file was begun for another one.
+    """
 
     def __init__(self, path: Path, made_for: str) -> None:
         self.path, self.made_for, self.contexts = path, made_for, 0
         self.arrays: dict[str, np.ndarray] = {}
         if not path.exists():
             return
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = file.metadata() or {}
-                self.arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it to begin anew") from error
+        with reading(path, "calibration state (remove it to begin anew)"):
+            self.arrays, header = read_tensors(path)
+            self.contexts = int(header["contexts"])
         if header.get("made_for") != made_for:
             raise ValueError(f"{path} was begun with other settings: remove it to begin anew")
-        self.contexts = int(header["contexts"])
 
-    def of(self, *of: str) -> dict[str, np.ndarray]:
+    def part(self, scorer: str, part: str) -> dict[str, np.ndarray]:
+        """The arrays of one part of a scorer, by name. Empty if the state is new."""
         split = {tuple(name.split("/")): array for name, array in self.arrays.items()}
-        return {name[-1]: array for name, array in split.items() if name[:-1] == of}
+        return {name: array for (*owner, name), array in split.items() if owner == [scorer, part]}
 
     def save(self, contexts: int, states: dict[str, dict[str, dict[str, np.ndarray]]]) -> None:
         arrays = {
@@ -201,8 +216,14 @@ class State:
             for part, state in parts.items()
             for name, array in state.items()
         }
-        write_atomically(self.path, save(arrays, {"made_for": self.made_for, "contexts": str(contexts)}))
+        write_tensors(self.path, arrays, {"made_for": self.made_for, "contexts": str(contexts)})
 
 
-def digest(about: Any) -> str:
+def list_settings(node: Any) -> dict[str, Any]:
+    """A dataclass's fields, those of nested ones too, without those of LATER that ask for what was done before."""
+    return asdict(node, dict_factory=lambda fields: {k: v for k, v in fields if (k, v) not in LATER.items()})
+
+
+def hash_json(about: Any) -> str:
+    """16 hexadecimal digits that identify a JSON value."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Controls of LU-KV's budgets: is it the solved budgets of the single heads that help, or something cruder in them?
+"""Controls of LU-KV's budgets: do the solved budgets of single heads help, or would something cruder do as well?
 
-Both take the entries that the table gives at a budget and hand the same number of entries to other heads, so totals
-stay exact. `LayerMean` keeps each layer's total and gives its heads the same; `ShuffledHeads` keeps the set of budgets
-and deals them out at random. What LU-KV is worth beyond them is what it knows about single heads.
+Both controls take the entries that the table gives at a budget and hand the same number of entries to other heads, so
+totals stay exact. `LayerMean` keeps each layer's total and gives all heads of a layer the same. `ShuffledHeads` keeps
+the set of budgets and assigns them to heads at random. LU-KV must beat both to show that it knows about single heads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCOPES = ("layer", "model")
 
 @dataclass
 class LayerMean(TableAllocator):
-    """Every head of a layer keeps the layer's mean; what does not divide goes to its first heads, one entry each."""
+    """Every head of a layer keeps the layer's mean. What does not divide evenly goes to its first heads."""
 
     def counts_at(self, budget: Budget, tokens: int) -> np.ndarray:
         counts = super().counts_at(budget, tokens)
@@ -28,8 +28,11 @@ class LayerMean(TableAllocator):
 
 @dataclass
 class ShuffledHeads(TableAllocator):
-    """The budgets stand at other heads, the same ones at every budget and length. `scope`: layer (a head's budget goes
-    to a head of its own layer) or model (to any head). `seed`: another seed, another order."""
+    """The table's budgets in a random order over the heads. The order is the same at every budget and length.
+
+    `scope`: `layer` exchanges budgets between the heads of a layer, `model` between all heads. `seed` decides the
+    order. Raises ValueError for another scope.
+    """
 
     seed: int = 0
     scope: str = "model"
@@ -39,9 +42,9 @@ class ShuffledHeads(TableAllocator):
             raise ValueError(f"scope={self.scope!r}: choose one of {', '.join(SCOPES)}")
         super().__post_init__()
         heads = np.arange(self.table.layers * self.table.kv_heads).reshape(self.table.layers, self.table.kv_heads)
-        draw = np.random.default_rng(self.seed)
-        shuffled = draw.permuted(heads, axis=1) if self.scope == "layer" else draw.permutation(heads.ravel())
-        self._from = shuffled.reshape(heads.shape)
+        rng = np.random.default_rng(self.seed)
+        shuffled = rng.permuted(heads, axis=1) if self.scope == "layer" else rng.permutation(heads.ravel())
+        self._source = shuffled.reshape(heads.shape)
 
     def counts_at(self, budget: Budget, tokens: int) -> np.ndarray:
-        return super().counts_at(budget, tokens).ravel()[self._from]
+        return super().counts_at(budget, tokens).ravel()[self._source]

@@ -1,14 +1,16 @@
 """Head budgets from one solution of the mean loss curve ("LU-curve"). Not in the paper: see docs/beyond.md.
 
-    u_h(j) = mean over contexts of the mean over their questions of U_h[token at rank j] ** p     U: budgets/oracle.py
-    m_h    = u_h made non-increasing (PAVA)                                        the hull's slopes, best-ranked first
-    n_h(b) = number of ranks j with m_h(j) >= tau, tau such that the n_h add up to the budget exactly
+    u_h(j) = mean over contexts of the mean over their questions of U_h[token at rank j] ** p
+    m_h    = u_h made non-increasing (PAVA): the slopes of the hull, best-ranked first
+    n_h(b) = number of ranks j with m_h(j) >= tau, with tau such that the n_h sum to the budget exactly
 
-LU-KV as published solves every sample and averages the budgets; here the losses are averaged and solved once, which is
-the static policy of least expected loss. Budgets are nested: what is kept at one budget is kept at every larger one.
+U is the utility of lukv/budgets/oracle.py, in units of the layer's mean value weight, so that contexts of different
+lengths weigh the same. LU-KV as published solves every sample and averages the budgets. Here the losses are averaged
+and solved once, which gives the static policy of least expected loss. Budgets are nested: what is kept at one budget is
+kept at every larger one.
 
-A curve outlives its length: protected tokens have ranks of their own, the others are placed by quantile of the rest.
-Utility is taken in units of the layer's mean value weight, so that contexts of different lengths weigh the same.
+A curve serves prompts of any length. Protected tokens have ranks of their own; the others are placed by their quantile
+among the unprotected ranks.
 """
 
 from __future__ import annotations
@@ -22,18 +24,18 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from lukv.allocation import Budget
-from lukv.budgets.mean import by_rank, loss_of, parts_of
+from lukv.budgets.mean import bin_by_rank, loss_beyond, sum_into_bins
 from lukv.budgets.solver import hull_value, hulls, kept_total
 from lukv.budgets.table import BudgetTable, TableAllocator
 
-CELLS = 1000
-"""Resolution of a curve behind its protected ranks: quantiles of 0.1%."""
+QUANTILE_BINS = 1000
+"""Resolution of a curve behind its protected ranks: steps of 0.1%."""
 
 
 @dataclass
 class MeanCurve:
-    """The streaming mean u_h. `state` (plain arrays) is all there is to save; a mean that goes on from it adds up to
-    the same bits. `protected`: sink + recent tokens, which every context must exceed."""
+    """The streaming mean u_h. `state` holds all its sums as plain arrays. A mean that continues from a saved state ends
+    with the same bits. `protected`: how many tokens are protected (sink + recent); every context must be longer."""
 
     layers: int
     heads: int
@@ -44,7 +46,7 @@ class MeanCurve:
     def __post_init__(self) -> None:
         shapes = {
             "protected": (self.layers, self.heads, self.protected),  # sums at each protected rank
-            "free": (self.layers, self.heads, CELLS),  # sums by quantile of the other ranks
+            "free": (self.layers, self.heads, QUANTILE_BINS),  # sums by quantile of the other ranks
             "tokens": (),
             "weight": (),
         }
@@ -54,34 +56,37 @@ class MeanCurve:
             raise ValueError("the saved state of the curve belongs to another model, protection or version")
 
     def add(self, utility: np.ndarray, weight: float = 1.0) -> None:
-        """One sample: utility [layers, K, T] of a context's tokens, best-ranked first, protected ones included."""
+        """Add one sample: utility [layers, K, T] of a context's tokens, best-ranked first, protected ones included."""
         price = utility.astype(np.float64) ** self.power
         free = price[..., self.protected :]
         self.state["protected"] += weight * price[..., : self.protected]
-        self.state["free"] += weight * parts_of(free, CELLS) * (CELLS / free.shape[-1])
+        self.state["free"] += weight * sum_into_bins(free, QUANTILE_BINS) * (QUANTILE_BINS / free.shape[-1])
         self.state["tokens"] += weight * utility.shape[-1]
         self.state["weight"] += weight
 
     def table(self, metadata: Mapping[str, Any]) -> BudgetTable:
-        """kind=curve: the hulls' knots, and for figures and other programs the 99-point grid at the mean length."""
+        """A BudgetTable of kind `curve`: the hulls' knots, and the grid of 99 budgets at the mean context length.
+
+        Figures and other programs read the grid. Raises ValueError if there is no sample.
+        """
         if not self.state["weight"] > 0:
             raise ValueError("no sample was measured: there is nothing to make a curve of")
         protected, free, mean = (self.state[name] / self.state["weight"] for name in ("protected", "free", "tokens"))
         tokens = max(round(float(mean)), self.protected + 1)
-        weight = np.ones(self.protected + CELLS)
-        weight[self.protected :] = (tokens - self.protected) / CELLS
+        weight = np.ones(self.protected + QUANTILE_BINS)
+        weight[self.protected :] = (tokens - self.protected) / QUANTILE_BINS
         price = np.concatenate([protected, free], axis=2).reshape(-1, len(weight))
         knots = Knots.of(price, weight, self.protected)
         kept = np.stack([knots.counts(int(total), tokens) for total in kept_total(len(price) * tokens)]) / tokens
         kept = kept.reshape(-1, self.layers, self.heads)
-        rank = (np.arange(tokens - self.protected) + 0.5) * (CELLS / (tokens - self.protected))
+        rank = (np.arange(tokens - self.protected) + 0.5) * (QUANTILE_BINS / (tokens - self.protected))
         ranked = np.concatenate([protected, free[..., rank.astype(int)]], axis=2)
-        curve = by_rank(ranked, tokens)
-        cells = curve.shape[2]
-        bound = hull_value(hulls(curve.reshape(-1, cells)), (1 - kept).sum(axis=(1, 2)) * cells)
+        curve = bin_by_rank(ranked, tokens)
+        bins = curve.shape[2]
+        bound = hull_value(hulls(curve.reshape(-1, bins)), (1 - kept).sum(axis=(1, 2)) * bins)
         return BudgetTable(
             kept,
-            expected_loss=loss_of(curve, kept),
+            expected_loss=loss_beyond(curve, kept),
             lower_bound=bound,
             curve=curve.astype(np.float32),
             knots=knots.array(),
@@ -91,8 +96,10 @@ class MeanCurve:
 
 @dataclass(frozen=True)
 class Knots:
-    """The hulls of all heads, head by head, best-ranked first: from `start` on, a rank is worth `price`. A start below
-    `protected` is that rank; `protected` + q is the quantile q of the others."""
+    """The hulls of all heads, flat and head by head, best-ranked first: from `start` on, a token is worth `price`.
+
+    A start below `protected` is a rank. A start of `protected` + q is the quantile q of the unprotected ranks.
+    """
 
     head: np.ndarray
     start: np.ndarray
@@ -101,14 +108,17 @@ class Knots:
 
     @classmethod
     def of(cls, price: np.ndarray, weight: np.ndarray, protected: int) -> Knots:
-        """price [heads, protected + CELLS] per token, weight: tokens each stands for."""
-        cells = price.shape[1] - protected
-        places = np.concatenate([np.arange(protected), protected + np.arange(cells) / cells])
+        """The hulls of price [heads, protected + QUANTILE_BINS], the utility of a token in each bin.
+
+        weight [protected + QUANTILE_BINS] is the number of tokens that a bin stands for.
+        """
+        bins = price.shape[1] - protected
+        ranks = np.concatenate([np.arange(protected), protected + np.arange(bins) / bins])
         heads, starts, prices = [], [], []
         for head, row in enumerate(price):
             begin = isotonic_regression(row, weights=weight, increasing=False).blocks[:-1]
             heads.append(np.full(len(begin), head))
-            starts.append(places[begin])
+            starts.append(ranks[begin])
             prices.append(np.add.reduceat(row * weight, begin) / np.add.reduceat(weight, begin))
         return cls(np.concatenate(heads), np.concatenate(starts), np.concatenate(prices), protected)
 
@@ -117,8 +127,11 @@ class Knots:
         return np.column_stack([self.head.astype(np.float64), self.start, self.price])
 
     def counts(self, total: int, tokens: int) -> np.ndarray:
-        """[heads] int64 that sum to `total`: how many of each head's `tokens` ranks are among the dearest. Rank 0 comes
-        before all others; of equal prices the lower rank is kept first, then the lower head."""
+        """[heads] int64 that sum to `total`: how many of each head's `tokens` ranks are among the `total` dearest.
+
+        Rank 0 of every head comes first, whatever its price. Of equal prices the lower rank is kept first, then the
+        lower head.
+        """
         heads = int(self.head[-1]) + 1
         counts = (np.arange(heads) < total).astype(np.int64)
         if total <= heads:
@@ -144,8 +157,10 @@ class Knots:
 
 @dataclass
 class CurveAllocator(TableAllocator):
-    """LU-curve's head budgets. Over all layers and heads exactly round(budget * layers * K * T) entries, at least one a
-    head where the budget has that many."""
+    """LU-curve's head budgets: exactly round(budget * layers * K * T) entries over all layers and heads.
+
+    Every head keeps at least one entry if the budget has one for each. Raises ValueError for a table without a curve.
+    """
 
     path: str | Path
 

@@ -1,15 +1,20 @@
-"""The oracle of LU-KV (arXiv 2602.08585): what each context token will be worth to the answer.
+"""The oracle of LU-KV (arXiv 2602.08585): it measures what each context token will be worth to the answer.
 
-    U[k, j] = max over decode steps t, max over query heads h of group k, of A_t[h, j] * n[h, j] n[h, j] = |W_O^h
-    v_j|, divided by the layer's sum over all heads and context tokens (which makes layers comparable)
+    U[k, j] = max over t and over h in group k of A_t[h, j] n[h, j]
 
-A_t is the attention of the step that decides token t of the answer, with everything in the cache: softmax over all
-visible keys, cut to the context. The step that decides the first token is the question's last row. Only those rows
-are needed, so the prefill is ordinary flash attention and nothing of size T x T or T x hidden exists.
+    n[h, j] = |W_O^h v_j| / sum over heads and tokens
 
-Options that depart from the paper's code: greedy or reference answers instead of sampled ones, the question's other
-rows counted too, the paper's formula without the division by the layer's sum. One that follows it: first_row=False
-leaves the question's last row out, as that code looks at forwards of one token only.
+A_t is the attention of the decode step that decides token t of the answer. It is the softmax over all visible keys of
+the full cache, cut to the context. The step that decides the first token is the question's last row. n is the value
+weight: the length of what a head adds to the layer's output for value v_j. Dividing by the sum over all heads and
+context tokens of the layer makes layers comparable.
+
+Only the decode steps' rows are needed. So the prefill is ordinary flash attention, and no matrix of size T x T or
+T x hidden exists.
+
+The settings offer three departures from the paper's code, which samples its answers: greedy or reference answers, the
+question's other rows counted too, and the paper's formula without the division by the layer's sum. One setting follows
+that code: first_row=False leaves the question's last row out, because the code looks at forwards of one token only.
 """
 
 from __future__ import annotations
@@ -25,19 +30,25 @@ from lukv.backend.generate import Stop, answer, append, compress
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
-from lukv.scoring import PromptLayer, Scorer, row_mass
+from lukv.ops import attention_mass
+from lukv.scoring import PromptLayer, Scorer
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
 
 
 @dataclass(frozen=True)
 class OracleSettings:
-    """horizon: at most so many decode steps (fewer if the answer ends). continuation: what is decoded; `sampled` draws
-    at `temperature` from a generator seeded by (seed, question index), `reference` is the answer handed in.
-    own_sampling: `sampled` with the top_k, top_p and repetition penalty of the model's generation config. first_row:
-    count the row that decides the answer's first token, the question's last; False looks at forwards of one token only,
-    as the authors' code does: 63 rows of 64 tokens. question_rows: count the rows of the question too. normalise:
-    divide the value weights by the layer's sum."""
+    """How utility is measured.
+
+    horizon: the largest number of decode steps; there are fewer if the answer ends before.
+    continuation: the answer that is decoded. `greedy` takes the likeliest token. `sampled` draws at `temperature`, from
+    a generator seeded by `seed` and the question's index. `reference` is the answer that is handed in.
+    own_sampling: `sampled` uses the top_k, top_p and repetition penalty of the model's generation config.
+    first_row: count the row that decides the answer's first token, the question's last. False looks at forwards of one
+    token only, as the authors' code does: 63 rows of 64 tokens.
+    question_rows: also count the rows of the question's other tokens.
+    normalise: divide the value weights by the layer's sum.
+    """
 
     horizon: int = 64
     continuation: str = "greedy"
@@ -68,16 +79,22 @@ class OracleSettings:
 
 
 def output_gram(projection: Tensor, heads: int) -> Tensor:
-    """W_O [hidden, H * dv] -> [H, dv, dv], each head's W^T W, so that |W v|^2 = v^T (W^T W) v without W v. In float32
-    (float64 for float64)."""
+    """Each head's Gram matrix W^T W, [H, dv, dv], of an output projection W_O [hidden, H * dv].
+
+    With it |W v|^2 = v^T (W^T W) v, and W v, of the hidden size, is never built. The result is float32 (float64 for
+    float64).
+    """
     blocks = projection.detach().to(_accumulate(projection)).unflatten(1, (heads, -1)).transpose(0, 1)
     return blocks.transpose(1, 2) @ blocks
 
 
 @torch.no_grad()
 def value_weight(values: Tensor, gram: Tensor, normalise: bool = True, block: int = 512) -> Tensor:
-    """n [H, T]: how long each head's output projection leaves each token's value. values [K, T, dv], gram [H, dv,
-    dv]. Scratch beside the result: `block` tokens."""
+    """n [H, T]: the length of each token's value after each head's output projection.
+
+    values [K, T, dv]; gram [H, dv, dv] from `output_gram`. With `normalise` the result sums to 1. `block` tokens are
+    computed at a time, which bounds the memory needed beside the result.
+    """
     heads, tokens = len(gram), values.shape[1]
     grouped = gram.unflatten(0, (len(values), -1))
     weight = gram.new_empty(heads, tokens)
@@ -92,26 +109,27 @@ def value_weight(values: Tensor, gram: Tensor, normalise: bool = True, block: in
 def utility(queries: Tensor, keys: Tensor, weight: Tensor, scale: float, softcap: float | None = None) -> Tensor:
     """U [K, T] of one layer, float32 (float64 for float64).
 
-    queries [H, n, d]: post-RoPE rows of the decode steps, which are the newest n entries of keys [K, T + m, d] (m >=
-    n: the question and the answer come after the T context tokens); weight [H, T] from `value_weight`.
+    keys [K, T + m, d] are post-RoPE: T context tokens, then m tokens of the question and the answer. queries [H, n, d]
+    are the post-RoPE rows of the newest n <= m of these tokens. weight [H, T] is n of `value_weight`.
     """
     tokens, rows = weight.shape[1], queries.shape[1]
     if not 0 < rows <= keys.shape[1] - tokens:
         raise ValueError(f"{rows} rows cannot come after {tokens} context tokens in a cache of {keys.shape[1]}")
     first = keys.shape[1] - rows
-    mass = row_mass(queries, keys, scale, first, softcap, reduce="max", columns=tokens)  # max over steps: n is the same
-    return (mass * weight).unflatten(0, (len(keys), -1)).amax(1)
+    # n is the same at every step, so the maximum over steps can be taken before the product
+    attention = attention_mass(queries, keys, scale, first, softcap, reduce="max", columns=tokens)
+    return (attention * weight).unflatten(0, (len(keys), -1)).amax(1)
 
 
-class Oracle:
-    """Measures utilities with one model."""
+class UtilityOracle:
+    """Measures utilities with one model. A context is prefilled once and can then be asked many questions."""
 
     def __init__(self, loaded: LoadedModel, settings: OracleSettings | None = None) -> None:
         self.loaded, self.settings = loaded, settings or OracleSettings()
         self.grams = output_grams(loaded)
 
-    def context(self, ids: Sequence[int], scorers: Sequence[Scorer] = ()) -> MeasuredContext:
-        """Prefill a context, keep everything, show its queries to the scorers that are to rank it."""
+    def prefill(self, ids: Sequence[int], scorers: Sequence[Scorer] = ()) -> MeasuredContext:
+        """Prefill a context and keep all of it. `scorers` observe its queries, so that they can rank it."""
         cache = compress(
             self.loaded.model, [list(ids)], attention=self.loaded.attention, observe=scorers, record_queries=True
         )
@@ -119,20 +137,21 @@ class Oracle:
 
 
 class MeasuredContext:
-    """One context in the cache: what scorers think of its tokens, and what they turn out to be worth to each
-    question."""
+    """One context in the cache: how scorers rank its tokens, and what these are worth to each question."""
 
-    def __init__(self, oracle: Oracle, cache: RaggedCache, ids: Sequence[int]) -> None:
+    def __init__(self, oracle: UtilityOracle, cache: RaggedCache, ids: Sequence[int]) -> None:
         self.oracle, self.cache, self.ids, self.tokens = oracle, cache, ids, len(ids)
         self.weights = [
-            value_weight(cache.entries(layer, 0)[1], gram, oracle.settings.normalise)
+            value_weight(cache.view_entries(layer, 0)[1], gram, oracle.settings.normalise)
             for layer, gram in enumerate(oracle.grams)
         ]
 
     def order(self, scorer: Scorer, protection: Protection, utility: Tensor | None = None) -> Tensor:
-        """[layers, K, T] int64 on the CPU: each head's tokens best first, by the run-time scorer, protection and tie
-        rule. The scorer must be among those that `context` was given. `utility` [layers, K, T]: of the question at
-        hand, for a scorer that must know it (Scorer.needs_utility)."""
+        """[layers, K, T] int64 on the CPU: each head's tokens, best first, ranked as an eviction ranks them.
+
+        The scorer must be among those that `prefill` was given. A scorer with `needs_utility` ranks by `utility`
+        [layers, K, T], that of the question at hand.
+        """
         layers = self.layers(scorer)
         if utility is not None:
             layers = [replace(layer, observed=worth) for layer, worth in zip(layers, utility, strict=True)]
@@ -140,54 +159,63 @@ class MeasuredContext:
         return torch.stack([rank(protect(s, protection.over(scorer), scorer.name)).cpu() for s in scores])
 
     def layers(self, scorer: Scorer) -> list[PromptLayer]:
-        """What the scorer sees of the context."""
+        """What the scorer sees of the context, layer by layer."""
         views = []
         for index, layer in enumerate(self.cache.evictable):
-            keys, values = (entries[:, : self.tokens] for entries in self.cache.entries(index, 0))
+            keys, values = (entries[:, : self.tokens] for entries in self.cache.view_entries(index, 0))
             views.append(layer.view(0, keys, values, scorer))
         return views
 
     @property
     def units(self) -> Tensor:
-        """[layers, 1, 1] float32 (float64 for float64) on the CPU: each layer's mean value weight. A utility in this
-        unit is an attention probability at a token of average value, whatever the model and the length."""
+        """[layers, 1, 1] float32 (float64 for float64) on the CPU: each layer's mean value weight.
+
+        A utility divided by it is the attention probability of a token of average value. That does not depend on the
+        model or the context's length.
+        """
         return torch.stack([weight.mean().cpu() for weight in self.weights])[:, None, None]
 
     def utility(
         self,
         question: Sequence[int],
-        reference: Sequence[int] | None = None,
+        reference_answer: Sequence[int] | None = None,
         index: int = 0,
         stop: Stop | None = None,
     ) -> Tensor:
-        """[layers, K, T] on the CPU: the utility of the context's tokens to one question. `reference`: the answer,
-        for continuation=reference. `index` tells the questions' random numbers apart. `stop` ends a decoded answer
-        early. The cache is rolled back afterwards. Zeros where no row counts: an answer of one token without the first
-        row."""
-        rows = self._decode(list(question), reference, index, stop)
+        """[layers, K, T] on the CPU: the utility of the context's tokens to one question.
+
+        `reference_answer` is decoded if continuation=reference. `index` gives each question random numbers of its own.
+        `stop` ends a decoded answer early. The cache is rolled back to the context afterwards. The utility is zero
+        where no row counts: an answer of one token without the first row.
+        """
+        rows = self._decode(list(question), reference_answer, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
+            keys = self.cache.view_entries(layer, 0)[0]
             if rows == 0:
-                layers.append(weight.new_zeros(len(self.cache.entries(layer, 0)[0]), self.tokens).cpu())
+                layers.append(weight.new_zeros(len(keys), self.tokens).cpu())
                 continue
-            _, scale, softcap = self.cache.evictable[layer].attributes
-            queries = self.cache.future_queries(layer)[0, :, -rows:]
-            layers.append(utility(queries, self.cache.entries(layer, 0)[0], weight, scale, softcap).cpu())
+            p = self.cache.evictable[layer].parameters
+            queries = self.cache.read_queries(layer)[0, :, -rows:]
+            layers.append(utility(queries, keys, weight, p.scale, p.softcap).cpu())
         self.cache.rollback()
         return torch.stack(layers)
 
-    def _decode(self, question: list[int], reference: Sequence[int] | None, index: int, stop: Stop | None) -> int:
-        """Append the question and decode behind it; how many of the newest rows count."""
+    def _decode(
+        self, question: list[int], reference_answer: Sequence[int] | None, index: int, stop: Stop | None
+    ) -> int:
+        """Append the question, decode behind it, and return how many of the newest rows count."""
         settings, model = self.oracle.settings, self.oracle.loaded.model
         if settings.continuation == "reference":
-            if not reference:
+            if not reference_answer:
                 raise ValueError(
                     "continuation=reference needs a reference answer of at least one token for each question"
                 )
-            steps = min(settings.horizon, len(reference))
-            append(model, self.cache, [[*question, *reference[: steps - 1]]])  # the last token decides nothing more
+            steps = min(settings.horizon, len(reference_answer))
+            # the last token of the answer decides nothing more
+            append(model, self.cache, [[*question, *reference_answer[: steps - 1]]])
         else:
-            # with a pick every token is looked at: no step after the answer's end counts, on a GPU either
+            # with a pick of its own, `answer` stops right after the answer's last token, on a GPU too
             pick = self._sampler(question, index) if settings.continuation == "sampled" else greedy
             eos = self.oracle.loaded.eos_ids
             steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
@@ -210,8 +238,10 @@ def greedy(logits: Tensor) -> Tensor:
 def sampler(
     settings: OracleSettings, index: int, own: Sampling | None = None, prompt: Sequence[int] = ()
 ) -> Callable[[Tensor], Tensor]:
-    """logits [1, vocabulary] -> a drawn token [1]; the same draws for the same seed and index. own: the model's own way
-    to draw, which may look at the tokens of `prompt` and of the answer so far."""
+    """A function that draws a token [1] from logits [1, vocabulary]. The same seed and index give the same draws.
+
+    own: the model's own way to draw, which may look at the tokens of `prompt` and of the answer so far.
+    """
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
     seen = list(prompt)
 
@@ -228,7 +258,8 @@ def sampler(
 
 
 def output_grams(loaded: LoadedModel) -> list[Tensor]:
-    """The Gram matrices of each evictable layer's output projection, [H, dv, dv] on the layer's device."""
+    """`output_gram` of each layer that can be evicted, [H, dv, dv] on the layer's device. Raises ValueError for a model
+    whose attention has no `o_proj`."""
     layers = loaded.model.get_decoder().layers
     grams = []
     for index in RaggedCache(loaded.model).model_layers:

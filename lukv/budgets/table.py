@@ -1,11 +1,11 @@
-"""BudgetTable: LU-KV's head budgets for one model and one scorer, in one safetensors file; and the allocator that
+"""BudgetTable: LU-KV's head budgets for one model and one scorer, in one safetensors file. And TableAllocator, which
 reads it.
 
-A table holds, for every global pruning of 1% .. 99%, the share that each KV head of each layer keeps. The authors'
-`.npy` files (arXiv 2602.08585) hold the same grid as *pruned* shares and nothing else; both are read, and kvpress
-0.5.5's LUKVPress reads what `save_npy` writes. It then computes slightly other counts than we do: the nearest per
-cent where we interpolate, each layer's own total where we keep the global one, and among protected tokens the earlier
-one first.
+For each global pruning of 1% .. 99% a table holds the share that each KV head of each layer keeps. The authors' `.npy`
+files (arXiv 2602.08585) hold the same grid as *pruned* shares and nothing else. Both are read, and LUKVPress of kvpress
+0.5.5 reads what `save_npy` writes. LUKVPress then keeps slightly other counts than `TableAllocator`: it takes the
+nearest per cent where we interpolate, it keeps each layer's total where we keep the global one, and it prefers the
+earlier one of two protected tokens.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import json
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores, largest_remainder
-from lukv.artifacts import write_atomically
+from lukv.artifacts import (
+    Target,
+    calibrate_command,
+    check_made_for,
+    describe,
+    read_tensors,
+    reading,
+    require,
+    write_tensors,
+)
 from lukv.budgets.solver import PRUNED_PERCENT, hulls
 from lukv.eviction import Protection
 from lukv.scoring import Scorer
@@ -35,11 +42,16 @@ ARRAYS = ("kept", "expected_loss", "lower_bound", "curve", "knots")
 
 @dataclass(frozen=True)
 class BudgetTable:
-    """kept [99, layers, K] float64: kept shares at 1% .. 99% global pruning. expected_loss, lower_bound [99] float64:
-    the certificate, in units of oracle utility (None for a table of the authors). curve [layers, K, M] float32: mean
-    utility of the tokens that stand at each M-th of the ranking, best first, for figures (None if not measured).
-    metadata: what it was made for and how, plain JSON. knots [B, 3] float64: the hulls of curve.py (None in a table of
-    budgets)."""
+    """Kept shares, and what is known about them.
+
+    kept [99, layers, K] float64: kept shares at 1% .. 99% global pruning.
+    expected_loss, lower_bound [99] float64: the certificate, in units of utility. None in a table of the authors.
+    curve [layers, K, M] float32: mean utility in M equal parts of the ranking, best first. None if not measured.
+    metadata: what the table was made for and how, as plain JSON.
+    knots [B, 3] float64: the hulls of curve.py (head, start, price). None in a table of kind `budgets`.
+
+    Raises ValueError for arrays that do not fit together.
+    """
 
     kept: np.ndarray
     expected_loss: np.ndarray | None = None
@@ -86,9 +98,10 @@ class BudgetTable:
         return self.kept.shape[2]
 
     def shares(self, budget: Fraction | float) -> np.ndarray:
-        """[layers, K] float64: kept shares at a global budget (kept share), linear between the grid's points.
+        """[layers, K] float64: kept shares at a global kept share, linearly interpolated between the grid's points.
 
-        Above 99% towards everything kept; below 1% the heads keep their proportions at 1%.
+        Above 99% the shares approach 1. Below 1% the heads keep their proportions at 1%. Raises ValueError for a budget
+        outside (0, 1].
         """
         percent = 100 * (budget if isinstance(budget, Fraction) else Fraction(str(budget)))
         if not 0 < percent <= 100:
@@ -103,13 +116,15 @@ class BudgetTable:
         return low if part == 0 else (1 - part) * low + part * high
 
     def _row(self, percent: int) -> np.ndarray:
-        """Kept shares at a whole per cent kept, 1 .. 100."""
+        """[layers, K]: kept shares at a global kept share of 1 .. 100 whole per cent."""
         return np.ones_like(self.kept[0]) if percent == 100 else self.kept[GRID - percent]
 
     def loss_curve(self, layer: int, head: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For figures: discarded shares [M + 1] from 0 to 1, the mean loss there, and the indices of its hull's
-        corners. The protected tokens, last to go, cost nothing here: they are never discarded. Raises ValueError
-        without a curve."""
+        """For figures: discarded shares [M + 1] from 0 to 1, the mean loss at each, and the hull's corners (indices).
+
+        The protected tokens come last and add no loss here, because they are never discarded. Raises ValueError for a
+        table without a curve.
+        """
         if self.curve is None:
             raise ValueError("this table has no loss curves: only tables that job=calibrate made have them")
         utility = self.curve[layer, head].astype(np.float64)
@@ -119,29 +134,24 @@ class BudgetTable:
         return np.arange(len(loss)) / len(utility), loss, np.append(edges.start, free)
 
     def save(self, path: str | Path) -> None:
-        """Write the file, atomically."""
+        """Write the table as a safetensors file, atomically."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
         present = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
-        write_atomically(path, save(present, {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}))
+        write_tensors(path, present, {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)})
 
     def save_npy(self, path: str | Path) -> None:
-        """Write the authors' format: [99, layers, K] float64 *pruned* shares at 1% .. 99% pruning, without
-        metadata."""
+        """Write the authors' format, which has no metadata: *pruned* shares [99, layers, K] float64."""
         with Path(path).open("wb") as file:
             np.save(file, 1 - self.kept, allow_pickle=False)
 
     @classmethod
     def load(cls, path: str | Path) -> BudgetTable:
-        """Read a `.safetensors` table or an `.npy` of the authors. A file that is missing raises FileNotFoundError,
-        anything that is not a whole and sound table ValueError."""
+        """Read a `.safetensors` table, or an `.npy` of the authors. Raises FileNotFoundError for a missing file, and
+        ValueError for anything that is not a whole and sound table."""
         path = Path(path)
-        if not path.is_file():
-            command = calibrate_command(model_of(path), path.name.split(".")[0])
-            raise FileNotFoundError(f"no budget table at {path}: make it with `{command}`")
-        try:
+        require(path, "budget table")
+        with reading(path, "budget table"):
             return cls._load_npy(path) if path.suffix == ".npy" else cls._load_safetensors(path)
-        except Exception as error:  # what a damaged file does to numpy's reader has no common kind
-            raise ValueError(f"{path} is not a budget table: {' '.join(str(error).split())}") from error
 
     @classmethod
     def _load_npy(cls, path: Path) -> BudgetTable:
@@ -153,47 +163,29 @@ class BudgetTable:
 
     @classmethod
     def _load_safetensors(cls, path: Path) -> BudgetTable:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        arrays, header = read_tensors(path)
         if header.get("kind") != KIND or "kept" not in arrays or not set(arrays) <= set(ARRAYS):
             raise ValueError(f"it holds {sorted(arrays)} and says it is {header.get('kind')!r}")
         return cls(**arrays, metadata=json.loads(header["json"]))
 
 
-class Target(Protocol):
-    """What a table is made for; lukv.model.LoadedModel is one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config_hash(self) -> str: ...
-
-    @property
-    def weights_hash(self) -> str: ...
-
-    @property
-    def layers(self) -> int: ...
-
-    @property
-    def kv_heads(self) -> int: ...
-
-
 @dataclass
 class TableAllocator(Allocator):
-    """LU-KV's head budgets: the table's shares at the budget, as integers whose sum over all layers and heads is
-    exactly round(budget * layers * K * T). Every head keeps an entry at least, where the budget has that many.
-    Protected tokens are ranks, not a floor: a head with fewer entries than them keeps the sinks first.
+    """LU-KV's head budgets: the table's shares at the budget, as integers.
 
-    path: a `.safetensors` table, an `.npy` of the authors, or a folder that has one table for `scorer`."""
+    Their sum over all layers and heads is exactly round(budget * layers * K * T). Every head keeps at least one entry
+    if the budget has one for each. Protection is a rank and not a floor: a head that keeps fewer entries than there are
+    protected tokens keeps what `Protection.starved` says.
+
+    path: a `.safetensors` table, an `.npy` of the authors, or a folder that has one table for `scorer`.
+    """
 
     path: str | Path
     scorer: str = ""
 
     def __post_init__(self) -> None:
         if Path(self.path).is_dir():
-            self.path = table_in(Path(self.path), self.scorer)
+            self.path = find_table(Path(self.path), self.scorer)
         self.table = BudgetTable.load(self.path)
         self._counts: dict[tuple[Budget, int], np.ndarray] = {}
 
@@ -202,36 +194,29 @@ class TableAllocator(Allocator):
             raise ValueError(self._refusal(f"{layer.layers} layers of {layer.heads} KV heads"))
         key = budget, layer.tokens
         if key not in self._counts:
-            self._counts = {
-                key: self.counts_at(budget, layer.tokens)
-            }  # the last one: all layers of a prompt ask for it
+            # all layers of a prompt ask for the same counts, so the last ones are remembered
+            self._counts = {key: self.counts_at(budget, layer.tokens)}
         return torch.from_numpy(self._counts[key][layer.layer])
 
     def counts_at(self, budget: Budget, tokens: int) -> np.ndarray:
-        """[layers, K] int64: entries kept of a prompt of `tokens` tokens."""
+        """[layers, K] int64: how many entries each head keeps of a prompt of `tokens` tokens."""
         heads = self.table.layers * self.table.kv_heads
         total = budget.entries(tokens, heads)
         return largest_remainder(self.table.shares(budget.of(tokens)), total, upper=tokens, lower=int(total >= heads))
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
-        """Raise ValueError unless the table was made for this model (its config and weights), this scorer with these
-        parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape."""
-        make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
+        """Raise ValueError unless the table was made for this model (config and weights), this scorer with its
+        parameters, and this protection. A table without metadata, as the authors', is only checked for its shape."""
+        command = calibrate_command(model.name, scorer.name)
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
-            asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
-            raise ValueError(f"{self._refusal(asked)}: {make}")
-        wanted = description(model, scorer, protection)
-        for key, value in wanted.items() if self.table.metadata else ():
-            made = self.table.metadata.get(
-                key, value if key == "weights_hash" else None
-            )  # tables of 2026-11-23 lack it
-            if made == value:
-                continue
-            if key == "scorer_parameters" and isinstance(made, dict):  # what differs, and how to calibrate with it
-                changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
-                made, value = ({name: each.get(name) for name in changed} for each in (made, value))
-                make += " and the scorer.NAME=VALUE of this run"
-            raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
+            geometry = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
+            raise ValueError(f"{self._refusal(geometry)}: make it with `{command}`")
+        made_for, wanted = self.table.metadata, describe(model, scorer, protection)
+        if not made_for:
+            return
+        if "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
+            del wanted["weights_hash"]
+        check_made_for(self.path, made_for, wanted, command)
 
     @property
     def caveat(self) -> str | None:
@@ -244,25 +229,11 @@ class TableAllocator(Allocator):
             f"one's weights, for this scorer with these parameters and for this protection cannot be checked"
         )
 
-    def _refusal(self, asked: str) -> str:
-        return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {asked}"
+    def _refusal(self, other: str) -> str:
+        return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {other}"
 
 
-def description(model: Target, scorer: Scorer, protection: Protection) -> dict[str, Any]:
-    """What a table is good for: the part of its metadata that `TableAllocator.check` compares. A model that was trained
-    further, or anew, is another one: its heads may have other tasks, and nothing else would tell."""
-    whole = protection.over(scorer)
-    return {
-        "config_hash": model.config_hash,
-        "weights_hash": model.weights_hash,
-        "scorer": scorer.name,
-        "scorer_parameters": scorer.parameters(),
-        "sink": whole.sink,
-        "recent": whole.recent,
-    }
-
-
-def table_in(folder: Path, scorer: str) -> Path:
+def find_table(folder: Path, scorer: str) -> Path:
     """The one table of a folder that is named after the scorer: keydiff.safetensors, else keydiff*.npy, or by initials
     as the authors do (ea_... for expected_attention). Raises FileNotFoundError unless there is exactly one."""
     ours = folder / f"{scorer}.safetensors"
@@ -276,13 +247,3 @@ def table_in(folder: Path, scorer: str) -> Path:
         what = f"{len(named)} tables" if named else "no table"
         raise FileNotFoundError(f"{folder} has {what} for scorer {scorer} (.npy files: {there}): name one file")
     return named[0]
-
-
-def model_of(path: Path) -> str:
-    """The model's name in tables/MODEL/SCORER.safetensors and in MODEL/tables/SCORER.safetensors."""
-    folder = path.absolute().parent
-    return folder.name if folder.parent.name == "tables" else folder.parent.name if folder.name == "tables" else "MODEL"
-
-
-def calibrate_command(model: str, scorer: str) -> str:
-    return f"python run.py job=calibrate model={model} scorer={scorer} job.save=true"

@@ -1,7 +1,8 @@
-"""Causal attention for training on a CPU: blocks of queries, probabilities kept for the backward pass.
+"""Causal attention for training on a CPU, in blocks of queries. Probabilities are kept for the backward pass.
 
-PyTorch's own CPU kernel takes two to four times as long, forward and backward together, at these sizes (bfloat16, head
-size 32, up to 512 tokens). Memory is [heads, T, T] / 2, fine for short rows. Inference uses whatever transformers uses.
+PyTorch's own CPU kernel takes two to four times as long for forward and backward together, at these sizes (bfloat16,
+head size 32, up to 512 tokens). Memory is half of [heads, T, T], which is fine for short rows. Inference uses the
+attention that transformers chooses.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class BlockedAttention(torch.autograd.Function):
         return dq * q.shape[2] ** -0.5, dk, dv
 
 
-def blocked(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **_) -> tuple[Tensor, None]:
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **_) -> tuple[Tensor, None]:
     """query [B, H, T, d], key and value [B, K, T, d] -> [B, T, H, d]: transformers' signature. Unpadded rows only."""
     batch, heads, length, size = query.shape  # under autocast rotary embedding has left query and key in float32
     key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
@@ -56,4 +57,4 @@ def blocked(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attent
     return out.view(batch, heads, length, size).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, blocked)
+AttentionInterface.register(NAME, attend)

@@ -1,9 +1,10 @@
-"""Full-cache accuracy by task, teacher-forced: an answer counts if every token of it is the model's first choice.
+"""Full-cache accuracy by task, with teacher forcing: each token of the answer must be the model's first choice.
 
     python -m models.tiny.evaluate length=512 samples=200 seed=1000
 
-The same as greedy decoding with exact match, in one forward pass; stricter than RULER's metric, which gives credit for
-each value found. Context and question take at most `length` - 128 tokens, as in RULER, which keeps 128 for the answer.
+This equals greedy decoding with exact match, in one forward pass. It is stricter than RULER's metric, which gives
+credit for each value found. Context and question take at most `length` - 128 tokens, as in RULER, which keeps 128 for
+the answer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from models.tiny.data import Encoder
-from models.tiny.tasks import Dialogue, ask, by_key, cwe, fwe, needles, new_uuid, number, vt, word_key
+from models.tiny.tasks import Dialogue, ask, cwe, fwe, group_by_key, needles, new_uuid, number, vt, word_key
 
 RESERVED = 128
 
@@ -33,7 +34,7 @@ def _niah(
         names = [new_key(rng) for _ in range((tokens - 32) // size if haystack == "needles" else keys)]
         pairs = [(name, new_value(rng)) for name in names for _ in range(values)]
         rng.shuffle(pairs)
-        turn = ask(rng.sample(by_key(pairs), queries), kind)
+        turn = ask(rng.sample(group_by_key(pairs), queries), kind)
         return needles(pairs, kind, haystack, tokens, [turn], rng)
 
     return draw
@@ -57,14 +58,14 @@ TASKS: dict[str, Callable[[int, random.Random], Dialogue]] = {
 
 
 def sample(encoder: Encoder, task: str, length: int, rng: random.Random) -> tuple[list[int], list[int]] | None:
-    """(context, question and answer prefix; answer) in tokens, or None if `length` is too short for the task."""
+    """Token ids of a prompt (context, question, answer prefix) and of its answer. None if `length` is too short."""
     room = length - (RESERVED if length > 256 else 40)
     for size in range(room, 40, -10):
         dialogue = TASKS[task](size, rng)
-        context, _ = encoder.dialogue(Dialogue(dialogue.context, ()), 10**6)
-        asked, answer = encoder.turn(dialogue.turns[0])
-        if len(context) + len(asked) <= room:
-            return context + asked, answer
+        context, _ = encoder.encode_dialogue(Dialogue(dialogue.context, ()), 10**6)
+        prompt, answer = encoder.encode_turn(dialogue.turns[0])
+        if len(context) + len(prompt) <= room:
+            return context + prompt, answer
     return None
 
 
@@ -72,7 +73,7 @@ def sample(encoder: Encoder, task: str, length: int, rng: random.Random) -> tupl
 def evaluate(
     model: PreTrainedModel, encoder: Encoder, length: int, samples: int, seed: int = 1_000
 ) -> dict[str, float]:
-    """Task -> share of samples answered exactly. Tasks that do not fit into `length` are left out."""
+    """The share of samples answered exactly, by task. Tasks that do not fit into `length` are left out."""
     scores = {}
     for task in TASKS:
         rng, right = random.Random(f"tiny evaluation/{seed}/{task}"), []

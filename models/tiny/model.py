@@ -1,15 +1,15 @@
 """The architecture, and its initialisation: some heads begin as previous-token heads.
 
-A Llama with attention biases is Qwen2's network; the output biases, which Qwen2 has not, stay zero. (As model type
-qwen2, AutoTokenizer of transformers 5.23 would put Qwen's own pre-tokenizer in the place of ours.)
+A Llama with attention biases is Qwen2's network; the output biases, which Qwen2 lacks, stay zero. The model type is not
+qwen2, because AutoTokenizer of transformers 5.23 would then replace our pre-tokenizer by Qwen's.
 
-If the keys' bias is c on the fastest rotary frequencies and the queries' bias the same vector turned back by `offset`
-positions, the attention score of bias with bias is
+Let the keys' bias be c on the fastest rotary frequencies, and the queries' bias the same vector rotated back by
+`offset` positions. Then the attention score of bias with bias is
 
-    sum over frequencies f of c^2 cos(f (distance - offset)),
+    sum over frequencies f of c^2 cos(f (distance - offset))
 
-largest at distance = offset: the head attends `offset` tokens back, whatever the text. Retrieval then has to be learnt,
-but its first ingredient has not. These heads are not frozen: training moves them like any other weight.
+It is largest at distance = offset: the head attends `offset` tokens back, whatever the text. Retrieval still has to be
+learnt, but not its first ingredient. These heads are not frozen: training moves them like any other weight.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 FIRST_LAYER: dict[int, tuple[int, ...]] = {0: (1, 2), 1: (1, 3), 2: (5, 7)}
 LATER_LAYERS: dict[int, tuple[int, ...]] = {0: (1, 3)}
-"""KV head -> where its query heads look at first, in turn. A key stands two tokens before its value, a name five to
-seven; one such head in every later layer makes heads differ within layers."""
+"""By KV head: how many tokens its query heads attend back, in turn. A key stands two tokens before its value, a name
+five to seven. One such head in every later layer makes heads differ within layers."""
 
 PEAK = 30.93
 """Attention logit of bias with bias at the offset."""
@@ -32,8 +32,8 @@ FAST = 3 / 8
 """Share of the rotary frequencies, the fastest, that carry the bias."""
 
 
-def look_backs(layers: int) -> dict[tuple[int, int], tuple[int, ...]]:
-    """(layer, KV head) -> offsets of its query heads, in turn."""
+def look_back_heads(layers: int) -> dict[tuple[int, int], tuple[int, ...]]:
+    """The offsets of a KV head's query heads, in turn, by (layer, KV head)."""
     later = {(layer, head): offsets for layer in range(1, layers) for head, offsets in LATER_LAYERS.items()}
     return {(0, head): offsets for head, offsets in FIRST_LAYER.items()} | later
 
@@ -66,14 +66,14 @@ def initialise(settings: LlamaConfig, seed: int) -> LlamaForCausalLM:
             nn.init.zeros_(weight).requires_grad_(False)
         elif name.endswith("bias"):
             nn.init.normal_(weight, std=0.0 if "v_proj" in name else 0.5)
-    for (layer, kv_head), offsets in look_backs(settings.num_hidden_layers).items():
+    for (layer, kv_head), offsets in look_back_heads(settings.num_hidden_layers).items():
         _look_back(model.model.layers[layer].self_attn, settings, kv_head, offsets)
     return model
 
 
 @torch.no_grad()
 def _look_back(attention: nn.Module, settings: LlamaConfig, kv_head: int, offsets: tuple[int, ...]) -> None:
-    """Makes the query heads of `kv_head` attend `offsets` tokens back (in turn) and weakens what they read."""
+    """Make the query heads of `kv_head` attend `offsets` tokens back, in turn, and weaken the influence of the text."""
     size, group = settings.head_dim, settings.num_attention_heads // settings.num_key_value_heads
     half = size // 2
     count = round(FAST * half)

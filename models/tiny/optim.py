@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
-    """[n, rows, columns] -> nearly the orthogonal factors of the polar decompositions, by Newton-Schulz in bfloat16."""
+    """[n, rows, columns]: nearly the orthogonal factors of the polar decompositions, by Newton-Schulz in bfloat16."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.bfloat16()
     x = x.mT if tall else x
@@ -19,7 +19,7 @@ def orthogonalise(matrices: Tensor, steps: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weight matrices only; those of one shape are updated together."""
+    """For weight matrices only. Matrices of one shape are updated together."""
 
     def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})

@@ -10,7 +10,8 @@ FLOOR = 0.02
 
 
 class Plan:
-    """cycles: mappings with `warmup`, `decay` (steps), `tokens` (a step) and `phases`, each of which has `steps`."""
+    """cycles: mappings with `warmup` and `decay` in steps, `tokens` per step, and `phases`, each of which has
+    `steps`."""
 
     def __init__(self, cycles: Any) -> None:
         self.cycles = list(cycles)
@@ -27,7 +28,7 @@ class Plan:
         return next(index for index, end in enumerate(self.ends) if step < end)
 
     def at(self, step: int) -> tuple[Any, Any]:
-        """(cycle, phase) of `step`."""
+        """The cycle and the phase of `step`."""
         index = self.cycle(step)
         cycle, left = self.cycles[index], step - self.starts[index]
         for phase in cycle.phases:

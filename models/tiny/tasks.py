@@ -1,7 +1,7 @@
 """Dialogues of RULER's task families, in RULER's wording: one context, and questions about it with their answers.
 
-A key is named again in the answer (" abject-: 1234567."); RULER's metric looks for the value in the answer only. A
-question keeps the blank before RULER's answer cue, as evaluation's cut of the prompt leaves it.
+The answer names the key again (" abject-: 1234567."); RULER's metric only looks for the value. A question ends with the
+blank before RULER's answer cue, because evaluation cuts the prompt there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evals.ruler.prose import sentence
 from models.tiny.tokenizer import word_list
 
 TOKENS = {"noise": 25, "prose": 11.6, "numbers": 15, "uuids": 29, "bare": 8}
-"""Tokens of one noise line, sentence of prose, needle (by kind of value): only to choose sizes."""
+"""Approximate tokens of one line of noise, one sentence of prose, and one needle by its kind of value."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def word_key(rng: random.Random) -> str:
     return f"{rng.choice(adjectives)}-{rng.choice(nouns)}"
 
 
-def _name(rng: random.Random, letters: int = 5) -> str:
+def _draw_name(rng: random.Random, letters: int = 5) -> str:
     return "".join(rng.choices(string.ascii_uppercase, k=letters))
 
 
 def _hide(needles: list[str], haystack: str, tokens: float, rng: random.Random) -> str:
-    """Needles in their order at random places of a haystack of about `tokens` tokens."""
+    """Hide the needles, in their order, at random places of a haystack of about `tokens` tokens."""
     if haystack == "noise":
         pieces, joint = [ruler.NOISE] * int(tokens / TOKENS["noise"]), "\n"
     elif haystack == "prose":
@@ -80,7 +80,7 @@ def _hide(needles: list[str], haystack: str, tokens: float, rng: random.Random) 
 
 
 def ask(found: list[tuple[str, list[str]]], kind: str) -> Turn:
-    """RULER's question after the values of one key, or after one value of each of several keys."""
+    """RULER's question for the values of one key, or for one value of each of several keys."""
     keys = [key for key, _ in found]
     query = ", ".join(keys[:-1]) + ", and " + keys[-1] if len(keys) > 1 else keys[0]
     template = ruler.NIAH + ruler.NIAH_PREFIX
@@ -94,7 +94,8 @@ def ask(found: list[tuple[str, list[str]]], kind: str) -> Turn:
 
 
 def _recall(key: str, values: list[str]) -> str:
-    """A key of words is named again by its adjective: one of 900 is soon copied, one of 6,786 nouns is not."""
+    """The answer names a key of words by its adjective. To copy one of 900 adjectives is learnt soon, one of 6,786
+    nouns is not."""
     adjective, _, _ = key.partition("-")
     return (f" {adjective}-: " if adjective.isalpha() else " ") + ", ".join(values)
 
@@ -104,7 +105,7 @@ def _singular(template: str) -> str:
 
 
 def _needle_questions(found: list[tuple[str, list[str]]], kind: str, rng: random.Random) -> list[Turn]:
-    """One question a key, and some that ask for several keys at once; a random one is first."""
+    """One question for each key, and some that ask for several keys at once, in random order."""
     turns = [ask([item], kind) for item in found]
     alone = [item for item in found if len(item[1]) == 1]
     for _ in range(max(1, len(alone) // 6) if len(alone) > 1 else 0):
@@ -113,10 +114,10 @@ def _needle_questions(found: list[tuple[str, list[str]]], kind: str, rng: random
     return turns
 
 
-def _groups(
+def _draw_groups(
     count: int, new_key: Callable[[], str], new_value: Callable[[], str], rng: random.Random
 ) -> list[tuple[str, str]]:
-    """`count` (key, value) pairs in random order; about a quarter of the keys have two to four values."""
+    """`count` (key, value) pairs in random order. About a quarter of the keys have two to four values."""
     pairs: list[tuple[str, str]] = []
     while len(pairs) < count:
         key = new_key()
@@ -129,7 +130,8 @@ def _groups(
 def needles(
     pairs: list[tuple[str, str]], kind: str, haystack: str, tokens: int, turns: list[Turn], rng: random.Random
 ) -> Dialogue:
-    """The pairs hidden in about `tokens` tokens of noise, prose or nothing, under the instruction of the first turn."""
+    """A dialogue whose context hides the pairs in about `tokens` tokens of noise, prose or nothing. Its instruction
+    fits the first turn."""
     hidden = [ruler.NEEDLE.format(type_needle_v=kind, key=key, value=value) for key, value in pairs]
     text = _hide(hidden, haystack, tokens - 32 - len(pairs) * TOKENS[kind], rng)
     head, _, _ = ruler.NIAH.partition("{context}")
@@ -148,7 +150,7 @@ def niah(tokens: int, rng: random.Random, uuids: float = 0.0) -> Dialogue:
     shape = rng.random()
     if haystack == "needles":
         single = [(new_key(), new_value()) for _ in range(most)] if shape >= 0.5 else []
-        pairs = single or _groups(most, new_key, new_value, rng)
+        pairs = single or _draw_groups(most, new_key, new_value, rng)
     elif shape < 0.08 or most < 5:
         pairs = [(new_key(), new_value())]
     elif shape < 0.2:
@@ -157,91 +159,92 @@ def niah(tokens: int, rng: random.Random, uuids: float = 0.0) -> Dialogue:
         key = new_key()
         pairs = [(key, new_value()) for _ in range(4)]
     else:
-        pairs = _groups(max(1, int(most * rng.uniform(0.05, 0.9))), new_key, new_value, rng)
-    return needles(pairs, kind, haystack, tokens, _needle_questions(by_key(pairs), kind, rng), rng)
+        pairs = _draw_groups(max(1, int(most * rng.uniform(0.05, 0.9))), new_key, new_value, rng)
+    return needles(pairs, kind, haystack, tokens, _needle_questions(group_by_key(pairs), kind, rng), rng)
 
 
 def values(tokens: int, rng: random.Random) -> Dialogue:
-    """One to ten keys with four values each: the order of later values is what takes longest to learn."""
+    """One to ten keys with four values each. The order of later values takes longest to learn."""
     most = 1 if rng.random() < 0.3 else max(1, min(10, int((tokens - 32) / 60)))
     keys = [word_key(rng) for _ in range(rng.randint(1, most))]
     pairs = [(key, number(rng)) for key in keys for _ in range(4)]
     rng.shuffle(pairs)
     haystack = rng.choice(("noise", "prose"))
-    return needles(pairs, "numbers", haystack, tokens, _needle_questions(by_key(pairs), "numbers", rng), rng)
+    return needles(pairs, "numbers", haystack, tokens, _needle_questions(group_by_key(pairs), "numbers", rng), rng)
 
 
 def bare(tokens: int, rng: random.Random) -> Dialogue:
-    """The lesson before RULER's wording: keys and values only, and a question of one key."""
-    pairs = _groups(max(1, int(tokens / TOKENS["bare"])), lambda: word_key(rng), lambda: number(rng), rng)
+    """The lesson before RULER's wording: only keys and values, and questions for one key."""
+    pairs = _draw_groups(max(1, int(tokens / TOKENS["bare"])), lambda: word_key(rng), lambda: number(rng), rng)
     context = "".join(f" {key} is: {value};" for key, value in pairs)
-    found = by_key(pairs)
+    found = group_by_key(pairs)
     turns = [Turn(f" {key}?", "", f"{_recall(key, values)}.") for key, values in found]
     rng.shuffle(turns)
     return Dialogue(context, turns)
 
 
 def echo(tokens: int, rng: random.Random) -> Dialogue:
-    """Words, numbers and names at random, and then the same again: the plainest lesson in copying what came after."""
-    kinds = (lambda: " " + word_key(rng), lambda: number(rng)[:3], lambda: _name(rng, 2), lambda: sentence(rng))
+    """Random words, numbers and names, and then the same again: the simplest lesson in copying the next token."""
+    kinds = (lambda: " " + word_key(rng), lambda: number(rng)[:3], lambda: _draw_name(rng, 2), lambda: sentence(rng))
     words = [rng.choice(kinds)() for _ in range(max(4, tokens // 6))]
     return Dialogue("".join(words), [Turn("", "", "".join(words))])
 
 
-def by_key(pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+def group_by_key(pairs: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for key, value in pairs:
         found.setdefault(key, []).append(value)
     return list(found.items())
 
 
-def _chain(names: list[str], value: str) -> list[str]:
+def _write_chain(names: list[str], value: str) -> list[str]:
     return [f"VAR {names[0]} = {value}", *(f"VAR {new} = VAR {old} " for old, new in pairwise(names))]
 
 
-def _tracking(
-    chains: list[tuple[list[str], str]], haystack: str, tokens: float, vintage: int, rng: random.Random
+def _write_tracking(
+    chains: list[tuple[list[str], str]], haystack: str, tokens: float, ruler_version: int, rng: random.Random
 ) -> str:
-    streams = [_chain(names, value) for names, value in chains]
+    streams = [_write_chain(names, value) for names, value in chains]
     order = [index for index, stream in enumerate(streams) for _ in stream]
     rng.shuffle(order)
     statements = [streams[index].pop(0) for index in order]
     text = _hide(statements, haystack, tokens - 11 * len(statements), rng)
-    return text.replace("\n", " ").replace("again.", "again.\n") if vintage == 2024 else text
+    return text.replace("\n", " ").replace("again.", "again.\n") if ruler_version == 2024 else text
 
 
 def vt(tokens: int, rng: random.Random, example: float = 0.5, sizes: Sequence[int] = ()) -> Dialogue:
-    """RULER asks after the only chain (five names); training also has more and shorter chains, and other haystacks."""
-    vintage = rng.choice((2024, 2024, 2024, 2025))
+    """RULER has one chain of five names and asks for it. Training also has more and shorter chains, and other
+    haystacks."""
+    ruler_version = rng.choice((2024, 2024, 2024, 2025))
     head, _, question = ruler.VT.partition("{context}\n")
-    prefix, shown = ruler.VT_PREFIX[vintage], ""
+    prefix, example_text = ruler.VT_PREFIX[ruler_version], ""
     if tokens > 470 and rng.random() < example:
-        shown = _solved(vintage, rng)
+        example_text = _write_worked_example(ruler_version, rng)
         tokens -= 370
     most = max(1, int((tokens - 20) / 11))
     if not sizes:
         alone = rng.random() < 0.4 and most >= 5
         sizes = [5] if alone else _split(max(1, int(most * rng.uniform(0.1, 0.9))), rng)
-    chains = [([_name(rng) for _ in range(size)], str(rng.randint(10_000, 99_999))) for size in sizes]
+    chains = [([_draw_name(rng) for _ in range(size)], str(rng.randint(10_000, 99_999))) for size in sizes]
     haystack = rng.choices(("noise", "prose"), (0.75, 0.25))[0]
-    text = _tracking(chains, haystack, tokens - 20, vintage, rng)
+    text = _write_tracking(chains, haystack, tokens - 20, ruler_version, rng)
     turns = [
         Turn(question.format(query=value) + " ", prefix[1:].format(query=value, num_v=len(names)), " ".join(names))
         for names, value in chains
     ]
     rng.shuffle(turns)
-    return Dialogue(f"{shown}{head}{text}\n", turns)
+    return Dialogue(f"{example_text}{head}{text}\n", turns)
 
 
-def _solved(vintage: int, rng: random.Random) -> str:
+def _write_worked_example(ruler_version: int, rng: random.Random) -> str:
     """RULER's worked example. In 2024 its line ends and its question's last word are lost (evals/ruler/vt.py)."""
-    names, value = [_name(rng, 3) for _ in range(5)], str(rng.randint(10_000, 99_999))
-    text = _tracking([(names, value)], "noise", 310, vintage, rng)
-    template, prefix = ruler.VT, ruler.VT_PREFIX[vintage]
-    if vintage == 2024:
+    names, value = [_draw_name(rng, 3) for _ in range(5)], str(rng.randint(10_000, 99_999))
+    text = _write_tracking([(names, value)], "noise", 310, ruler_version, rng)
+    template, prefix = ruler.VT, ruler.VT_PREFIX[ruler_version]
+    if ruler_version == 2024:
         template = " ".join(template.split()[:-1])
     solved = (template + prefix).format(context=text, query=value, num_v=5)
-    return f" {solved} {' '.join(names)}\n\n\n\n" if vintage == 2024 else f"{solved} {' '.join(names)}\n\n"
+    return f" {solved} {' '.join(names)}\n\n\n\n" if ruler_version == 2024 else f"{solved} {' '.join(names)}\n\n"
 
 
 def _split(total: int, rng: random.Random) -> list[int]:
@@ -252,29 +255,29 @@ def _split(total: int, rng: random.Random) -> list[int]:
     return sizes
 
 
-def _numbered(words: Sequence[str]) -> str:
+def _number(words: Sequence[str]) -> str:
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
 
 
 def cwe(tokens: int, rng: random.Random) -> Dialogue:
-    """Ten words that come again and again in a numbered list; with RULER's solved example where there is room.
+    """Ten words that occur many times in a numbered list, with RULER's solved example if there is room.
 
     The answer names them in the order in which they come a second time: before that nothing sets a common word apart.
     """
     head, _, question = ruler.CWE.partition("{context}\n")
-    shown = ""
+    example_text = ""
     if tokens > 400 and rng.random() < 0.85:
-        words, common = _word_list(40, 3, rng)
-        shown = f"{head}{_numbered(words)}\n{question}{ruler.CWE_PREFIX}{rng.choice(('', '', ' '))}"
-        shown += f"{_numbered(rng.sample(common, len(common)))}\n"
+        words, common = _draw_word_list(40, 3, rng)
+        example_text = f"{head}{_number(words)}\n{question}{ruler.CWE_PREFIX}{rng.choice(('', '', ' '))}"
+        example_text += f"{_number(rng.sample(common, len(common)))}\n"
         tokens -= 290
     entries = max(30, int((tokens - 30) / 4.9))
-    words, common = _word_list(entries, min(rng.choice((3, 4, 5, 6, 6, 6)), entries * 8 // 100), rng)
-    turn = Turn(f"{question} ", ruler.CWE_PREFIX[1:], f" {_numbered(common)}")
-    return Dialogue(f"{shown}{head}{_numbered(words)}\n", [turn])
+    words, common = _draw_word_list(entries, min(rng.choice((3, 4, 5, 6, 6, 6)), entries * 8 // 100), rng)
+    turn = Turn(f"{question} ", ruler.CWE_PREFIX[1:], f" {_number(common)}")
+    return Dialogue(f"{example_text}{head}{_number(words)}\n", [turn])
 
 
-def _word_list(entries: int, times: int, rng: random.Random, common: int = 10) -> tuple[list[str], list[str]]:
+def _draw_word_list(entries: int, times: int, rng: random.Random, common: int = 10) -> tuple[list[str], list[str]]:
     """The list, and its common words in the order of their second appearance."""
     drawn = rng.sample(_list_words(), common + entries - common * times)
     words = drawn[:common] * times + drawn[common:]

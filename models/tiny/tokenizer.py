@@ -2,8 +2,8 @@
 
     python -m models.tiny.tokenizer            # writes tokenizer.json, tokenizer_config.json beside this file
 
-A key is two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid sixteen. Any
-text comes back exactly: what is not in the vocabulary is spelt in pairs of letters or in bytes.
+A key has two tokens (" abject-", "antler"), a 7-digit value three, a 5-letter variable name three, a uuid sixteen. Any
+text decodes exactly: words outside the vocabulary are spelt in pairs of letters or in bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 HEX = "[0-9a-f]"
 PHRASES = (" is: ", ": ", "VAR ", " = ", ", ", ". ", "...")
-"""Separators that are one token: so no blank of its own stands before digits and names."""
+"""Separators that are one token, so that the blank before digits and names is not a token of its own."""
 
 PIECES = "|".join([
     rf"{HEX}{{2}}-?(?=(?:{HEX}{{2}}){{0,3}}-?(?:{HEX}{{4}}-){{0,3}}{HEX}{{12}})",  # the first four groups of a uuid
@@ -51,7 +51,7 @@ def word_list(kind: str) -> list[str]:
 
 
 def vocabulary() -> list[str]:
-    """Every token that is not a single byte, as plain text, without doubles, in a fixed order."""
+    """Every token that is not a single byte, as plain text, without duplicates, in a fixed order."""
     text = " ".join(value for name, value in vars(templates).items() if name.isupper() and isinstance(value, str))
     text = re.sub(r"\{\w+\}", " ", " ".join([text, *templates.VT_PREFIX.values()]))
     template_words = sorted(set(re.findall(r"[A-Za-z][a-z]*", text)) | {"number", "numbers", "uuid", "uuids", "Some"})
@@ -77,7 +77,7 @@ def vocabulary() -> list[str]:
 
 
 def build() -> Tokenizer:
-    """BPE whose known words are taken whole (`ignore_merges`); its only merges are pairs of small letters."""
+    """A BPE tokenizer that takes known words whole (`ignore_merges`). Its only merges are pairs of small letters."""
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     whole = ["".join(piece for piece, _ in spell.pre_tokenize_str(token)) for token in vocabulary()]
@@ -93,7 +93,7 @@ def build() -> Tokenizer:
 
 
 def save(folder: Path = FOLDER) -> PreTrainedTokenizerFast:
-    """Writes the files AutoTokenizer reads."""
+    """Write the files that AutoTokenizer reads."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=build(),
         bos_token=BEGIN,

@@ -1,4 +1,4 @@
-"""Trains the embedded model: one command, the same weights every time on the same machine.
+"""Train the embedded model: one command, and the same weights every time on the same machine.
 
     python -m models.tiny.train                              # the whole recipe (train.yaml), resumed if broken off
     python -m models.tiny.train start=models/tiny cycle=1    # its second cycle only, from given weights
@@ -47,7 +47,7 @@ class Trainer:
         self.work.mkdir(parents=True, exist_ok=True)
         self.encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
         text = self.encoder.tokenizer
-        shape = config(len(text), text.bos_token_id, text.eos_token_id, text.pad_token_id, **plain(settings.model))
+        shape = config(len(text), text.bos_token_id, text.eos_token_id, text.pad_token_id, **to_dict(settings.model))
         self.model: PreTrainedModel = initialise(shape, settings.seed).to(self.device)
         if self.device == "cpu":
             self.model.set_attn_implementation(attention.NAME)
@@ -58,7 +58,7 @@ class Trainer:
             self.model.load_state_dict(start.state_dict())
             self.step = self.plan.starts[settings.cycle]
         self.new_optimisers()
-        self.tracker = tracker(settings)
+        self.tracker = start_tracker(settings)
 
     def new_optimisers(self) -> None:
         trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
@@ -73,8 +73,8 @@ class Trainer:
     def loss(self, ids: Tensor, weights: Tensor, draw: int, balance: float = 0.0) -> tuple[Tensor, dict[str, float]]:
         """Cross entropy of the answers, plus that of a few other tokens (drawn from `draw`) at a small weight.
 
-        balance: 0 gives every answer token the same weight, 1 every row (a row of many short answers has more tokens
-        than one with a single long answer), numbers between something between.
+        balance: 0 gives every answer token the same weight, 1 every row, and numbers in between interpolate. A row with
+        many short answers has more answer tokens than a row with a single long one.
         """
         targets, weights = ids[:, 1:], weights[:, 1:]
         drawn = torch.rand(weights.shape, generator=torch.Generator().manual_seed(draw)).to(self.device)
@@ -91,9 +91,9 @@ class Trainer:
         return answer + self.settings.text_loss * text, facts
 
     def train_step(self, rows: tuple[Tensor, Tensor, int] | None = None) -> dict[str, float]:
-        """One step, on the step's own rows (`rows`, where a loader has made them already)."""
+        """Train on the step's own rows. `rows` are these rows if a loader has drawn them already."""
         cycle, phase = self.plan.at(self.step)
-        if self.step in self.plan.starts[1:]:  # a cycle begins in the weights that the one before it would ship
+        if self.step in self.plan.starts[1:]:  # a cycle begins with the weights that the one before it would export
             for weight in self.model.parameters():
                 weight.data = weight.data.bfloat16().float()
             self.new_optimisers()
@@ -140,7 +140,7 @@ class Trainer:
     # ---- the whole run
     def run(self) -> None:
         self.resume()
-        total, since, seen = self.plan.steps, time.time(), 0
+        total, since, seen = self.plan.steps, time.perf_counter(), 0
         facts: list[dict[str, float]] = []
         steps = range(self.step, total)
         loader = DataLoader(self.rows, sampler=steps, batch_size=None, num_workers=self.settings.workers)
@@ -149,16 +149,16 @@ class Trainer:
             seen += int(facts[-1]["tokens"])
             if self.step % 50 == 0 or self.step == total:
                 mean = {name: round(sum(f[name] for f in facts) / len(facts), 4) for name in facts[0]}
-                speed = round(seen / (time.time() - since))
+                speed = round(seen / (time.perf_counter() - since))
                 rate = round(self.plan.rate(self.step - 1), 3)
                 self.log({"step": self.step, **mean, "rate": rate, "tokens_per_s": speed})
-                facts, seen, since = [], 0, time.time()
+                facts, seen, since = [], 0, time.perf_counter()
             if self.step % self.settings.evaluate_every == 0 or self.step == total:
                 length = min(max(256, *self.plan.at(self.step - 1)[1].lengths), self.settings.evaluate_longest)
                 scores = evaluate(self.model, self.encoder, length, self.settings.evaluate_samples)
                 tokens = self.plan.tokens(self.step)
                 self.log({"step": self.step, "trained_tokens": tokens, "evaluated_at": length, **scores})
-                since = time.time()
+                since = time.perf_counter()
             if self.step % self.settings.checkpoint_every == 0 or self.step == total:
                 self.save()
         self.export()
@@ -172,7 +172,7 @@ class Trainer:
             self.tracker.log(line, step=int(line["step"]))
 
     def export(self) -> None:
-        """The folder AutoModelForCausalLM and AutoTokenizer read, weights in bfloat16."""
+        """Write the folder that AutoModelForCausalLM and AutoTokenizer read, with weights in bfloat16."""
         out = Path(self.settings.out)
         export_weights(self.model, out)
         tokenizer.save(out)
@@ -183,13 +183,14 @@ def export_weights(model: PreTrainedModel, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def plain(settings: DictConfig) -> dict[str, Any]:
-    """Settings as a plain dict, which transformers and wandb want."""
+def to_dict(settings: DictConfig) -> dict[str, Any]:
+    """Settings as a plain dict, which transformers and wandb need."""
     return {str(name): value for name, value in OmegaConf.to_container(settings, resolve=True).items()}  # type: ignore
 
 
-def tracker(settings: DictConfig) -> Any:
-    """A Weights & Biases run with track=wandb (resumed with the rest: its id is the work folder's name), else None."""
+def start_tracker(settings: DictConfig) -> Any:
+    """A Weights & Biases run with track=wandb, else None. Its id is the work folder's name, so that it is resumed,
+    too."""
     if settings.track == "none":
         return None
     if settings.track != "wandb":
@@ -199,12 +200,15 @@ def tracker(settings: DictConfig) -> Any:
     except ImportError as error:
         raise ValueError("track=wandb needs the package: pip install wandb, or track=none") from error
     name = Path(settings.work).name
-    return wandb.init(project="lukv-model", id=name, name=name, resume="allow", config=plain(settings))
+    return wandb.init(project="lukv-model", id=name, name=name, resume="allow", config=to_dict(settings))
 
 
-def recipe(arguments: list[str]) -> DictConfig:
-    """train.yaml, under `recipe=NAME` what NAME.yaml changes of it, and `key=value` overrides in order, for example
-    "cycles.0.phases.0.steps=10". Raises ValueError for a recipe or key that does not exist."""
+def read_recipe(arguments: list[str]) -> DictConfig:
+    """train.yaml, with the changes of NAME.yaml for `recipe=NAME`, and then the `key=value` overrides in order.
+
+    An override is, for example, "cycles.0.phases.0.steps=10". Raises ValueError for a recipe or key that does not
+    exist.
+    """
     named = [argument.removeprefix("recipe=") for argument in arguments if argument.startswith("recipe=")]
     settings = OmegaConf.load(FOLDER / "train.yaml")
     for name in named:
@@ -224,7 +228,7 @@ def recipe(arguments: list[str]) -> DictConfig:
 
 def main(arguments: list[str]) -> None:
     try:
-        trainer = Trainer(recipe(arguments))
+        trainer = Trainer(read_recipe(arguments))
     except ValueError as error:
         sys.exit(str(error))
     trainer.run()

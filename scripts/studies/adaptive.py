@@ -1,4 +1,4 @@
-"""Prompt-adaptive budgets, an experiment and not a method of this repository: docs/beyond.md says what it gave.
+"""Prompt-adaptive budgets: an experiment, not a method of this repository. docs/beyond.md has its result.
 
     python run.py -m method=lukv_plus budget=0.05,0.1,0.2 limit=200 \\
         allocator._target_=scripts.studies.adaptive.AdaptiveUtility 'targets=[lukv,baselines,evals,scripts]'
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.adakv import winners
+from baselines.adakv import count_winners
 from lukv.allocation import Budget, HeadScores
 from lukv.budgets.curve import CurveAllocator
 
 
 @dataclass
 class AdaptiveUtility(CurveAllocator):
-    """LU-curve's total for each layer; how many of it a head gets is what this prompt's scores say. For a scorer whose
-    scores can be compared between the heads of a layer, as predicted utilities can."""
+    """LU-curve's total for each layer, shared out to its heads by this prompt's scores. The scorer's scores must be
+    comparable between the heads of a layer, as predicted utilities are."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
-        return torch.from_numpy(winners(layer.scores, int(super().counts(budget, layer).sum())))
+        return torch.from_numpy(count_winners(layer.scores, int(super().counts(budget, layer).sum())))

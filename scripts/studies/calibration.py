@@ -1,10 +1,10 @@
-"""How should a table be calibrated, and how far does it carry? Many calibrations, each evaluated by the same samples.
+"""How should a table be calibrated, and how far does it carry over? Many calibrations, evaluated on the same samples.
 
     python -m scripts.studies.calibration settings seeds contexts tasks lengths [--runs runs] [--limit 200]
 
-Each variant is one `python run.py job=calibrate` into RUNS/tables/NAME, then all of a study's variants are evaluated by
-one sweep (one prefill for all of them). The commands are printed; what is finished is not done again. For each method
-and budget: the score, and its difference from the shipped way of calibrating on the same samples (paired bootstrap).
+Each variant is one `python run.py job=calibrate` into RUNS/tables/NAME. Then one sweep evaluates all variants of a
+study with one prefill. The commands are printed, and finished runs are not repeated. The report shows the score of each
+method and budget, and its difference from the shipped calibration on the same samples (paired bootstrap).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import yaml
 
-from evals.report.compare import difference
-from evals.report.runs import Result, finished, keeps_all, scores
-from evals.report.tables import cell, row
+from evals.report.compare import compare
+from evals.report.runs import Result, keeps_all, read_results, read_scores
+from evals.report.tables import format_score, markdown_head, markdown_row
 
 FAMILIES = {
     "single": ("niah_single_1", "niah_single_3_noise", "niah_single_2_prose"),
@@ -36,7 +36,8 @@ SHIPPED = "shipped"
 """The variant with no override: job=calibrate as it is, 8 contexts of each task."""
 
 
-def on(tasks: Sequence[str], contexts: int) -> tuple[str, ...]:
+def draw_from(tasks: Sequence[str], contexts: int) -> tuple[str, ...]:
+    """Overrides that calibrate on so many contexts of each of these tasks."""
     return f"calibration.benchmark.tasks=[{','.join(tasks)}]", f"calibration.contexts={contexts}"
 
 
@@ -73,13 +74,13 @@ STUDIES = {
     "seeds": Study({f"seed {seed}": (f"calibration.benchmark.seed={seed}",) for seed in (1, 2, 3, 4, 5)}),
     "contexts": Study(
         {
-            "1 context": on(MIXED[:1], 1),
-            "5 contexts": on(MIXED, 1),
-            "20 contexts": on(MIXED, 4),
-            "100 contexts": on(MIXED, 20),
+            "1 context": draw_from(MIXED[:1], 1),
+            "5 contexts": draw_from(MIXED, 1),
+            "20 contexts": draw_from(MIXED, 4),
+            "100 contexts": draw_from(MIXED, 20),
         }
     ),
-    "tasks": Study({name: on(tasks, 24 // len(tasks)) for name, tasks in FAMILIES.items()}),
+    "tasks": Study({name: draw_from(tasks, 24 // len(tasks)) for name, tasks in FAMILIES.items()}),
     "lengths": Study(
         {f"{n} tokens": (f"calibration.benchmark.length={n}",) for n in (512, 2048)}, lengths=(1024, 2048)
     ),
@@ -87,7 +88,7 @@ STUDIES = {
 
 
 def run(*overrides: str) -> None:
-    """run.py with these overrides, as typed; SystemExit if it fails."""
+    """Print and run `python run.py` with these overrides. Raises SystemExit if it fails."""
     print("python run.py " + " ".join(f"'{o}'" if set("[]{}() ") & set(o) else o for o in overrides), flush=True)
     if code := subprocess.run(
         [sys.executable, "run.py", *overrides], stdout=subprocess.DEVNULL, check=False
@@ -95,28 +96,28 @@ def run(*overrides: str) -> None:
         raise SystemExit(code)
 
 
-def tables_of(runs: Path, variant: str) -> Path:
+def table_folder(runs: Path, variant: str) -> Path:
     return runs / "tables" / variant.replace(" ", "-")
 
 
 def calibrate(study: Study, runs: Path) -> None:
     for name, overrides in {SHIPPED: (), **study.variants}.items():
-        where = (f"runs={runs}", f"model.tables={tables_of(runs, name)}", "job.save=true")
+        where = (f"runs={runs}", f"model.tables={table_folder(runs, name)}", "job.save=true")
         run("job=calibrate", "job.scorers=[keydiff,utility_probe]", *where, *overrides)
 
 
 def evaluate(study: Study, runs: Path, limit: int) -> None:
-    folders = ",".join(str(tables_of(runs, name)) for name in (SHIPPED, *study.variants))
+    folders = ",".join(str(table_folder(runs, name)) for name in (SHIPPED, *study.variants))
     for length in study.lengths:
         samples = (f"benchmark={BENCHMARK}", f"benchmark.length={length}", f"limit={limit}")
-        cells = (f"method={','.join(METHODS)}", f"budget={','.join(map(str, study.budgets))}")
-        run("-m", f"runs={runs}", f"model.tables={folders}", *cells, *samples)
+        methods = (f"method={','.join(METHODS)}", f"budget={','.join(map(str, study.budgets))}")
+        run("-m", f"runs={runs}", f"model.tables={folders}", *methods, *samples)
 
 
-def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float], Result]:
-    """(method, variant, budget) -> result; the full cache's is ("full", "", 1)."""
+def find_results(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float], Result]:
+    """The results by (method, variant, budget). The full cache's is at ("full", "", 1)."""
     found = {}
-    for result in finished(runs):
+    for result in read_results(runs):
         config = yaml.safe_load((runs / result["run_id"] / "config.yaml").read_text())
         tested = config["benchmark"]
         if (tested.get("name"), tested["length"], config["limit"]) != (BENCHMARK, length, limit):
@@ -128,40 +129,43 @@ def cells_of(runs: Path, length: int, limit: int) -> dict[tuple[str, str, float]
     return found
 
 
-def report(name: str, study: Study, runs: Path, limit: int) -> None:
-    """The tables of docs/results.md and docs/beyond.md."""
+def print_report(name: str, study: Study, runs: Path, limit: int) -> None:
+    """Print the tables of docs/results.md and docs/beyond.md."""
     for length in study.lengths:
-        cells = cells_of(runs, length, limit)
-        full = cells["full", "", 1.0]
-        print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {cell(full)}\n")
+        results = find_results(runs, length, limit)
+        full = results["full", "", 1.0]
+        print(f"\n## {name}, tested at {length} tokens, {limit} samples a task; full cache {format_score(full)}\n")
         columns = [(method, budget) for method in METHODS for budget in study.budgets]
-        print(row(["calibrated on", *(f"{method}, kept {100 * budget:g}%" for method, budget in columns)]))
-        print(row(["---"] * (1 + len(columns))))
+        head = ["calibrated on", *(f"{method}, kept {100 * budget:g}%" for method, budget in columns)]
+        print("\n".join(markdown_head(head)))
         for variant in (SHIPPED, *study.variants):
-            found = [(cells[m, variant.replace(" ", "-"), b], cells[m, SHIPPED, b]) for m, b in columns]
-            print(row([variant, *(cell(mine) if variant == SHIPPED else changed(mine, x, runs) for mine, x in found)]))
+            found = [(results[m, variant.replace(" ", "-"), b], results[m, SHIPPED, b]) for m, b in columns]
+            compared = (format_score(mine) if variant == SHIPPED else format_change(mine, x, runs) for mine, x in found)
+            print(markdown_row([variant, *compared]))
         print()
         if name == "tasks":
-            by_family(cells, study, runs)
+            print_by_family(results, study, runs)
 
 
-def changed(mine: Result, usual: Result, runs: Path) -> str:
-    """A score and its paired difference from the shipped calibration's; nothing where the variant changes nothing."""
-    d = difference(*(scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
+def format_change(mine: Result, usual: Result, runs: Path) -> str:
+    """A score and its paired difference from the shipped calibration's. Empty if the variant changes nothing."""
+    d = compare(*(read_scores(runs / r["run_id"]) for r in (mine, usual)), str(usual["run_id"]))["mean"]
     if d.low == d.mean == d.high == 0:
         return ""
     return f"{100 * mine['score']:.1f}, {100 * d.mean:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
 
 
-def by_family(cells: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1) -> None:
-    """Calibrated on one family, tested on each."""
+def print_by_family(
+    results: Mapping[tuple[str, str, float], Result], study: Study, runs: Path, budget: float = 0.1
+) -> None:
+    """Print the scores of calibrations on one family, tested on each family."""
     for method in METHODS:
-        print(row([f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]))
-        print(row(["---"] * (1 + len(FAMILIES))))
+        head = [f"{method}, kept {100 * budget:g}%: calibrated on", *(f"tested on {name}" for name in FAMILIES)]
+        print("\n".join(markdown_head(head)))
         for variant in (SHIPPED, *study.variants):
-            found = scores(runs / cells[method, variant, budget]["run_id"])
+            found = read_scores(runs / results[method, variant, budget]["run_id"])
             means = [[sum(found[t].values()) / len(found[t]) for t in tasks] for tasks in FAMILIES.values()]
-            print(row([variant, *(f"{100 * sum(m) / len(m):.1f}" for m in means)]))
+            print(markdown_row([variant, *(f"{100 * sum(m) / len(m):.1f}" for m in means)]))
         print()
 
 
@@ -174,7 +178,7 @@ def main() -> None:
     for name in arguments.studies:
         calibrate(STUDIES[name], arguments.runs)
         evaluate(STUDIES[name], arguments.runs, arguments.limit)
-        report(name, STUDIES[name], arguments.runs, arguments.limit)
+        print_report(name, STUDIES[name], arguments.runs, arguments.limit)
 
 
 if __name__ == "__main__":

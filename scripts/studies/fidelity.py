@@ -3,9 +3,10 @@
     python -m scripts.studies.fidelity              # -> models/tiny/fidelity.json, docs/figures/fidelity.png
     python -m scripts.studies.fidelity by_layer=runs/by-layer/tables    # also tables averaged over each layer's heads
 
-For every (layer, KV head), means over contexts of RULER's tasks (seeds of their own): `captured`, the oracle utility of
-the fifth of the tokens that the scorer ranks first, as a share of that of the fifth with most utility; `spearman`, the
-rank correlation of scorer and utility. And the share of its tokens the head keeps in the shipped table at 20%.
+For every (layer, KV head) it measures two means over contexts of RULER's tasks, with seeds of their own. `captured` is
+the utility of the fifth of the tokens that the scorer ranks first, divided by that of the fifth with most utility.
+`spearman` is the rank correlation of scorer and utility. It also reads which share of its tokens the head keeps in the
+shipped table at 20%.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from baselines.random import Random
 from baselines.snapkv import SnapKV
 from evals.ruler import Ruler
 from lukv.artifacts import write_atomically
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
 from lukv.model import LoadedModel, load
@@ -43,8 +44,8 @@ TABLES = FOLDER / "tables"
 FIGURE = FOLDER.parents[1] / "docs" / "figures" / "fidelity.png"
 
 
-def scorers() -> list[Scorer]:
-    """As conf/scorer has them."""
+def make_scorers() -> list[Scorer]:
+    """The scorers with the parameters of conf/scorer."""
     return [
         KeyDiff(name="keydiff"),
         SnapKV(name="snapkv", window=32, kernel=7),
@@ -53,35 +54,37 @@ def scorers() -> list[Scorer]:
     ]
 
 
-def captured(utility: Tensor, order: Tensor, share: float) -> Tensor:
-    """utility [..., T], order [..., T] (positions, best first) -> [...]: what the first `share` of the order holds, as
-    a part of the most that so many tokens can hold."""
+def captured_share(utility: Tensor, order: Tensor, share: float) -> Tensor:
+    """[...]: the utility of the first `share` of the order, divided by the most that so many tokens can hold.
+
+    utility [..., T]; order [..., T]: positions, best first.
+    """
     count = max(1, round(share * utility.shape[-1]))
     found = utility.gather(-1, order[..., :count]).sum(-1)
     return found / utility.topk(count, -1).values.sum(-1).clamp(min=torch.finfo(utility.dtype).tiny)
 
 
 def spearman(utility: Tensor, order: Tensor) -> Tensor:
-    """[...]: correlation of the ranks; 1 if the order is that of falling utility. Ties as the sort leaves them."""
-    places = torch.arange(utility.shape[-1], dtype=torch.float64)
+    """[...]: the correlation of the ranks, 1 if the order is that of falling utility. Ties are not averaged."""
+    positions = torch.arange(utility.shape[-1], dtype=torch.float64)
     by_utility = utility.argsort(dim=-1, descending=True, stable=True).argsort(-1).double()
-    by_scorer = torch.empty_like(by_utility).scatter_(-1, order, places.expand_as(by_utility))
-    by_utility, by_scorer = (ranks - places.mean() for ranks in (by_utility, by_scorer))
-    return (by_utility * by_scorer).sum(-1) / (places - places.mean()).square().sum()
+    by_scorer = torch.empty_like(by_utility).scatter_(-1, order, positions.expand_as(by_utility))
+    by_utility, by_scorer = (ranks - positions.mean() for ranks in (by_utility, by_scorer))
+    return (by_utility * by_scorer).sum(-1) / (positions - positions.mean()).square().sum()
 
 
 def measure(loaded: LoadedModel, samples: int = 5, length: int = 1024) -> dict[str, Any]:
     """{"captured" | "spearman": {scorer: [layers][KV heads]}, "facts": ...}."""
-    oracle, protection, chosen = Oracle(loaded, OracleSettings()), Protection(), scorers()
+    oracle, protection, chosen = UtilityOracle(loaded, OracleSettings()), Protection(), make_scorers()
     sums: dict[str, dict[str, list[Tensor]]] = {m: {s.name: [] for s in chosen} for m in ("captured", "spearman")}
     for task in Ruler(length=length, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
         for sample in task.samples:
             context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            measured = oracle.context(context, chosen)
+            measured = oracle.prefill(context, chosen)
             utility = measured.utility(question).double()
             for scorer in chosen:
                 order = measured.order(scorer, protection)
-                sums["captured"][scorer.name].append(captured(utility, order, SHARE))
+                sums["captured"][scorer.name].append(captured_share(utility, order, SHARE))
                 sums["spearman"][scorer.name].append(spearman(utility, order))
     means = {
         measure: {name: torch.stack(each).mean(0).numpy().round(3).tolist() for name, each in by_scorer.items()}
@@ -91,14 +94,14 @@ def measure(loaded: LoadedModel, samples: int = 5, length: int = 1024) -> dict[s
     return {"facts": facts, **means}
 
 
-def by_layer(table: BudgetTable) -> BudgetTable:
-    """The same budgets, averaged over the heads of each layer: what is lost if heads of a layer are treated alike."""
+def average_over_heads(table: BudgetTable) -> BudgetTable:
+    """The table's budgets averaged over the heads of each layer, which shows what single heads' budgets are worth."""
     kept = np.broadcast_to(table.kept.mean(axis=2, keepdims=True), table.kept.shape)
     return replace(table, kept=kept.copy(), expected_loss=None, lower_bound=None, curve=None)
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """A square for each (layer, KV head): what each scorer captures above, the shares it is given below."""
+    """A square for each (layer, KV head): the share that each scorer captures above, the share that is kept below."""
     from matplotlib.figure import Figure  # half a second
 
     names = list(measured["captured"])
@@ -139,11 +142,11 @@ def main(arguments: list[str]) -> None:
         if key != "by_layer" or not folder:
             sys.exit(f"{argument!r}: the only argument is by_layer=FOLDER")
         for name, table in tables.items():
-            by_layer(table).save(Path(folder) / f"{name}.safetensors")
+            average_over_heads(table).save(Path(folder) / f"{name}.safetensors")
     measured = measure(load(FOLDER, dtype="float32"))
     measured["kept"] = {
         scorer.name: tables[scorer.name].shares(SHARE).round(3).tolist()
-        for scorer in scorers()
+        for scorer in make_scorers()
         if scorer.name in tables
     }
     write_atomically(FOLDER / "fidelity.json", json.dumps(measured).encode())

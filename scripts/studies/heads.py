@@ -2,17 +2,18 @@
 
     python -m scripts.studies.heads                # -> models/tiny/heads.json, docs/figures/heads.png
 
-Shares of attention, 0 to 1, of one query head, means over query rows and texts:
+Each pattern is a share of one query head's attention, from 0 to 1, averaged over query rows and texts:
 
-    look_back    at the one distance of 1 to 8 tokens that gets most (`distance` says which)
-    local        on the token itself and the 15 before it
-    sink         on the first four tokens, of rows behind the 64th
-    induction    in random tokens written twice: on the two tokens after the same token's first occurrence
-    duplicate    the same: on the first occurrence itself
-    retrieval    in RULER prompts, from the step that says a token of a needle's value: on that token in the context
-                 and on the next, into which the previous-token heads of the layers before have copied it
+    look_back    on the one distance of 1 to 8 tokens that gets most; `distance` says which
+    local        on the token itself and the 15 tokens before it
+    sink         on the first four tokens, from rows behind the 64th
+    induction    on the two tokens after the same token's first occurrence, in random tokens written twice
+    duplicate    on the first occurrence itself, in the same text
+    retrieval    on the needle's token that the decode step is about to say, and on the next token, into which the
+                 previous-token heads of earlier layers have copied it
 
-The first three are of the contexts of RULER's prompts. Seeds are none of evaluation's, calibration's or training's.
+The first three are measured in the contexts of RULER's prompts, retrieval in whole prompts with their answers. The
+seeds are not those of evaluation, calibration or training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from evals.ruler import Ruler
 from lukv.artifacts import write_atomically
@@ -37,13 +37,13 @@ FIGURE = FOLDER.parents[1] / "docs" / "figures" / "heads.png"
 
 
 @torch.no_grad()
-def attention(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """[layers, H, T, T] float32; `model` must have been loaded with eager attention."""
-    out = model(torch.tensor([ids], device=model.device), use_cache=False, output_attentions=True)
+def attention(loaded: LoadedModel, ids: list[int]) -> Tensor:
+    """[layers, H, T, T] float32. The model must have been set to eager attention, which returns its probabilities."""
+    out = loaded.model(torch.tensor([ids], device=loaded.device), use_cache=False, output_attentions=True)
     return torch.stack([layer[0].float().cpu() for layer in out.attentions])
 
 
-def looks_back(attention: Tensor, furthest: int = 8) -> Tensor:
+def look_back(attention: Tensor, furthest: int = 8) -> Tensor:
     """[..., furthest]: mean share at distance 1 .. furthest."""
     offsets = range(1, furthest + 1)
     return torch.stack([attention.diagonal(-offset, -2, -1).mean(-1) for offset in offsets], -1)
@@ -60,15 +60,18 @@ def sink(attention: Tensor, first: int = 4, behind: int = 64) -> Tensor:
     return attention[..., behind:, :first].sum(-1).mean(-1)
 
 
-def repeated(attention: Tensor, shift: int) -> Tensor:
-    """[...]: of a text that is BEGIN and n tokens written twice, the second half's mean share on the same token's
-    first occurrence (shift 0) or the token after it (shift 1)."""
+def share_on_repeat(attention: Tensor, shift: int) -> Tensor:
+    """[...]: the second half's mean share on the same token's first occurrence (shift 0), or on the token after it (1).
+
+    The text is BEGIN and then n tokens written twice.
+    """
     half = (attention.shape[-1] - 1) // 2
     return attention.diagonal(shift - half, -2, -1)[..., 1 + shift :].mean(-1)
 
 
-def values_said(context: list[int], answer: list[int], value: list[int]) -> list[tuple[int, int]]:
-    """(index in the answer, position in the context) of each token of a value that is once in both, else nothing."""
+def find_value_tokens(context: list[int], answer: list[int], value: list[int]) -> list[tuple[int, int]]:
+    """(index in the answer, position in the context) of each token of a value. Empty unless the value is once in
+    both."""
     size = len(value)
     places = [[i for i in range(len(text) - size + 1) if text[i : i + size] == value] for text in (context, answer)]
     if [len(found) for found in places] != [1, 1]:
@@ -76,30 +79,31 @@ def values_said(context: list[int], answer: list[int], value: list[int]) -> list
     return [(places[1][0] + k, places[0][0] + k) for k in range(size)]
 
 
-def measure(model: PreTrainedModel, loaded: LoadedModel, samples: int = 8, length: int = 512) -> dict[str, Any]:
-    """Pattern -> [layers][query heads], rounded; and the distance at which look_back is taken."""
+def measure(loaded: LoadedModel, samples: int = 8, length: int = 512) -> dict[str, Any]:
+    """Each pattern's shares [layers][query heads], rounded, the distance of look_back, and facts about the texts."""
+    loaded.model.set_attn_implementation("eager")
     sums: dict[str, list[Tensor]] = {name: [] for name in (*PATTERNS, "by_distance")}
     generator = torch.Generator().manual_seed(SEED)
     vocabulary = len(loaded.tokenizer)
     for _ in range(samples):
         once = torch.randperm(vocabulary - 300, generator=generator)[:128] + 300
         ids = [loaded.tokenizer.bos_token_id, *once.tolist(), *once.tolist()]
-        weights = attention(model, ids)
-        sums["induction"].append(repeated(weights, 1) + repeated(weights, 2))
-        sums["duplicate"].append(repeated(weights, 0))
+        weights = attention(loaded, ids)
+        sums["induction"].append(share_on_repeat(weights, 1) + share_on_repeat(weights, 2))
+        sums["duplicate"].append(share_on_repeat(weights, 0))
     for task in Ruler(length=length, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
         for sample in task.samples:
             context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            answer = greedy(model, [*context, *question])
-            weights = attention(model, [*context, *question, *answer])
+            answer = greedy(loaded, [*context, *question])
+            weights = attention(loaded, [*context, *question, *answer])
             of_context = weights[..., : len(context), : len(context)]
-            sums["by_distance"].append(looks_back(of_context))
+            sums["by_distance"].append(look_back(of_context))
             sums["local"].append(local(of_context))
             sums["sink"].append(sink(of_context))
             asked = len(context) + len(question)
             for reference in sample.references:
                 value = loaded.tokenizer.encode(reference, add_special_tokens=False)
-                for said, place in values_said(context, answer, value):
+                for said, place in find_value_tokens(context, answer, value):
                     sums["retrieval"].append(weights[:, :, asked + said - 1, place : place + 2].sum(-1))
     means = {name: torch.stack(each).mean(0) for name, each in sums.items() if each}
     far = means.pop("by_distance")
@@ -110,43 +114,31 @@ def measure(model: PreTrainedModel, loaded: LoadedModel, samples: int = 8, lengt
 
 
 @torch.no_grad()
-def greedy(model: PreTrainedModel, ids: list[int], longest: int = 40) -> list[int]:
+def greedy(loaded: LoadedModel, ids: list[int], longest: int = 40) -> list[int]:
     prompt = torch.tensor([ids])
-    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=longest)
+    out = loaded.model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=longest)
     return out[0, len(ids) :].tolist()
 
 
 def draw(measured: dict[str, Any], path: Path) -> None:
-    """A row of squares for each pattern: layers down, query heads across, a line between KV heads."""
-    from matplotlib.figure import Figure  # half a second
+    """A heat map for each pattern. look_back's squares name the distance too, where the share is above 0.3."""
+    from evals.plots import draw_heads  # half a second
 
-    figure = Figure(figsize=(9.6, 3.6), dpi=110, layout="constrained")
-    for axes, name in zip(figure.subplots(2, 3).flat, PATTERNS, strict=True):
-        values = measured[name]
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        for layer, row in enumerate(values):
-            for head, value in enumerate(row):
-                text = f"{value:.2f}"[1:] if value < 0.995 else "1"
-                if name == "look_back" and value > 0.3:
-                    text += f"\n-{measured['distance'][layer][head]}"
-                axes.text(head, layer, text, ha="center", va="center", fontsize=6, color="k" if value > 0.6 else "w")
-        axes.set_title(name.replace("_", " "), fontsize=9)
-        axes.set_xticks(range(len(values[0])))
-        axes.set_yticks(range(len(values)))
-        axes.tick_params(labelsize=7)
-    figure.supxlabel("query head (two share a KV head)", fontsize=8)
-    figure.supylabel("layer", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, shrink=0.8, label="share of attention")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    panels = {name.replace("_", " "): measured[name] for name in PATTERNS}
+    texts = {
+        name: [[f"{share:.2f}"[1:] if share < 0.995 else "1" for share in layer] for layer in shares]
+        for name, shares in panels.items()
+    }
+    for layer, shares in enumerate(measured["look_back"]):
+        for head, share in enumerate(shares):
+            if share > 0.3:
+                texts["look back"][layer][head] += f"\n-{measured['distance'][layer][head]}"
+    title = "What each head attends to (two query heads share a KV head)"
+    draw_heads(panels, title, path, columns=3, heads="query head", scale="share of attention", texts=texts)
 
 
 def main() -> None:
-    loaded = load(FOLDER, dtype="float32")
-    eager = AutoModelForCausalLM.from_pretrained(
-        FOLDER, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-    ).eval()
-    measured = measure(eager, loaded)
+    measured = measure(load(FOLDER, dtype="float32"))
     write_atomically(FOLDER / "heads.json", json.dumps(measured).encode())
     draw(measured, FIGURE)
     print(json.dumps(measured["facts"]))

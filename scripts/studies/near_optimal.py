@@ -2,10 +2,10 @@
 
     python -m scripts.studies.near_optimal --samples 4
 
-For samples of the embedded model's calibration tasks: the utility curves of all heads are laid on a grid of 40 cells
-each and solved twice, by the greedy of lukv/budgets/solver.py and by exact dynamic programming over all heads (the
-optimum among all allocations in whole cells). Prints by budget how much more utility the greedy throws away, and what
-the certificate (hull bound) alone would have promised.
+The samples are those of the embedded model's calibration tasks. The utility curve of each head is binned into 40 bins.
+The budgets are then solved twice: by the greedy of lukv/budgets/solver.py, and by exact dynamic programming over all
+heads, which gives the optimum among all allocations in whole bins. For each budget it prints how much more utility the
+greedy discards, and what the certificate (hull bound) alone would have promised.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import torch
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
-from evals.report.show import table
 from evals.ruler import Ruler
-from lukv.budgets.oracle import Oracle
+from evals.text import table
+from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import PRUNED_PERCENT, solve
 from lukv.eviction import Protection
 from lukv.model import load
 
-CELLS = 40
+BINS = 40
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)
 
 
 def best_losses(curves: np.ndarray) -> np.ndarray:
-    """[N * CELLS + 1] the least loss of discarding so many cells in total; curves [N, CELLS + 1] loss by cells
-    discarded. Exact: heads are folded in one by one (min-plus convolution)."""
+    """[N * BINS + 1]: the least loss of discarding so many bins in total, exactly.
+
+    curves [N, BINS + 1]: each head's loss by bins discarded. The heads are added one by one (min-plus convolution).
+    """
     best = curves[0]
     for curve in curves[1:]:
         longer = np.full(len(best) + len(curve) - 1, np.inf)
@@ -42,11 +44,13 @@ def best_losses(curves: np.ndarray) -> np.ndarray:
     return best
 
 
-def gaps(utility: np.ndarray) -> np.ndarray:
-    """[4, budgets] loss of the greedy, of the polished greedy, of the optimum, and the certificate's bound; utility
-    [layers, K, CELLS]."""
-    solution, polished = (solve(utility, CELLS, floor=0, polish=polish) for polish in (False, True))
-    heads = utility.reshape(-1, CELLS)
+def measure_losses(utility: np.ndarray) -> np.ndarray:
+    """[4, budgets]: the loss of the greedy, of the polished greedy and of the optimum, and the certificate's bound.
+
+    utility [layers, K, BINS] is in bins of equally many tokens.
+    """
+    solution, polished = (solve(utility, BINS, floor=0, polish=polish) for polish in (False, True))
+    heads = utility.reshape(-1, BINS)
     curves = np.concatenate([np.zeros((len(heads), 1)), np.cumsum(heads[:, ::-1], axis=1)], axis=1)
     optimum = best_losses(curves)
     rows = [int(np.flatnonzero(np.round(100 * (1 - b)) == PRUNED_PERCENT)[0]) for b in BUDGETS]
@@ -65,19 +69,19 @@ def main() -> None:
         SnapKV(name="snapkv", window=32, kernel=7, pool="max", order="pool_then_group"): Protection(4, 32),
     }
     found: dict[str, list[np.ndarray]] = {scorer.name: [] for scorer in protections}
-    oracle = Oracle(model)
+    oracle = UtilityOracle(model)
     for task in Ruler(length=1024, seed=10042).tasks(model.tokenizer, arguments.samples):
         for sample in task.samples:
             context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            measured = oracle.context(context, list(protections))
+            measured = oracle.prefill(context, list(protections))
             utility = measured.utility(question)
             for scorer, protection in protections.items():
                 whole = protection.over(scorer)
                 order = measured.order(scorer, protection)[..., whole.sink + whole.recent :]
                 ranked = utility.gather(-1, order).numpy()
-                cut = ranked.shape[2] // CELLS * CELLS  # the best-ranked remainder is left out, so that cells are equal
-                cells = ranked[..., -cut:].reshape(*ranked.shape[:2], CELLS, -1).sum(-1)
-                found[scorer.name].append(gaps(cells.astype(np.float64)))
+                cut = ranked.shape[2] // BINS * BINS  # the best-ranked remainder is left out, so that bins are equal
+                bins = ranked[..., -cut:].reshape(*ranked.shape[:2], BINS, -1).sum(-1)
+                found[scorer.name].append(measure_losses(bins.astype(np.float64)))
     rows = [
         [
             "scorer",
@@ -97,7 +101,7 @@ def main() -> None:
             below = 100 * (1 - bound[:, index] / best)
             columns = [f(a) for a in above for f in (np.median, np.max)]
             rows.append([name, f"{budget:g}", *(f"{x:.3f}%" for x in [*columns, np.median(below)])])
-    print(f"{len(next(iter(found.values())))} samples, {model.layers} x {model.kv_heads} heads, {CELLS} cells a head")
+    print(f"{len(next(iter(found.values())))} samples, {model.layers} x {model.kv_heads} heads, {BINS} bins a head")
     print(table(rows))
 
 

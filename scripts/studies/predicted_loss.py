@@ -2,10 +2,10 @@
 
     python -m scripts.studies.predicted_loss --runs runs --samples 20
 
-For every finished run on the embedded model: the utility (budgets/oracle.py, greedy answer of the full cache) of what
-its method evicts, as a share of all utility, over the first samples of each task; beside the measured score.
-Prints the table, the rank correlation (Spearman) over runs with a 95% bootstrap interval, all budgets together and
-each budget by itself, and writes a figure. No run is repeated.
+For every finished run on the embedded model, this measures the utility of what its method evicts, as a share of all
+utility (lukv/budgets/oracle.py, with the full cache's greedy answer), over the first samples of each task. It prints
+this share beside the run's score, then the rank correlation (Spearman) over runs with a 95% bootstrap interval, for all
+budgets together and for each budget, and it writes a figure. No run is repeated.
 """
 
 from __future__ import annotations
@@ -25,62 +25,62 @@ import yaml
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from evals.report.show import percent, table
 from evals.run.folder import read_json
-from evals.run.settings import create
+from evals.run.instantiate import create
+from evals.text import percent, table
 from lukv.allocation import Budget
-from lukv.budgets.oracle import MeasuredContext, Oracle
+from lukv.budgets.oracle import MeasuredContext, UtilityOracle
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
 
-Cell = Mapping[str, Any]
+FinishedRun = Mapping[str, Any]
 
 
-def finished(runs: Path, experiment: str) -> list[Cell]:
-    """Results and settings of one experiment's evaluations that evict by a scorer which needs no question."""
-    cells = []
+def find_runs(runs: Path, experiment: str) -> list[FinishedRun]:
+    """Results and settings of one experiment's finished evaluations whose scorer needs no question."""
+    runs_found = []
     for path in sorted(runs.glob("*/result.json")):
         result = read_json(path)
         if result.get("experiment") != experiment:
             continue
         config = yaml.safe_load((path.parent / "config.yaml").read_text())
         if config["scorer"] is not None and not getattr(create(config["scorer"]), "needs_utility", False):
-            cells.append({"result": result, "config": config})
-    if not cells:
+            runs_found.append({"result": result, "config": config})
+    if not runs_found:
         raise SystemExit(f"no finished run of {experiment} in {runs}: python run.py experiment=embedded makes them")
-    return cells
+    return runs_found
 
 
-def eviction_of(config: Mapping[str, Any]) -> Eviction:
+def make_eviction(config: Mapping[str, Any]) -> Eviction:
     parts = (create(config[key]) for key in ("scorer", "allocator", "protection"))
     return Eviction(*parts, Budget(config["budget"], config["budget_tokens"]))
 
 
-def lost(measured: MeasuredContext, utility: torch.Tensor, eviction: Eviction) -> float:
+def lost_share(measured: MeasuredContext, utility: torch.Tensor, eviction: Eviction) -> float:
     """The share of a context's utility [layers, K, T] that an eviction throws away."""
     gone = 0.0
     for index, layer in enumerate(measured.cache.evictable):
-        keys, values = (x[:, : measured.tokens] for x in measured.cache.entries(index, 0))
+        keys, values = (x[:, : measured.tokens] for x in measured.cache.view_entries(index, 0))
         keep = eviction.keep(layer.view(0, keys, values, eviction.scorer))
         gone += float(utility[index][~keep].sum())
     return gone / float(utility.sum())
 
 
-def predicted(model: LoadedModel, cells: Sequence[Cell], samples: int) -> np.ndarray:
-    """[cells] mean share of utility that each run's method throws away; tasks weigh the same."""
-    evictions = [eviction_of(cell["config"]) for cell in cells]
+def predict_losses(model: LoadedModel, runs_found: Sequence[FinishedRun], samples: int) -> np.ndarray:
+    """[runs] the mean share of utility that each run's method throws away; tasks weigh the same."""
+    evictions = [make_eviction(run["config"]) for run in runs_found]
     scorers = list(dict.fromkeys(eviction.scorer for eviction in evictions))
-    oracle = Oracle(model)
+    oracle = UtilityOracle(model)
     by_task = []
-    for task in create(cells[0]["config"]["benchmark"]).tasks(model.tokenizer, samples):
+    for task in create(runs_found[0]["config"]["benchmark"]).tasks(model.tokenizer, samples):
         rows = []
         for sample in tqdm(task.samples, task.name, leave=False):
             context, question = model.prompt_ids(
                 sample.context, sample.question, sample.answer_prefix, chat=sample.chat
             )
-            measured = oracle.context(context, scorers)
+            measured = oracle.prefill(context, scorers)
             utility = measured.utility(question)
-            rows.append([lost(measured, utility, eviction) for eviction in evictions])
+            rows.append([lost_share(measured, utility, eviction) for eviction in evictions])
         by_task.append(np.mean(rows, axis=0))
     return np.mean(by_task, axis=0)
 
@@ -97,9 +97,9 @@ def correlation(loss: np.ndarray, score: np.ndarray, resamples: int = 10_000) ->
     return float(spearmanr(loss, score).statistic), float(low), float(high)
 
 
-def figure(cells: Sequence[Cell], loss: np.ndarray, score: np.ndarray, path: Path) -> None:
+def draw(runs_found: Sequence[FinishedRun], loss: np.ndarray, score: np.ndarray, path: Path) -> None:
     _, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    budgets = np.array([cell["config"]["budget"] for cell in cells])
+    budgets = np.array([run["config"]["budget"] for run in runs_found])
     for budget in sorted(set(budgets)):
         at = budgets == budget
         axes.scatter(100 * loss[at], 100 * score[at], s=18, label=f"budget {budget:g}")
@@ -118,24 +118,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20, help="of each task")
     parser.add_argument("--figure", type=Path, default=Path("runs/report/predicted_loss.png"))
     arguments = parser.parse_args()
-    cells = finished(arguments.runs, arguments.experiment)
-    settings = cells[0]["config"]["model"]
+    runs_found = find_runs(arguments.runs, arguments.experiment)
+    settings = runs_found[0]["config"]["model"]
     model = load(settings["path"], settings["name"], settings["dtype"])
-    loss = predicted(model, cells, arguments.samples)
-    score = np.array([cell["result"]["score"] for cell in cells])
+    loss = predict_losses(model, runs_found, arguments.samples)
+    score = np.array([run["result"]["score"] for run in runs_found])
     rows = [["run", "budget", "utility lost", "score"]]
     for index in np.argsort(loss):
-        name, budget = cells[index]["result"]["run_id"].split("__")[1], cells[index]["config"]["budget"]
+        name, budget = runs_found[index]["result"]["run_id"].split("__")[1], runs_found[index]["config"]["budget"]
         rows.append([name, f"{budget:g}", percent(loss[index]), percent(score[index])])
     print(table(rows))
-    budgets = np.array([cell["config"]["budget"] for cell in cells])
+    budgets = np.array([run["config"]["budget"] for run in runs_found])
     for name, at in [("all budgets", budgets > 0), *((f"budget {b:g}", budgets == b) for b in sorted(set(budgets)))]:
         if at.sum() > 3:
             print("{}: rank correlation {:.2f} ({:.2f} .. {:.2f}), {} runs".format(
                 name, *correlation(loss[at], score[at]), at.sum()
             ))  # fmt: skip
     arguments.figure.parent.mkdir(parents=True, exist_ok=True)
-    figure(cells, loss, score, arguments.figure)
+    draw(runs_found, loss, score, arguments.figure)
 
 
 if __name__ == "__main__":

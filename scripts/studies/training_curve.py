@@ -25,7 +25,7 @@ FIGURE = FOLDER.parents[1] / "docs" / "figures" / "training_curve.png"
 
 
 def read(path: Path) -> tuple[list[tuple[float, dict[str, Any]]], list[tuple[float, dict[str, Any]]]]:
-    """(lines of loss, lines of evaluation), each with the million tokens trained on until then."""
+    """The log's lines of loss and its lines of evaluation, each with the millions of tokens trained on until then."""
     losses, scores, tokens, step = [], [], 0.0, 0
     for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         if "answer_loss" in line:

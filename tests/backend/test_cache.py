@@ -1,9 +1,10 @@
-"""What a cache is good for after the prompt: roll back, evict again and again, stream, save, observe."""
+"""What a cache can do after the prompt: roll back, evict again, stream, save, show its queries."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
-from lukv.backend import cache_file as storage
-from lukv.backend.cache import RaggedCache
+from lukv.backend import cache_file
 from lukv.backend.generate import answer, append, compress, stream
 from lukv.backend.layer import RaggedLayer
 from lukv.eviction import Eviction, Protection
@@ -30,7 +30,7 @@ HYBRID = tiny_model("gemma3_text", layers=2)
 
 @dataclass(frozen=True)
 class LastQuery(Scorer):
-    """Scores by the sum of all queries of the prompt, piece by piece: needs `observe`, knows the positions."""
+    """Scores by the sum of all the prompt's queries, weighted by position: it needs `observe` in every chunk."""
 
     name: str = "last_query"
 
@@ -71,8 +71,8 @@ def test_any_history_equals_dense_attention(data):
 def test_a_head_may_keep_nothing():
     prompt, question = rows([50]), rows([3], seed=1)
     cache = compress(MODEL, prompt, eviction=eviction(0.02))
-    assert cache.kept().sum(axis=(1, 2)).tolist() == [2, 2]
-    assert cache.kept().min() == 0
+    assert cache.kept_counts.sum(axis=(1, 2)).tolist() == [2, 2]
+    assert cache.kept_counts.min() == 0
     wanted = reference_logits(MODEL, cache, 0, prompt[0], question[0])[-1]
     assert (append(MODEL, cache, question)[0] - wanted).abs().max() <= 1e-9
 
@@ -84,11 +84,12 @@ def test_one_prefill_many_evictions(model, scorer):
     everything = compress(model, prompts, observe=[scorer] if isinstance(scorer, LastQuery) else [], chunk=16)
     append(model, everything, question)  # what came after the prompt is left out
     for share in (0.1, 0.3, 1.0):
-        ours = everything.evicted(eviction(share, scorer=scorer))
+        ours = everything.fork_for(eviction(share, scorer=scorer))
         direct = compress(model, prompts, eviction=eviction(share, scorer=scorer))
-        assert (ours.kept() == direct.kept()).all()
-        for a, b in zip(ours.evictable, direct.evictable, strict=True):
-            assert torch.equal(a.positions, b.positions)
+        assert (ours.kept_counts == direct.kept_counts).all()
+        for row, layer in product(range(2), range(len(ours.evictable))):
+            for a, b in zip(ours.find_positions(layer, row), direct.find_positions(layer, row), strict=True):
+                assert torch.equal(a, b)
         assert answer(model, ours, question, 6).tokens == answer(model, direct, question, 6).tokens
         ours.rollback()
         assert ours.nbytes < everything.nbytes
@@ -96,36 +97,36 @@ def test_one_prefill_many_evictions(model, scorer):
 
 def test_many_evictions_need_the_queries():
     with pytest.raises(ValueError, match="needs the prompt's queries"):
-        compress(MODEL, rows([20])).evicted(eviction(0.5, scorer=LastQuery()))
+        compress(MODEL, rows([20])).fork_for(eviction(0.5, scorer=LastQuery()))
     with pytest.raises(ValueError, match="evicted already"):
-        compress(MODEL, rows([20]), eviction=eviction(0.5)).evicted(eviction(0.5))
+        compress(MODEL, rows([20]), eviction=eviction(0.5)).fork_for(eviction(0.5))
 
 
-def test_queries_are_observed_without_padding_and_in_any_pieces():
+def test_queries_are_observed_without_padding_and_in_any_chunks():
     prompts = rows([60, 33])
     alone = [compress(MODEL, [p], observe=[LastQuery()]) for p in prompts]
     for options in ({}, {"chunk": 1}, {"chunk": 25}):
         batch = compress(MODEL, prompts, observe=[LastQuery()], **options)
         for row, one in enumerate(alone):
             for a, b in zip(batch.layers, one.layers, strict=True):
-                assert torch.allclose(a.observed[row][LastQuery()], b.observed[0][LastQuery()], atol=1e-8)
+                assert torch.allclose(a.scores.observed[row][LastQuery()], b.scores.observed[0][LastQuery()], atol=1e-8)
 
 
 def test_bytes_are_exact():
     prompts = rows([60, 33])
     cache = compress(MODEL, prompts, eviction=eviction(0.25))
     entry = 2 * 16 * 8  # key and value of 16 float64
-    assert cache.kept().sum(axis=(1, 2)).tolist() == [30 + 17, 30 + 17]  # a quarter of 2 x 60 and of 2 x 33, half up
-    assert cache.nbytes == int(cache.kept().sum()) * entry
+    assert cache.kept_counts.sum(axis=(1, 2)).tolist() == [30 + 17] * 2  # a quarter of 2 x 60 and of 2 x 33, half up
+    assert cache.nbytes == int(cache.kept_counts.sum()) * entry
     assert cache.full_nbytes == 2 * 2 * 93 * entry
     rows_of = [
-        64 * math.ceil((kept + 32) / 64) for kept in cache.kept().ravel()
+        64 * math.ceil((kept + 32) / 64) for kept in cache.kept_counts.ravel()
     ]  # 32 free ones, up to a multiple of 64
     assert cache.allocated_nbytes == sum(rows_of) * entry
     append(MODEL, cache, rows([3, 2], seed=1))
-    assert cache.nbytes == (int(cache.kept().sum()) + 2 * 2 * 5) * entry
+    assert cache.nbytes == (int(cache.kept_counts.sum()) + 2 * 2 * 5) * entry
     cache.rollback()
-    assert cache.nbytes == int(cache.kept().sum()) * entry
+    assert cache.nbytes == int(cache.kept_counts.sum()) * entry
 
 
 def test_future_queries_are_those_of_the_tokens_after_the_prompt():
@@ -133,19 +134,19 @@ def test_future_queries_are_those_of_the_tokens_after_the_prompt():
     prompt, question = rows([30]), rows([4], seed=1)
     cache = compress(MODEL, prompt, record_queries=True)
     append(MODEL, cache, question)
-    queries = cache.future_queries(1)
+    queries = cache.read_queries(1)
     assert queries.shape == (1, 8, 4, 16)
     whole = compress(MODEL, [prompt[0] + question[0]], observe=[LastQuery()])
     before = compress(MODEL, prompt, observe=[LastQuery()])
     added = (queries[0] * torch.arange(31, 35, dtype=torch.float64)[:, None]).sum(1)
-    total = before.layers[1].observed[0][LastQuery()] + added
-    assert torch.allclose(total, whole.layers[1].observed[0][LastQuery()], atol=1e-9)
-    keys, values = cache.entries(1, 0)
+    total = before.layers[1].scores.observed[0][LastQuery()] + added
+    assert torch.allclose(total, whole.layers[1].scores.observed[0][LastQuery()], atol=1e-9)
+    keys, values = cache.view_entries(1, 0)
     assert keys.shape == values.shape == (2, 34, 16)
-    assert torch.equal(keys, whole.entries(1, 0)[0]) or torch.allclose(keys, whole.entries(1, 0)[0], atol=1e-12)
+    assert torch.allclose(keys, whole.view_entries(1, 0)[0], rtol=0, atol=1e-12)
     cache.rollback()
     with pytest.raises(RuntimeError, match="record_queries"):
-        cache.future_queries(1)
+        cache.read_queries(1)
 
 
 @pytest.mark.parametrize("model", [MODEL, HYBRID], ids=["qwen2", "gemma3"])
@@ -153,13 +154,13 @@ def test_saved_and_loaded(model, tmp_path):
     prompts, question = rows([60, 33]), rows([5, 9], seed=1)
     cache = compress(model, prompts, eviction=eviction(0.3))
     path = tmp_path / "cache.safetensors"
-    cache.save(path)
-    loaded = RaggedCache.load(path, model)
-    assert (loaded.kept() == cache.kept()).all()
+    cache_file.save(cache, path)
+    loaded = cache_file.load(path, model)
+    assert (loaded.kept_counts == cache.kept_counts).all()
     assert loaded.nbytes == cache.nbytes
     for layer, other in zip(cache.layers, loaded.layers, strict=True):
-        for sequence in range(len(layer.arena.lengths)):
-            assert torch.equal(layer.positions_of(sequence), other.positions_of(sequence))
+        for sequence in layer.stored.sequences:
+            assert torch.equal(layer.stored.find_positions(sequence), other.stored.find_positions(sequence))
     for _ in range(2):
         assert torch.equal(append(model, cache, question), append(model, loaded, question))
         cache.rollback()
@@ -168,14 +169,14 @@ def test_saved_and_loaded(model, tmp_path):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_in_one_row_stays_there(bad):
-    """Rows of a batch whose new tokens stand in other columns are asked apart: the memory between them is another's.
-    The first has 64 rows of it, the third 101 entries."""
+    """Rows whose new tokens stand in different columns are decoded apart, and between them lies another row's memory.
+    The first row's head takes up 64 rows of memory, the third has 101 entries."""
     model = tiny_model("qwen2", layers=2, num_key_value_heads=1)
     prompts, after = rows([30, 60, 100]), rows([1, 2, 1], seed=1)
     wanted = append(model, compress(model, prompts), after)
     cache = compress(model, prompts)
     for layer in cache.layers:
-        for part in layer.arena.sequence(1):
+        for part in layer.stored.arena.view_sequence(1):
             part.fill_(bad)
     got = append(model, cache, after)
     assert got[1].isnan().all()
@@ -183,16 +184,16 @@ def test_what_is_not_finite_in_one_row_stays_there(bad):
 
 
 def test_a_sliding_row_does_not_see_what_left_the_window_of_the_next():
-    """64 entries in 64 rows of memory, then a row of 113, of which 80 are seen."""
+    """The first head fills its 64 rows of memory. Of the 113 entries of the next one 80 are in the window."""
     model = tiny_model("gemma3_text", layers=2, sliding_window=80, num_key_value_heads=1)
     prompts, after = rows([30, 100]), rows([34, 34], seed=1)
     answers = []
     for left in (0.0, math.nan):
         cache = compress(model, prompts)
         append(model, cache, [row[:33] for row in after])
-        arena = cache.layers[0].arena
+        arena = cache.layers[0].stored.arena
         assert arena.lengths.tolist() == [63, 112]
-        arena.sequence(1)[1][:30] = left
+        arena.view_sequence(1)[1][:30] = left
         answers.append(append(model, cache, [row[33:] for row in after]))
     assert (answers[0] - answers[1]).abs().max() <= 1e-9
 
@@ -207,17 +208,17 @@ def shift(module):
 def test_broken_or_foreign_files_are_refused(tmp_path):
     path = tmp_path / "cache.safetensors"
     with pytest.raises(FileNotFoundError, match="no such file"):
-        storage.load(path, MODEL)
-    storage.save(compress(MODEL, rows([20]), eviction=eviction(0.5)), path)
+        cache_file.load(path, MODEL)
+    cache_file.save(compress(MODEL, rows([20]), eviction=eviction(0.5)), path)
     with pytest.raises(ValueError, match="belongs to another model"):
-        storage.load(path, HYBRID)
+        cache_file.load(path, HYBRID)
     with pytest.raises(ValueError, match="belongs to other weights"):
-        storage.load(path, tiny_model("qwen2", layers=2).apply(shift))
+        cache_file.load(path, tiny_model("qwen2", layers=2).apply(shift))
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"\x80\x04pickle", b"{}" * 50):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="not a cache file"):
-            storage.load(path, MODEL)
+            cache_file.load(path, MODEL)
 
 
 def tokens(size: int, scorer: Scorer | None = None) -> Eviction:
@@ -226,16 +227,16 @@ def tokens(size: int, scorer: Scorer | None = None) -> Eviction:
 
 @pytest.fixture
 def stages(monkeypatch):
-    """Every eviction after the prompt, as (tokens seen, kept of row 0); the largest arena before each."""
+    """Of every eviction after the prompt: tokens seen -> what row 0 keeps, and the longest head before it."""
     seen: dict[int, dict] = {}
     sizes: list[int] = []
     evict = RaggedLayer.evict_again
 
     def watch(layer, *due):
-        sizes.append(layer.arena.longest)
+        sizes.append(layer.stored.arena.longest)
         evict(layer, *due)
         kept = seen.setdefault(int(layer.tokens[0]), {})
-        kept[layer.index] = [layer.positions_of(head) for head in range(layer.arena.heads)]
+        kept[layer.index] = [layer.stored.find_positions(head) for head in range(layer.stored.arena.heads)]
 
     monkeypatch.setattr(RaggedLayer, "evict_again", watch)
     return seen, sizes
@@ -248,9 +249,9 @@ def test_a_streamed_prompt_stays_within_budget_and_one_block(scorer, stages):
     cache = stream(MODEL, prompt, wanted, block=16)
     history, sizes = stages
     assert max(sizes) <= 20 + 16
-    assert (cache.kept() == 20).all()
+    assert (cache.kept_counts == 20).all()
     for sequence in range(4):
-        positions = cache.layers[0].positions_of(sequence).tolist()
+        positions = cache.layers[0].stored.find_positions(sequence).tolist()
         assert positions == sorted(set(positions))
         assert {0, 1, 97, 98, 99} <= set(positions)  # protected from the first block to the last
     logits = append(MODEL, cache, question)[0]
@@ -258,7 +259,7 @@ def test_a_streamed_prompt_stays_within_budget_and_one_block(scorer, stages):
     assert (logits - exact[-1]).abs().max() <= 1e-9
     cache.rollback()
     first = answer(MODEL, cache, question, 5).tokens
-    assert cache.evictable[0].arena.lengths.tolist() == [20 + 5 + 4] * 4  # the answer is not evicted
+    assert cache.evictable[0].stored.arena.lengths.tolist() == [20 + 5 + 4] * 4  # the answer is not evicted
     cache.rollback()
     assert answer(MODEL, cache, question, 5).tokens == first
 
@@ -270,13 +271,13 @@ def test_prompts_of_any_length_stream_together(scorer):
     wanted = replace(tokens(1, scorer), budget=Budget(share=0.2))
     together = stream(MODEL, prompts, wanted, block=16)
     logits = append(MODEL, together, question)
-    assert together.kept().sum(axis=(0, 2)).tolist() == [4 * 20, 4 * 7, 4 * 13, 4]
+    assert together.kept_counts.sum(axis=(0, 2)).tolist() == [4 * 20, 4 * 7, 4 * 13, 4]
     for row, prompt in enumerate(prompts):
         alone = stream(MODEL, [prompt], wanted, block=16)
         assert (logits[row] - append(MODEL, alone, question[row : row + 1])[0]).abs().max() <= 1e-9
         for layer, one in zip(together.layers, alone.layers, strict=True):
             for head in range(2):
-                assert torch.equal(layer.positions_of(2 * row + head), one.positions_of(head))
+                assert torch.equal(layer.stored.find_positions(2 * row + head), one.stored.find_positions(head))
 
 
 def test_a_streamed_prompt_that_fits_is_the_plain_prompt():
@@ -293,7 +294,7 @@ def test_a_long_answer_stays_within_its_size(stages):
     history, sizes = stages
     assert max(sizes[2:]) <= 30 + 8
     assert cache.tokens.tolist() == [100, 85]  # positions go on
-    assert cache.layers[0].positions_of(0)[-3:].tolist() == [97, 98, 99]
+    assert cache.find_positions(0, 0)[0][-3:].tolist() == [97, 98, 99]
     before = {boundary: kept for boundary, kept in history.items() if boundary < 100}
     exact = reference_logits(MODEL, cache, 0, prompts[0], after[0], stages=sorted(before.items()))
     assert (logits[0] - exact[-1]).abs().max() <= 1e-9
@@ -309,8 +310,8 @@ def test_what_a_scorer_would_protect_may_exceed_the_budget(scorer, size):
     cache = compress(MODEL, rows([50]), later=within, every=8)
     for token in range(1, 17):
         append(MODEL, cache, [[token]])
-    assert cache.evictable[0].arena.lengths.tolist() == [size] * 2
-    assert (stream(MODEL, rows([50]), within, block=8).kept() == size).all()
+    assert cache.evictable[0].stored.arena.lengths.tolist() == [size] * 2
+    assert (stream(MODEL, rows([50]), within, block=8).kept_counts == size).all()
 
 
 @pytest.mark.parametrize("model", [MODEL, HYBRID], ids=lambda m: m.config.model_type)
@@ -336,7 +337,7 @@ def test_evicting_again_equals_dense_attention_over_what_is_left(stages):
     first_turn = (40, kept_by(cache, 0))
     append(MODEL, cache, second)
     cache.evict_again()
-    assert (cache.kept() == 25).all()
+    assert (cache.kept_counts == 25).all()
     logits = append(MODEL, cache, question)
     exact = reference_logits(
         MODEL, cache, 0, prompt[0], second[0] + question[0], stages=[first_turn, *stages[0].items()]
@@ -353,4 +354,4 @@ def test_a_second_turn_may_be_committed():
     append(MODEL, cache, rows([7], seed=2))
     cache.rollback()
     assert cache.tokens.tolist() == [47]
-    assert np.array_equal(cache.kept().sum(axis=2), [[40 + 14], [40 + 14]])
+    assert np.array_equal(cache.kept_counts.sum(axis=2), [[40 + 14], [40 + 14]])

@@ -31,7 +31,7 @@ def logits_after(model, ragged, after, n):
     return torch.cat(outs, 1)
 
 
-def padded(prompts, side):
+def pad(prompts, side):
     longest = max(map(len, prompts))
     ids, mask = (
         torch.zeros(len(prompts), longest, dtype=torch.long),
@@ -54,7 +54,7 @@ SLOW = pytest.mark.slow
 def test_evicted_equals_minus_infinity(family, side, n):
     """Batch 2 with padding, 80 tokens after the prompt (more than the arena's first slack)."""
     model, prompts, after = model_of(family), rows([70, 57]), rows([80, 80], seed=1)
-    ids, mask = padded(prompts, side)
+    ids, mask = pad(prompts, side)
     ragged = RaggedCache(model, eviction(0.3))
     with torch.no_grad():
         model(ids, attention_mask=mask, past_key_values=ragged, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
@@ -80,7 +80,7 @@ def test_keeping_everything_equals_the_stock_cache(family):
         wanted = [model(torch.tensor([[t]]), past_key_values=stock).logits for t in after[0]]
     use_ragged_attention(model)
     assert (got - torch.cat(wanted, 1)).abs().max() <= EXACT
-    assert ragged.kept().min() == ragged.kept().max() == 70
+    assert ragged.kept_counts.min() == ragged.kept_counts.max() == 70
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +88,7 @@ def test_generate_gives_identical_tokens(family):
     """model.generate: with everything kept as with the stock cache; evicted as our own loop; a batch as its rows
     alone."""
     model, prompts = model_of(family, layers=2), rows([70, 57])
-    ids, mask = padded(prompts, "left")
+    ids, mask = pad(prompts, "left")
     options = {"max_new_tokens": 20, "do_sample": False}
     kept = model.generate(ids, attention_mask=mask, past_key_values=RaggedCache(model), **options)
     evicted = model.generate(ids, attention_mask=mask, past_key_values=RaggedCache(model, eviction(0.3)), **options)
@@ -105,10 +105,10 @@ def test_generate_gives_identical_tokens(family):
 
 
 @pytest.mark.skipif(version.parse(transformers.__version__) < version.parse("5.3"), reason="broken in transformers 5.2")
-def test_generate_with_its_prompt_in_pieces():
+def test_generate_with_its_prompt_in_chunks():
     """transformers' own prefill_chunk_size, where the cache is told how long the prompt is."""
     model, prompts = model_of("llama", layers=2), rows([70, 57])
-    ids, mask = padded(prompts, "left")
+    ids, mask = pad(prompts, "left")
     options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     whole = model.generate(ids, past_key_values=RaggedCache(model, eviction(0.3)), **options)
     ragged = RaggedCache(model, eviction(0.3), prompt_columns=70)
@@ -150,16 +150,16 @@ def test_a_batch_of_questions_equals_each_alone(family):
         assert (append(model, batch, questions)[row] - logits[0]).abs().max() <= EXACT
 
 
-def test_looking_seldom_changes_no_answer(monkeypatch):
-    """On a GPU the tokens are looked at every few steps: rows end in between, before the first look and never."""
+def test_synchronising_seldom_changes_no_answer(monkeypatch):
+    """On a GPU the host reads tokens every few steps: rows end in between, before the first reading and never."""
     model, prompts, questions = model_of("llama"), rows([40, 70, 55]), rows([9, 2, 30], seed=1)
     batch = compress(model, prompts, eviction=eviction(0.4))
     free = answer(model, batch, questions, 14).tokens
     for ends in ({free[0][0]}, {free[0][4], free[1][6]}, {free[2][13]}, set(), {row[2] for row in free}):
         wanted = []
-        for look in (1, 4, 5, 99):
+        for sync_every in (1, 4, 5, 99):
             batch.rollback()
-            monkeypatch.setitem(generate.LOOK, "cpu", look)
+            monkeypatch.setitem(generate.SYNC_EVERY, "cpu", sync_every)
             wanted.append(answer(model, batch, questions, 14, eos_ids=tuple(ends)).tokens)
         assert wanted[1:] == wanted[:1] * 3
     assert wanted[0] != free
@@ -167,16 +167,16 @@ def test_looking_seldom_changes_no_answer(monkeypatch):
 
 @pytest.mark.parametrize("chunk", [16, pytest.param(1, marks=SLOW), pytest.param(69, marks=SLOW)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_in_pieces_equals_one_piece(family, chunk):
+def test_a_prompt_in_chunks_equals_one_forward(family, chunk):
     model, prompts, question = model_of(family), rows([70, 57]), rows([7, 7], seed=1)
     whole, cut = (
         compress(model, prompts, eviction=eviction(0.3)),
         compress(model, prompts, eviction=eviction(0.3), chunk=chunk),
     )
     for one, other in zip(whole.layers, cut.layers, strict=True):
-        assert (one.arena.lengths == other.arena.lengths).all()
-        assert (one.positions == other.positions).all() or one.is_sliding
-        for a, b in zip(one.arena.packed(), other.arena.packed(), strict=True):
+        for sequence in one.stored.sequences:
+            assert torch.equal(one.stored.find_positions(sequence), other.stored.find_positions(sequence))
+        for a, b in zip(one.stored.arena.gather(), other.stored.arena.gather(), strict=True):
             assert (a - b).abs().max() <= EXACT
     assert (append(model, whole, question) - append(model, cut, question)).abs().max() <= EXACT
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
-from lukv.backend.generate import append, compress, left_padded
+from lukv.backend.generate import append, compress
+from lukv.backend.padding import pad_left
 from tests.reference.dense_reference import eviction, rows, tiny_model
 
 MODEL = tiny_model("llama", layers=1)
@@ -163,17 +164,18 @@ def test_a_wrong_number_of_rows():
         append(MODEL, cache, rows([3]))
 
 
-def test_empty_rows_and_pieces():
+def test_empty_rows_and_chunks():
     for empty in ([], [[]], [[1, 2], []]):
         with pytest.raises(ValueError, match="at least one token"):
-            left_padded(empty, None, "cpu")
+            pad_left(empty, None, "cpu")
     with pytest.raises(ValueError, match="chunk=0 must be at least 1"):
         compress(MODEL, PROMPT, chunk=0)
 
 
 def test_states_that_are_not_there():
     cache = RaggedCache(MODEL)
-    for call in (cache.rollback, cache.kept, lambda: cache.entries(0, 0), lambda: cache.future_queries(0)):
+    reads = (lambda: cache.kept_counts, lambda: cache.view_entries(0, 0), lambda: cache.read_queries(0), cache.state)
+    for call in (cache.rollback, *reads):
         with pytest.raises(RuntimeError, match=r"prompt|recorded"):
             call()
     with pytest.raises(RuntimeError, match="later=Eviction"):

@@ -1,4 +1,4 @@
-"""Every decode kernel that runs here against dense float64 attention, written out once more below."""
+"""Every decode kernel that runs here, against dense float64 attention written out below."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.backend.kernels import loop, names, pick
+from lukv.backend.kernels import list_kernels, loop, pick
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 def garbage_of(name, whole):
-    """What the rows between sequences hold. Of a whole arena the loop may read them under a mask; the others must not,
-    and it must not if they belong to others."""
+    """What the rows between sequences hold. Only the loop may read them, under a mask, and only in a whole arena."""
     return 50.0 if name == "loop" and whole else math.nan
 
 
 def arena(lengths, d, dv, dtype, seed, garbage, step=None):
-    """Sequences with free rows before, between and behind them; what is in those must not matter. step: each takes up
-    a multiple of it, in any order."""
+    """Sequences with free rows before, between and behind them, which must not matter. step: each sequence takes up a
+    multiple of so many rows."""
     generator = torch.Generator().manual_seed(seed)
     capacity = torch.tensor([math.ceil((n + 3) / step) * step if step else n + 3 for n in lengths])
     start = capacity.cumsum(0) - capacity + 2
@@ -60,7 +59,7 @@ def usable(name, dtype, d, dv, softcap):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("n", [1, 5, 70])
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_kernels())
 def test_equals_dense_attention(name, dtype, n, softcap, whole):
     d, dv = 24, 40
     decode = usable(name, dtype, d, dv, softcap is not None)
@@ -103,8 +102,8 @@ def test_loop_reads_short_sequences_together(softcap, monkeypatch):
     start, length = start[order], length[order]
     query = torch.randn(40, 3, 1, 16)
     calls = []
-    attend = loop.masked_attention
-    monkeypatch.setattr(loop, "masked_attention", lambda *a: (calls.append(a), attend(*a))[1])
+    attend = loop.attend_masked
+    monkeypatch.setattr(loop, "attend_masked", lambda *a: (calls.append(a), attend(*a))[1])
     out = loop.decode(query, keys, values, start, length, max(lengths), 0.25, softcap)
     assert len(calls) == 1
     wanted = expected(query, keys, values, start, length, 0.25, softcap)

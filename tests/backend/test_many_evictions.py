@@ -1,4 +1,4 @@
-"""Many evictions of one prefill as the rows of one batch; rows that leave it."""
+"""Many evictions of one prefill as the rows of one batch, and rows that leave it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def model(request: pytest.FixtureRequest):
 def test_the_rows_are_those_of_separate_caches(model):
     prompts, questions = rows([60, 33, 41]), rows([5, 9, 2], seed=1)
     full = compress(model, prompts, observe=[LastQuery(), Noise()])
-    many = full.keeping([full.select(e) for e in EVICTIONS])
+    many = full.fork([full.select(e) for e in EVICTIONS])
     after = [*rows([1, 4, 3], seed=2), *questions, *rows([7, 7, 7], seed=3), *rows([2, 1, 90], seed=4)]
     logits = append(model, many, after)
     for i, e in enumerate(EVICTIONS):
         alone = compress(model, prompts, eviction=e)
         mine = slice(i * len(prompts), (i + 1) * len(prompts))
-        assert (many.kept()[:, mine] == alone.kept()).all()
+        assert (many.kept_counts[:, mine] == alone.kept_counts).all()
         assert (append(model, alone, after[mine]) - logits[mine]).abs().max() <= 1e-9
         assert (many.row_nbytes[mine] == alone.row_nbytes).all()
         assert (many.full_row_nbytes[mine] == alone.full_row_nbytes).all()
@@ -41,15 +41,15 @@ def test_some_rows_go_on_alone(model):
     """Also in another order, and back to the state after the prompt."""
     prompts, question, more = rows([60, 33, 41]), rows([5, 9, 2], seed=1), rows([3, 80], seed=2)
     cache = compress(model, prompts, eviction=eviction(0.3))
-    before = cache.kept()
+    before = cache.kept_counts
     append(model, cache, question)
-    some = cache.rows([2, 0])
+    some = cache.select_rows([2, 0])
     logits = append(model, some, more)
     for got, row, new in zip(logits, (2, 0), more, strict=True):
         wanted = reference_logits(model, cache, row, prompts[row], question[row] + new)[-1]
         assert (got - wanted).abs().max() <= 1e-9
     some.rollback()
-    assert (some.kept() == before[:, [2, 0]]).all()
+    assert (some.kept_counts == before[:, [2, 0]]).all()
     again = append(model, some, more)
     wanted = reference_logits(model, cache, 0, prompts[0], more[1])[-1]
     assert (again[1] - wanted).abs().max() <= 1e-9
@@ -62,22 +62,21 @@ def test_answers_do_not_depend_on_who_leaves(model, monkeypatch):
     cache = compress(model, prompts, eviction=eviction(0.5))
     seen = {}
     sizes = []
-    feed = generate.feed
 
     def stop(tokens):
         return len(tokens) > 4 + tokens[0] % 11
 
-    def watched(network, cache, ids, *rest):
-        sizes.append(len(ids))
-        return feed(network, cache, ids, *rest)
+    def watch(module, args, inputs):
+        sizes.append(len(inputs["input_ids"]))
 
-    monkeypatch.setattr(generate, "feed", watched)
+    watching = model.register_forward_pre_hook(watch, with_kwargs=True)
     for staying in (0.0, 0.5, 1.0):
-        monkeypatch.setattr(generate, "STAYING", staying)
+        monkeypatch.setattr(generate, "SHRINK_AT", staying)
         seen[staying] = answer(model, cache, questions, 40, stop=stop).tokens
         cache.rollback()
         if staying == 0.0:
             assert set(sizes) == {4}
+    watching.remove()
     assert seen[0.0] == seen[0.5] == seen[1.0]
     assert len(set(map(len, seen[0.0]))) > 1
     assert min(sizes) < 4

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lukv.backend.config import config_hash
+from lukv.backend.config import hash_config
 from lukv.backend.generate import answer, compress
 from lukv.model import load
 from tests.reference.dense_reference import tiny_model
@@ -44,9 +44,9 @@ def test_what_is_loaded(loaded, folder):
     assert (loaded.layers, loaded.kv_heads, loaded.device.type) == (1, 2, "cpu")
     assert loaded.eos_ids == (1,)
     assert loaded.model.dtype == torch.float32
-    assert load(folder, dtype="bfloat16").config_hash == loaded.config_hash == config_hash(loaded.model.config)
+    assert load(folder, dtype="bfloat16").config_hash == loaded.config_hash == hash_config(loaded.model.config)
     assert load(folder, name="other", dtype="bfloat16").model.dtype == torch.bfloat16
-    assert config_hash(tiny_model("qwen2", layers=2).config) != loaded.config_hash
+    assert hash_config(tiny_model("qwen2", layers=2).config) != loaded.config_hash
     assert loaded.count_tokens("the grass is") == 3
 
 

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
-from lukv.probe import OTHERS, Probe
+from lukv.probe import SCALAR_FEATURES, Probe
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -23,8 +23,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def build(tmp_path):
-    """build(scorer="snapkv", allocator="budget_table", ...) -> these objects. What has to be measured on a model (the
-    budget table, the curve, the probe) is made up."""
+    """build(scorer="snapkv", allocator="budget_table", ...) gives these objects. Budget table, curve and probe are
+    synthetic."""
 
     def build(layers=3, kv_heads=2, head_dim=16, **groups):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
@@ -35,7 +35,11 @@ def build(tmp_path):
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
         if groups.get("scorer") == "utility_probe":
-            weights = np.random.default_rng(0).normal(size=(layers, kv_heads, 2 * head_dim + OTHERS)).astype(np.float32)
+            weights = (
+                np.random.default_rng(0)
+                .normal(size=(layers, kv_heads, 2 * head_dim + SCALAR_FEATURES))
+                .astype(np.float32)
+            )
             Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
         return [instantiate(root[group]) for group in groups]
 

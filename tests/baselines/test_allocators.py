@@ -1,5 +1,6 @@
 """PyramidKV and AdaKV in both forms against plain restatements of the codes they come from; totals for every length."""
 
+from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -66,10 +67,34 @@ def check_totals(allocator, budget, scores, protection):
     assert counts.min() >= 0
     assert counts.max() <= tokens
     if isinstance(allocator, PyramidKV):
-        assert counts.sum() == budget.entries(tokens, layers * heads)
+        assert counts.sum() == entries_of(budget, tokens * layers * heads, layers * heads)
         assert (np.ptp(counts, axis=1) <= 1).all()  # the heads of a layer are equal, but for one entry
     else:
-        assert (counts.sum(1) == budget.entries(tokens, heads)).all()
+        assert (counts.sum(1) == entries_of(budget, tokens * heads, heads)).all()
+
+
+def entries_of(budget, entries, heads):
+    """What the budget says of so many entries, in decimals of the share as it is written; halves are rounded up."""
+    if budget.tokens is not None:
+        return min(budget.tokens * heads, entries)
+    return int((Decimal(repr(budget.share)) * entries).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+@pytest.mark.parametrize(
+    ("budget", "entries", "kept"),
+    [
+        (Budget(share=0.2), 4000, 800),
+        (Budget(share=0.5), 5, 3),  # a half is rounded up
+        (Budget(share=0.145), 100, 15),
+        (Budget(share=0.29), 100, 29),  # 28.999999999999996 in float64
+        (Budget(share=1e-05), 100, 0),
+        (Budget(tokens=7), 20, 14),
+        (Budget(tokens=11), 20, 20),
+    ],
+)
+def test_the_expected_totals_are_those_of_arithmetic(budget, entries, kept):
+    assert entries_of(budget, entries, 2) == kept
+    assert budget.entries(entries // 2, 2) == kept or entries % 2
 
 
 @pytest.mark.parametrize("allocator", ALL, ids=str)

@@ -70,9 +70,9 @@ def test_one_token_and_short_prompts_in_one_batch_on_the_backend(evictions):
     rows = [torch.arange(n).remainder(50).tolist() for n in lengths]
     full = compress(model, rows, observe=[evictions[0].scorer])
     for eviction in evictions:
-        cache = full.evicted(eviction)
+        cache = full.fork_for(eviction)
         for row, tokens in enumerate(lengths):
-            kept = cache.kept()[:, row].sum(1)
+            kept = cache.kept_counts[:, row].sum(1)
             each = eviction.budget.entries(tokens, KV_HEADS)
             assert kept.tolist() == [each] * LAYERS or kept.sum() == eviction.budget.entries(tokens, KV_HEADS * LAYERS)
         logits = append(model, cache, [[3, 4]] * len(rows))

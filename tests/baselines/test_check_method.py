@@ -136,7 +136,7 @@ def drifting():
         (NotFinite(), "NaN or infinite"),
         (Overwrites(), "writes into its inputs"),
         (Dice(), "again gives other scores"),
-        (CountsPieces(), "cut into pieces"),
+        (CountsPieces(), "cut into chunks"),
         (Remembers(), "other scores|other prompts"),
     ],
 )

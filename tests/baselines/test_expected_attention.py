@@ -77,8 +77,8 @@ def test_against_dense(dims, dim, factor, eps):
 
 
 def test_what_an_eviction_left_is_judged_where_it_stood():
-    """The expectation is over the positions after all tokens seen, whatever is left: the same up to the softmax's
-    sum. Of the sinks, too, some may be gone."""
+    """The expectation is over the positions after all tokens seen, whatever is left. So scores agree up to the
+    softmax's sum. Some sinks may be evicted, too."""
     _, after, layer, _ = prompt(40, query_heads=2)
     scorer = ExpectedAttention(future=16, eps=0.0)
     whole = observe(scorer, after, layer)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.allocation import Budget, Uniform
-from lukv.eviction import Eviction, Protection, best, protect, rank
+from lukv.eviction import Eviction, Protection, protect, rank, select_best
 from lukv.scoring import PromptLayer, Scorer
 
 finite = st.floats(min_value=-(2.0**120), max_value=2.0**120, width=32)
@@ -65,7 +65,7 @@ def test_scores_that_cannot_be_ranked(bad, position):
 def test_best_keeps_the_best(scores, data):
     heads, tokens = scores.shape
     counts = data.draw(st.lists(st.integers(0, tokens), min_size=heads, max_size=heads))
-    kept = best(scores, torch.tensor(counts))
+    kept = select_best(scores, torch.tensor(counts))
     for row, mask, count in zip(scores.tolist(), kept.tolist(), counts, strict=True):
         order = sorted(range(tokens), key=lambda t: (-row[t], -t))
         assert {t for t in range(tokens) if mask[t]} == set(order[:count])

@@ -130,7 +130,7 @@ def test_recent_is_the_window_at_least():
 
 
 def test_a_window_that_an_eviction_has_broken():
-    """Those queries look that have all tokens from theirs on: here the last five, of a window of eight."""
+    """Only window queries whose own and later tokens are all still cached are used: here the last five of eight."""
     queries, layer = prompt(40)
     observed = SnapKV(window=8).observe(None, queries, 0, None)
     left = torch.tensor([0, 2, 3, 11, 12, 25, 33, *range(35, 40)])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.cli.random_model import save as save_random
+from tests.random_model import save as save_random
 
 TEXT = {
     "hidden_size": 32,

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from evals.run.settings import CONF
+from evals.run.conf import CONF
 from lukv.backend.generate import answer, compress
 from lukv.model import load
 from tests.checkpoints.families import FAMILIES, save
@@ -72,7 +72,6 @@ def test_evaluates_as_typed(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import run
-    from evals.run import cli as commandline
 
     rows = [
         {"context": f"The {c} box holds {n} balls. " * 9, "question": f"How many in the {c} box?", "answers": [n]}
@@ -86,7 +85,6 @@ def test_evaluates_as_typed(
     monkeypatch.setattr(
         sys, "argv", ["run.py", *args, "benchmark=jsonl", f"benchmark.data={data}", "benchmark.max_new_tokens=4"]
     )
-    commandline.faults.clear()
     assert run.run() == 0
     (folder,) = (tmp_path / "runs").glob(f"{name}__snapkv*")
     result = json.loads((folder / "result.json").read_text())

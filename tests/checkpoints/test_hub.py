@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.as_typed import ROOT
 from tests.checkpoints.fake_hub import COMMIT, hub
 from tests.checkpoints.families import save
-from tests.cli.as_typed import ROOT
 
 LOAD = """
 import json, sys

@@ -21,9 +21,9 @@ def calibration(settings, tmp_path):
 
 def planned(said: str) -> tuple[str, str, str]:
     """Scorer, model folder and tables of the command that a message gives, as run.py takes it."""
-    from evals.run import cli as commandline
+    from evals.run import cli
 
-    [found] = commandline.plan(shlex.split(said.split("`")[1])[2:])
+    [found] = cli.plan(shlex.split(said.split("`")[1])[2:]).planned
     run = found.run
     assert run["job"]["save"]
     return run["scorer"]["name"], run["model"]["path"], run["model"]["tables"]

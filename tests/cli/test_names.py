@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.as_typed import Command, process
+from tests.as_typed import Command, process
 
 BAD = [
     ("method=lukw", "no method named 'lukw'. Did you mean 'lukv'? Known: "),
@@ -23,7 +23,7 @@ BAD = [
     ("model.nam=x", "Did you mean 'model.name'?"),
     ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
     ("model.max_length=9", "no setting named 'model.max_length'. model has device, device_map, dtype, "),
-    ("share=maybe", "share=maybe: true or false is expected"),
+    ("share_prefill=maybe", "share_prefill=maybe: true or false is expected"),
     ("-x", "unrecognized arguments: -x. Settings are NAME=VALUE"),
     ("--cfg", "argument --cfg/-c: invalid choice"),
     ("benchmark.question_aware=no", "true or false is expected, as in conf/benchmark/ruler.yaml (false)"),
@@ -60,7 +60,7 @@ BAD = [
     ("batch_size=0", "must be at least 1"),
     ("model=hf", "model.path is not set: add model.path=VALUE"),
     ("benchmark.length=0", "must be at least 1"),
-    ("benchmark.vintage=1999", "choose 2024 or 2025"),
+    ("benchmark.ruler_version=1999", "choose 2024 or 2025"),
     ("scorer._target_=os.system", "scorer._target_=os.system is not in lukv, baselines, evals"),
 ]
 
@@ -141,26 +141,26 @@ def test_no_folder_shadows_the_budget() -> None:
 )
 def test_values_that_are_right(line: str) -> None:
     """A whole number for a number, a text for a text, one task for a list of them."""
-    from evals.run import cli as commandline
+    from evals.run import cli
 
-    assert len(commandline.plan(line.split())) == 1
+    assert len(cli.plan(line.split()).planned) == 1
 
 
 def test_the_home_folder() -> None:
     """A shell expands ~ at the beginning of a word only."""
-    from evals.run import cli as commandline
+    from evals.run import cli
 
     home = str(Path.home())
-    said = commandline.spelled_out(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
+    said = cli.normalize_arguments(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
     assert said == [f"runs={home}/runs", "model=hf", f"model.path={home}/model", "model.tables=a~/b", "~seed"]
 
 
 def test_options_between_settings() -> None:
-    from evals.run import cli as commandline
+    from evals.run import cli
 
-    argv = commandline.spelled_out(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
+    argv = cli.normalize_arguments(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
     assert argv == ["-m", "method=lukv", "budget=0.1,0.2", "~seed", "limit=1"]
-    assert len(commandline.plan(["-m", "method=lukv", "budget=0.1,0.2", "limit=1"])) == 2
+    assert len(cli.plan(["-m", "method=lukv", "budget=0.1,0.2", "limit=1"]).planned) == 2
 
 
 @pytest.mark.parametrize(
@@ -168,11 +168,11 @@ def test_options_between_settings() -> None:
 )
 def test_every_calibration_can_be_made(path: Path, tmp_path: Path) -> None:
     """The data set of each file in conf/calibration, as job=calibrate makes it."""
-    from evals.run import cli as commandline
-    from evals.run.settings import create
+    from evals.run import cli
+    from evals.run.instantiate import create
 
     short = [] if path.stem != "file" else [f"calibration.benchmark.data={tmp_path}/questions.jsonl"]
-    [planned] = commandline.plan(["job=calibrate", f"calibration={path.stem}", *short])
+    [planned] = cli.plan(["job=calibrate", f"calibration={path.stem}", *short]).planned
     assert create(planned.run["job"]["data"]["benchmark"]).name
 
 

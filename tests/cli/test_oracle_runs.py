@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from baselines.adakv import AdaKV
 from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction, Protection
 from lukv.model import load
-from tests.cli import random_model
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",
@@ -23,24 +21,14 @@ CONTEXTS = [
 QUESTIONS = ["Where is the key?", "How often did it rain?"]
 
 
-@pytest.fixture(scope="module")
-def sharp(tmp_path_factory):
-    """A model of random weights so large that every question is attended to, and answered, in its own way."""
-    folder = random_model.save(tmp_path_factory.mktemp("models") / "sharp")
-    weights = load_file(folder / "model.safetensors")
-    large = {name: 12 * weight if weight.ndim == 2 else weight for name, weight in weights.items()}
-    save_file(large, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.fixture
-def command_line(command, sharp, tmp_path):
+def command_line(command, model, tmp_path):
     """One benchmark of two contexts with two questions each."""
     data = tmp_path / "data.jsonl"
     pairs = [(c, q) for c in CONTEXTS for q in QUESTIONS]
     lines = [{"id": str(i), "context": c, "question": q, "answers": ["47"]} for i, (c, q) in enumerate(pairs)]
     data.write_text("\n".join(map(json.dumps, lines)))
-    base = ["model=hf", f"model.path={sharp}", "benchmark=jsonl", f"benchmark.data={data}", f"runs={tmp_path}"]
+    base = ["model=hf", f"model.path={model}", "benchmark=jsonl", f"benchmark.data={data}", f"runs={tmp_path}"]
     base += ["benchmark.max_new_tokens=7", "reference=null", "method=lukv", "allocator=adakv"]
     return lambda *args: command(*(["-m"] if "," in args[0] else []), *base, *args)
 
@@ -50,21 +38,21 @@ def samples(folder, pattern):
     return {line["id"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
-def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, sharp, tmp_path):
+def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, model, tmp_path):
     """AdaKV's budgets depend on every score: a utility of another question or row would show in the counts."""
     assert command_line("scorer=oracle", "budget=0.3") == 0
     found = samples(tmp_path, "*oracle*")
-    loaded = load(sharp)
+    loaded = load(model)
     eviction = Eviction(OracleScorer(), AdaKV(), Protection(4, 1), Budget(share=0.3))
     seen = []
     for number, (context, question) in enumerate((c, q) for c in CONTEXTS for q in QUESTIONS):
         ids, after = loaded.prompt_ids(context, question, "")
-        utility = Oracle(loaded, OracleSettings(horizon=7)).context(ids).utility(after)
+        utility = UtilityOracle(loaded, OracleSettings(horizon=7)).prefill(ids).utility(after)
         full = compress(loaded, [ids])
-        cache = full.keeping([full.select(eviction, [list(utility)])])
+        cache = full.fork([full.select(eviction, [list(utility)])])
         line = found[f"data-{number}"]
         seen.append(line["kept"])
-        assert line["kept"] == cache.kept()[:, 0].tolist()
+        assert line["kept"] == cache.kept_counts[:, 0].tolist()
         assert line["prediction"] == loaded.decode(answer(loaded, cache, [after], 7, loaded.eos_ids).tokens[0])
     assert seen[0] != seen[1]
     assert seen[2] != seen[3]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.as_typed import ROOT, Command, process
+from tests.as_typed import ROOT, Command, process
 
 RUN = "random__snapkv-snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
 FULL = RUN.replace("snapkv-snapkv__b0.2", "full")

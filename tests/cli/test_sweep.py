@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from baselines.keydiff import KeyDiff
-from evals.jobs import decode as answering
+from evals.jobs import decode
 from evals.run.tracking import Tracker, Wandb
-from tests.cli.as_typed import ROOT, Command
+from tests.as_typed import ROOT, Command
 
 METHODS = ["method=snapkv,keydiff,adakv,full", "budget=0.1,0.4", "model.dtype=float64"]
-CELLS = 7  # snapkv, keydiff, adakv at two budgets, and the reference
+RUNS = 7  # snapkv, keydiff, adakv at two budgets, and the reference
 
 
 def written(runs: Path) -> dict[str, list[dict]]:
@@ -46,13 +46,13 @@ def but_for_costs(result: dict) -> dict:
 def prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many contexts each call of compress was given."""
     calls: list[int] = []
-    compress = answering.compress
+    compress = decode.compress
 
     def counted(model, rows, **options):
         calls.append(len(rows))
         return compress(model, rows, **options)
 
-    monkeypatch.setattr(answering, "compress", counted)
+    monkeypatch.setattr(decode, "compress", counted)
     return calls
 
 
@@ -68,15 +68,15 @@ def test_equals_separate_runs(
     assert command("-m", *elsewhere("shared"), *METHODS) == 0
     assert prefills == [2, 2]  # two tasks, a batch of two contexts each
     prefills.clear()
-    assert command("-m", *elsewhere("alone"), *METHODS, "share=false") == 0
-    assert prefills == [2, 2] * CELLS
+    assert command("-m", *elsewhere("alone"), *METHODS, "share_prefill=false") == 0
+    assert prefills == [2, 2] * RUNS
     shared, alone = written(tmp_path / "shared"), written(tmp_path / "alone")
-    assert len(shared) == CELLS
+    assert len(shared) == RUNS
     assert shared == alone
     together, separate = results(tmp_path / "shared"), results(tmp_path / "alone")
     assert list(map(but_for_costs, together.values())) == list(map(but_for_costs, separate.values()))
     for result in together.values():  # no run's own latency
-        assert (result["time"]["shared"], result["time"]["batch"]) == (CELLS, 2)
+        assert (result["time"]["shared"], result["time"]["batch"]) == (RUNS, 2)
         assert result["time"]["ttft_s"] is result["time"]["tpot_s"] is result["time"]["prefill_s"] is None
         assert result["time"]["total_s"] > 0
     assert all(r["time"]["shared"] == 1 and r["time"]["ttft_s"] > 0 for r in separate.values())
@@ -160,16 +160,17 @@ def test_out_of_memory(
     command: Command, elsewhere: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too little for many contexts, then for many methods: each context and method alone says the same."""
-    assert command("-m", *elsewhere("plenty"), *METHODS) == 0
-    compress = answering.compress
+    sweep = ["method=snapkv,adakv", "budget=0.1", "model.dtype=float64"]
+    assert command("-m", *elsewhere("plenty"), *sweep) == 0
+    compress = decode.compress
 
     def scarce(model, rows, eviction=None, observe=(), attention=None):
         if len(rows) > 1 or observe:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return compress(model, rows, eviction=eviction, attention=attention)
 
-    monkeypatch.setattr(answering, "compress", scarce)
-    assert command("-m", *elsewhere("scarce"), *METHODS) == 0
+    monkeypatch.setattr(decode, "compress", scarce)
+    assert command("-m", *elsewhere("scarce"), *sweep) == 0
     assert written(tmp_path / "scarce") == written(tmp_path / "plenty")
 
 
@@ -230,7 +231,7 @@ def test_killed_at_any_moment(command: Command, elsewhere: Callable[[str], list[
     assert killed
     assert command("-m", *elsewhere("alone"), *sweep) == 0
     assert written(tmp_path / "killed") == written(tmp_path / "alone")
-    assert len(results(tmp_path / "killed")) == CELLS
+    assert len(results(tmp_path / "killed")) == RUNS
 
 
 def test_tables_of_two_calibrations_are_two_methods_of_one_sweep(

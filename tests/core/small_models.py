@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lukv.backend.attention import use_ragged_attention
-from lukv.model import LoadedModel, config_hash
+from lukv.backend.config import hash_config
+from lukv.model import LoadedModel
 
 VOCABULARY = 61
 
@@ -29,7 +30,7 @@ def small_model(family: str, kv_heads: int = 2, **changes) -> LoadedModel:
             torch.nn.init.normal_(weight, std=0.3)
     use_ragged_attention(model)
     tokenizer = SimpleNamespace(eos_token_id=None)
-    return LoadedModel(model, tokenizer, family, family, config_hash(model.config))  # type: ignore[arg-type]
+    return LoadedModel(model, tokenizer, family, family, hash_config(model.config))  # type: ignore[arg-type]
 
 
 def text(seed: int, length: int) -> list[int]:

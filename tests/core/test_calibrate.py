@@ -1,4 +1,4 @@
-"""The calibrate job's core: many scorers in one pass, exact resume, refusal of a state that belongs elsewhere."""
+"""The calibrate job's core: many scorers in one pass, exact resume, and a state of other settings is refused."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from baselines.oracle import Oracle as OracleScorer
-from lukv.budgets.calibrate import Context, Means, Settings, State, fit, measure
+from lukv.budgets.calibrate import CalibrationContext, CalibrationSettings, CalibrationState, ScorerMeans, fit, measure
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Protection
 from lukv.probe import ProbeFit, UtilityProbe
 from lukv.scoring import PromptLayer, Scorer
 from tests.core.small_models import small_model, text
 
 PROTECTION = Protection(2, 1)
-SETTINGS = Settings(OracleSettings(horizon=3))
+SETTINGS = CalibrationSettings(OracleSettings(horizon=3))
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class KeyNorm(Scorer):
 
 UP, DOWN = KeyNorm("up"), KeyNorm("down", sign=-1.0, recent=3)
 CONTEXTS = [
-    Context(
+    CalibrationContext(
         tuple(text(i, 30 + 7 * i)),
         tuple((tuple(text(50 + i + q, 4)), tuple(text(90 + q, 2))) for q in range(1 + i % 2)),
     )
@@ -60,9 +60,9 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
     for scorer, measured in zip((UP, DOWN), whole, strict=True):
         protected = 2 + max(1, scorer.recent)
         curve = MeanCurve(model.layers, model.kv_heads, protected)
-        mean = Means(MeanSolution(model.layers, model.kv_heads), curve)
+        mean = ScorerMeans(MeanSolution(model.layers, model.kv_heads), curve)
         for context in CONTEXTS:
-            seen = Oracle(model, SETTINGS.oracle).context(context.ids, [scorer])
+            seen = UtilityOracle(model, SETTINGS.oracle).prefill(context.ids, [scorer])
             order = seen.order(scorer, PROTECTION).numpy()
             for question, _ in context.questions:
                 utility = seen.utility(question).numpy()
@@ -75,11 +75,11 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
 
 
 def test_a_scorer_that_knows_the_answer_is_measured_on_each_question_s_own_order(model, tmp_path):
-    """Behind the protected tokens that is the perfect ranking, and no other scorer's table loses less."""
+    """Behind the protected tokens its ranking is perfect, and no other scorer's table loses less."""
     key_norm, oracle = measure(model, [UP, OracleScorer()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state")
     mean = MeanSolution(model.layers, model.kv_heads)
     for context in CONTEXTS:
-        seen = Oracle(model, SETTINGS.oracle).context(context.ids)
+        seen = UtilityOracle(model, SETTINGS.oracle).prefill(context.ids)
         for question, _ in context.questions:
             free = seen.utility(question).numpy()[..., 2:-1]
             mean.add(-np.sort(-free, axis=-1), len(context.ids))
@@ -99,9 +99,11 @@ def test_a_stopped_measurement_goes_on_to_the_same_bits(model, whole, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         measure(model, [UP, DOWN], PROTECTION, interrupted(), SETTINGS, tmp_path / "state")
     seen = []
-    original = Oracle.context
+    original = UtilityOracle.prefill
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Oracle, "context", lambda self, ids, scorers: seen.append(ids) or original(self, ids, scorers))
+        patch.setattr(
+            UtilityOracle, "prefill", lambda self, ids, scorers: seen.append(ids) or original(self, ids, scorers)
+        )
         same(measure(model, [UP, DOWN], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "state"), whole)
     assert seen == [context.ids for context in CONTEXTS[stop:]]
 
@@ -125,19 +127,19 @@ def test_a_state_of_other_settings_is_refused(model, tmp_path, changes):
 
 def test_a_damaged_state_is_refused(tmp_path):
     (tmp_path / "state.safetensors").write_bytes(b"\0" * 40)
-    with pytest.raises(ValueError, match="is damaged"):
-        State(tmp_path / "state.safetensors", "x")
+    with pytest.raises(ValueError, match="is not a calibration state"):
+        CalibrationState(tmp_path / "state.safetensors", "x")
 
 
 def test_a_context_that_is_all_protected_is_an_error(model, tmp_path):
     with pytest.raises(ValueError, match="context 0 has 3 tokens, all of them protected under up"):
-        measure(model, [UP], PROTECTION, [Context((1, 2, 3), (((4,), ()),))], SETTINGS, tmp_path / "state")
+        measure(model, [UP], PROTECTION, [CalibrationContext((1, 2, 3), (((4,), ()),))], SETTINGS, tmp_path / "state")
 
 
 def test_a_probe_is_fitted_to_the_mean_over_questions_and_resumes_to_the_same_bits(model, tmp_path):
     exact = ProbeFit()
     for context in CONTEXTS:
-        seen = Oracle(model, SETTINGS.oracle).context(context.ids)
+        seen = UtilityOracle(model, SETTINGS.oracle).prefill(context.ids)
         worth = sum(seen.utility(question) for question, _ in context.questions) / len(context.questions)
         exact.add(seen.layers(UtilityProbe()), worth / seen.units, PROTECTION)
     (whole,) = fit(model, [UtilityProbe()], PROTECTION, CONTEXTS, SETTINGS, tmp_path / "whole")
@@ -153,4 +155,4 @@ def test_a_probe_is_fitted_to_the_mean_over_questions_and_resumes_to_the_same_bi
 @pytest.mark.parametrize("wrong", [{"aggregation": "mean"}, {"weigh": "all"}, {"scope": "head"}])
 def test_impossible_settings_are_one_line(wrong):
     with pytest.raises(ValueError, match="choose one of"):
-        Settings(OracleSettings(), **wrong)
+        CalibrationSettings(OracleSettings(), **wrong)

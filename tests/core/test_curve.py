@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.allocation import Budget
-from lukv.budgets.curve import CELLS, CurveAllocator, Knots, MeanCurve
+from lukv.artifacts import describe
+from lukv.budgets.curve import QUANTILE_BINS, CurveAllocator, Knots, MeanCurve
 from lukv.budgets.solver import kept_total
-from lukv.budgets.table import BudgetTable, TableAllocator, description
+from lukv.budgets.table import BudgetTable, TableAllocator
 from tests.core.test_table import PROTECTION, SCORER, Model, scores
 
 LAYERS, HEADS, PROTECTED = 3, 2, 36
-ABOUT = description(Model(), SCORER, PROTECTION)
+ABOUT = describe(Model(), SCORER, PROTECTION)
 
 
 def samples(count, seed=0, tokens=None):
@@ -54,7 +55,7 @@ def brute_force(price, total):
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
 def test_budgets_are_the_dearest_ranks_of_the_mean_curve(power):
-    """At the calibrated length, where every rank is a cell of its own."""
+    """At the calibrated length every rank has a bin of its own."""
     tokens = 40
     some = [u[..., :tokens] for u in samples(5, tokens=80)]
     mean = mean_of(some, protected=tokens - 1, power=power)  # one free rank: a cell wide as a token
@@ -106,8 +107,10 @@ def test_contexts_of_all_lengths_are_averaged_by_quantile():
     utility = np.broadcast_to(1 - (np.arange(64) + 0.5) / 64, (LAYERS, HEADS, 64))
     longer = np.broadcast_to(1 - (np.arange(640) + 0.5) / 640, (LAYERS, HEADS, 640))
     mean = mean_of([utility, longer], protected=0, power=1.0)
-    exact = 1 - (np.arange(CELLS) + 0.5) / CELLS
-    np.testing.assert_allclose(mean.state["free"] / 2, np.broadcast_to(exact, (LAYERS, HEADS, CELLS)), atol=1 / 64)
+    exact = 1 - (np.arange(QUANTILE_BINS) + 0.5) / QUANTILE_BINS
+    np.testing.assert_allclose(
+        mean.state["free"] / 2, np.broadcast_to(exact, (LAYERS, HEADS, QUANTILE_BINS)), atol=1 / 64
+    )
 
 
 def test_questions_of_a_context_are_averaged_first():

@@ -16,7 +16,7 @@ from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
-from lukv.budgets.oracle import Oracle, OracleSettings, output_gram, sampler, utility, value_weight
+from lukv.budgets.oracle import OracleSettings, UtilityOracle, output_gram, sampler, utility, value_weight
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
@@ -85,7 +85,7 @@ def greedy(loaded, ids, steps):
 @pytest.mark.parametrize("options", [{}, {"normalise": False}, {"question_rows": True}, {"first_row": False}], ids=str)
 def test_equals_the_definition(family, options):
     loaded, context = small_model(family), text(1, 70)
-    measured = Oracle(loaded, OracleSettings(horizon=7, **options)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=7, **options)).prefill(context)
     for question in (text(2, 9), text(3, 1)):  # several questions on one context: rolled back in between
         ours = measured.utility(question)
         answer = greedy(loaded, context + question, 7)
@@ -99,7 +99,7 @@ def test_sliding_layers_have_no_utility():
         "gemma2", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4096
     )
     context, question, answer = text(1, 50), text(2, 5), text(4, 3)
-    ours = Oracle(loaded, OracleSettings(continuation="reference")).context(context).utility(question, answer)
+    ours = UtilityOracle(loaded, OracleSettings(continuation="reference")).prefill(context).utility(question, answer)
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer)[1:], rtol=1e-9, atol=1e-12)
 
 
@@ -107,19 +107,19 @@ def test_sliding_layers_have_no_utility():
 def test_equals_the_definition_with_one_or_all_kv_heads(kv_heads):
     loaded, context, question, answer = small_model("llama", kv_heads=kv_heads), text(1, 50), text(2, 5), text(4, 6)
     settings = OracleSettings(continuation="reference", horizon=4)
-    ours = Oracle(loaded, settings).context(context).utility(question, answer)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, answer)
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer[:4]), rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_answers_are_seeded_and_measured_as_drawn():
     loaded, context, question = small_model("qwen2"), text(1, 60), text(2, 6)
     settings = OracleSettings(continuation="sampled", horizon=5, seed=3)
-    ours = Oracle(loaded, settings).context(context).utility(question, index=4)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, index=4)
     pick, answer = sampler(settings, 4), []
     for _ in range(5):
         answer.append(int(pick(whole_text(loaded, [*context, *question, *answer])[-1:])))
     torch.testing.assert_close(ours, by_definition(loaded, context, question, answer), rtol=1e-9, atol=1e-12)
-    again = Oracle(loaded, settings).context(context)
+    again = UtilityOracle(loaded, settings).prefill(context)
     other = again.utility(question, index=5)
     torch.testing.assert_close(again.utility(question, index=4), ours, rtol=0, atol=0)
     assert not torch.equal(other, ours)
@@ -128,7 +128,7 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
 def test_an_answer_of_one_token_has_no_row_without_the_first():
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     loaded.model.generation_config.eos_token_id = greedy(loaded, context + question, 1)[0]
-    measured = Oracle(loaded, OracleSettings(horizon=6, first_row=False)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=6, first_row=False)).prefill(context)
     assert measured.utility(question).count_nonzero() == 0
     assert measured.utility(question).shape == (3, 2, 40)
 
@@ -154,7 +154,7 @@ def test_own_sampling_looks_at_prompt_and_answer():
     loaded, context, question = small_model("qwen2"), text(1, 60), text(2, 6)
     loaded.model.generation_config.update(top_k=4, repetition_penalty=3.0)
     settings = OracleSettings(continuation="sampled", own_sampling=True, first_row=False, horizon=5, seed=3)
-    ours = Oracle(loaded, settings).context(context).utility(question, index=4)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, index=4)
     own, drawing, answer = Sampling(4, 1.0, 3.0), torch.Generator().manual_seed(3 * 1_000_003 + 4), []
     for _ in range(5):
         ids = [*context, *question, *answer]
@@ -164,21 +164,21 @@ def test_own_sampling_looks_at_prompt_and_answer():
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("look", [1, 4])
-def test_an_answer_that_ends_early_counts_the_step_that_ended_it(look, monkeypatch):
-    """And none after it, on a device that is looked at once in a while, too (a GPU)."""
-    monkeypatch.setitem(generate.LOOK, "cpu", look)
+@pytest.mark.parametrize("sync_every", [1, 4])
+def test_an_answer_that_ends_early_counts_the_step_that_ended_it(sync_every, monkeypatch):
+    """No later step counts, even on a device that is synchronised only once in several steps (a GPU)."""
+    monkeypatch.setitem(generate.SYNC_EVERY, "cpu", sync_every)
     loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
     answer = greedy(loaded, context + question, 6)
     end = next(i for i in range(1, 6) if answer[i] not in answer[:i])
     loaded.model.generation_config.eos_token_id = answer[end]
-    ours = Oracle(loaded, OracleSettings(horizon=6)).context(context).utility(question)
+    ours = UtilityOracle(loaded, OracleSettings(horizon=6)).prefill(context).utility(question)
     expected = by_definition(loaded, context, question, answer[: end + 1])
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 class Recorder(Scorer):
-    """Scores by the prompt's summed queries, so that a wrong or a second observation shows."""
+    """Scores by the sum of the prompt's queries, so that a wrong or a second observation changes them."""
 
     def observe(self, observed, queries, start, rope):
         total = queries.sum(1)
@@ -191,14 +191,14 @@ class Recorder(Scorer):
 def test_the_order_is_that_of_the_run_time_scorer_and_protection():
     loaded, context = small_model("llama"), text(1, 40)
     scorer, protection = Recorder(name="recorder", sink=2, recent=1), Protection(0, 3)
-    measured = Oracle(loaded).context(context, [scorer])
+    measured = UtilityOracle(loaded).prefill(context, [scorer])
     measured.utility(text(2, 4))
     order = measured.order(scorer, protection).numpy()
     assert order.shape == (3, 2, 40)
     np.testing.assert_array_equal(np.sort(order), np.broadcast_to(np.arange(40), (3, 2, 40)))
     assert (order[..., :5] == [0, 1, 39, 38, 37]).all()
     for index, layer in enumerate(measured.cache.evictable):
-        keys, values = (entries[:, :40] for entries in measured.cache.entries(index, 0))
+        keys, values = (entries[:, :40] for entries in measured.cache.view_entries(index, 0))
         scores = scorer.score(layer.view(0, keys, values, scorer)).numpy()
         for head in range(2):
             rest = order[index, head, 5:]
@@ -243,7 +243,7 @@ def test_impossible_settings_are_one_line(options, message):
 
 
 def test_reference_answers_must_be_there():
-    measured = Oracle(small_model("llama"), OracleSettings(continuation="reference")).context(text(1, 20))
+    measured = UtilityOracle(small_model("llama"), OracleSettings(continuation="reference")).prefill(text(1, 20))
     with pytest.raises(ValueError, match="needs a reference answer"):
         measured.utility(text(2, 3))
     with pytest.raises(ValueError, match="rows cannot come after"):

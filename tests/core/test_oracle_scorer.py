@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_oracle import by_definition, greedy
 
 from baselines.adakv import AdaKV
 from baselines.keydiff import KeyDiff
@@ -12,9 +11,10 @@ from baselines.oracle import Oracle as OracleScorer
 from baselines.random import Random
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction, Protection
 from tests.core.small_models import small_model, text
+from tests.core.test_oracle import by_definition, greedy
 
 STEPS = 6
 PROTECTION = Protection(sink=4, recent=1)
@@ -22,12 +22,12 @@ PROTECTION = Protection(sink=4, recent=1)
 
 def kept(cache, row=0):
     """[layer][head] -> set of positions."""
-    heads = cache.evictable[0].arena.heads
-    return [[set(layer.positions_of(row * heads + k).tolist()) for k in range(heads)] for layer in cache.evictable]
+    layers = range(len(cache.evictable))
+    return [[set(positions.tolist()) for positions in cache.find_positions(layer, row)] for layer in layers]
 
 
 def evicted(full, eviction, utilities):
-    return full.keeping([full.select(eviction, utilities)])
+    return full.fork([full.select(eviction, utilities)])
 
 
 def best_by_definition(utility, counts, protection):
@@ -49,23 +49,23 @@ def best_by_definition(utility, counts, protection):
 def test_each_question_keeps_what_its_answer_needs(family, allocator):
     loaded, context = small_model(family), text(1, 70)
     full = compress(loaded.model, [context])
-    measured = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context)
     eviction = Eviction(OracleScorer(), allocator, PROTECTION, Budget(share=0.3))
     sets = []
     for question in (text(2, 9), text(3, 1)):
         cache = evicted(full, eviction, [measured.utility(question)])
         dense = by_definition(loaded, context, question, greedy(loaded, context + question, STEPS))
-        assert cache.kept().sum(axis=(1, 2)).tolist() == [42] * 3  # 0.3 of 2 x 70
+        assert cache.kept_counts.sum(axis=(1, 2)).tolist() == [42] * 3  # 0.3 of 2 x 70
         sets.append(kept(cache))
-        assert sets[-1] == best_by_definition(dense, cache.kept()[:, 0], PROTECTION)
+        assert sets[-1] == best_by_definition(dense, cache.kept_counts[:, 0], PROTECTION)
         append(loaded.model, cache, [question])
     assert sets[0] != sets[1]
 
 
 def test_rows_of_a_batch_have_utilities_of_their_own():
     loaded, contexts, question = small_model("qwen2"), [text(1, 50), text(2, 31)], text(3, 4)
-    oracle = Oracle(loaded, OracleSettings(horizon=STEPS))
-    utilities = [oracle.context(context).utility(question) for context in contexts]
+    oracle = UtilityOracle(loaded, OracleSettings(horizon=STEPS))
+    utilities = [oracle.prefill(context).utility(question) for context in contexts]
     eviction = Eviction(OracleScorer(), Uniform(), PROTECTION, Budget(share=0.4))
     together = evicted(compress(loaded.model, contexts), eviction, utilities)
     for row, (context, utility) in enumerate(zip(contexts, utilities, strict=True)):
@@ -78,15 +78,15 @@ def test_sliding_layers_are_left_as_they_are():
         "gemma2", layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=20
     )
     context, question = text(1, 40), text(2, 3)
-    utility = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context).utility(question)
+    utility = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context).utility(question)
     eviction = Eviction(OracleScorer(), Uniform(), PROTECTION, Budget(share=0.5))
     cache = evicted(compress(loaded.model, [context]), eviction, [utility])
-    assert kept(cache) == best_by_definition(utility, cache.kept()[:, 0], PROTECTION)
+    assert kept(cache) == best_by_definition(utility, cache.kept_counts[:, 0], PROTECTION)
 
 
 def test_no_other_ranking_keeps_more_utility():
     loaded, context, question = small_model("llama"), text(1, 80), text(2, 5)
-    measured = Oracle(loaded, OracleSettings(horizon=STEPS)).context(context)
+    measured = UtilityOracle(loaded, OracleSettings(horizon=STEPS)).prefill(context)
     utility, full = measured.utility(question), compress(loaded.model, [context])
 
     def retained(scorer):

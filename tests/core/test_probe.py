@@ -12,16 +12,16 @@ from safetensors.numpy import save_file
 from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.budgets.oracle import Oracle, OracleSettings
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.contract import rope
 from lukv.eviction import Eviction, Protection
-from lukv.probe import BLOCK, OTHERS, Probe, ProbeFit, UtilityProbe, features
+from lukv.probe import BLOCK, SCALAR_FEATURES, Probe, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
 from tests.core.small_models import small_model, text
 from tests.reference.dense_reference import kept_by, rows, tiny_model
 
 LAYERS, HEADS, D, DV = 2, 3, 8, 6
-SIZE = D + DV + OTHERS
+SIZE = D + DV + SCALAR_FEATURES
 PROTECTION = Protection(2, 1)
 
 
@@ -120,11 +120,11 @@ def test_turned_back_keys_are_those_before_rope():
 
 
 def test_a_utility_that_is_linear_in_the_features_is_learnt_on_a_model(tmp_path):
-    """Through a real cache: the layers that the oracle shows are those that score() sees when it evicts."""
+    """Through a real cache: the oracle shows the same layers that score() sees in an eviction."""
     loaded = small_model("llama")
     fit, weights = ProbeFit(ridge=0.0), None
     for seed in range(4):
-        layers = Oracle(loaded, OracleSettings(horizon=1)).context(text(seed, 80)).layers(UtilityProbe())
+        layers = UtilityOracle(loaded, OracleSettings(horizon=1)).prefill(text(seed, 80)).layers(UtilityProbe())
         if weights is None:
             size = features(layers[0]).shape[-1]
             weights = torch.randn(3, 2, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64) / 10
@@ -189,11 +189,11 @@ def test_impossible_settings():
 
 
 def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
-    """Nothing is gone before, so what stays is what it keeps of the whole prompt; later on each head goes its way."""
+    """The first later eviction sees the whole prompt and keeps the same. After it each head holds tokens of its own."""
     prompt, more = rows([40]), rows([9], seed=1)
     model = tiny_model("qwen2", layers=2)
-    keys, values = compress(model, prompt).entries(0, 0)
-    shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + OTHERS
+    keys, values = compress(model, prompt).view_entries(0, 0)
+    shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + SCALAR_FEATURES
     weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     Probe(weights, {}).save(tmp_path / "any.probe.safetensors")
     probe = UtilityProbe(path=str(tmp_path / "any.probe.safetensors"))
@@ -205,4 +205,4 @@ def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
     append(model, later, more)
     later.evict_again()
-    assert (later.kept() == 12).all()
+    assert (later.kept_counts == 12).all()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lukv.eviction import STARVED, Protection, best, protect
+from lukv.eviction import STARVED, Protection, protect, select_best
 from lukv.scoring import Scorer
 
 
@@ -34,7 +34,7 @@ def test_what_a_starved_head_keeps(rule, tokens, sink, recent, slots, seed):
     slots = min(slots, tokens)
     scores = np.random.default_rng(seed).integers(0, 4, (1, tokens)).astype(np.float32)
     raised = protect(torch.from_numpy(scores), Protection(sink, recent, rule))
-    kept = best(raised, torch.tensor([slots]))[0].nonzero()[:, 0].tolist()
+    kept = select_best(raised, torch.tensor([slots]))[0].nonzero()[:, 0].tolist()
     assert set(kept) == kept_by(rule, scores[0], sink, recent, slots)
 
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from lukv.allocation import Budget, HeadScores
+from lukv.artifacts import describe
 from lukv.budgets.solver import solve
-from lukv.budgets.table import BudgetTable, TableAllocator, description
+from lukv.budgets.table import BudgetTable, TableAllocator
 from lukv.eviction import Protection
 from lukv.scoring import Scorer
 from tests.reference.plain_solver import hull_vertices, loss_curve
@@ -45,7 +46,7 @@ PROTECTION = Protection()
 def made_table(seed=0, tokens=200):
     utility = np.random.default_rng(seed).lognormal(0, 3, size=(LAYERS, HEADS, tokens - 5))
     solution = solve(utility / np.arange(1, tokens - 4), tokens)
-    metadata = {"model": "tiny", "note": "größe", **description(Model(), SCORER, PROTECTION)}
+    metadata = {"model": "tiny", "note": "größe", **describe(Model(), SCORER, PROTECTION)}
     curve = np.random.default_rng(seed).random((LAYERS, HEADS, 50), dtype=np.float32)
     return BudgetTable(solution.kept / tokens, solution.loss, solution.lower_bound, curve, metadata)
 

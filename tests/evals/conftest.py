@@ -1,4 +1,4 @@
-"""Where the golden cases and the foreign data are (a folder beside the repository), and tokenizers made of nothing."""
+"""Tokenizers: one made of nothing, and those of the golden cases."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).parents[3] / "shared"
-REASON = "needs ../shared (golden cases and data of others, not part of this repository)"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not (SHARED / "golden").is_dir():
-        pytest.skip(REASON)
-    return SHARED
+from tests.conftest import SHARED
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         yield from map(json.loads, lines)
+
+
+def golden(name: str) -> list[Any]:
+    """The cases of a golden file, to run a test on each. Where the file is absent there is one case of nothing: the
+    test asks for the fixture `shared`, which skips it or, in CI, fails it."""
+    path = SHARED / "golden" / name
+    if not path.is_file():
+        return [pytest.param(None, id="absent")]
+    return list(read_jsonl(path))
 
 
 class Words:
@@ -84,3 +85,18 @@ def bpe8k(shared: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(shared / "golden/tokenizer_bpe8k")
+
+
+class Chat(Words):
+    """A tokenizer that knows its model's window, and a chat template of `length` words around the message."""
+
+    chat_template = "a template"
+
+    def __init__(self, window: int, length: int) -> None:
+        super().__init__()
+        self.model_max_length = window
+        self.around = [" system"] * (length // 2), [" assistant"] * (length - length // 2)
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        head, tail = self.around
+        return "".join([*head, " ", messages[0]["content"], *tail])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.jsonl import Jsonl
-from evals.rows import read_rows
+from evals.jsonl import METRICS, Jsonl
+from evals.rows import is_blank, read_rows
 from tests.evals.conftest import Words
 
 GOOD = {"context": "Ann lives in Oslo.", "question": "Where?", "answers": ["Oslo"]}
@@ -83,6 +83,87 @@ def test_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path, words: W
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + json.dumps(GOOD).encode() + b"\r\n")
     (task,) = Jsonl(str(path)).tasks(words)
     assert len(task.samples) == 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("blank", ["", " ", "\n\t", "\u200b", "\u00a0\ufeff", "\x00"])
+def test_an_empty_reference_is_refused_by_file_and_line(metric: str, blank: str, tmp_path: Path, words: Words) -> None:
+    path = write(tmp_path / "e.jsonl", GOOD, GOOD | {"answers": ["Paris", blank]})
+    with pytest.raises(ValueError, match=r"e\.jsonl line 2: 'answers' holds an empty answer") as error:
+        list(Jsonl(str(path), metric=metric).tasks(words))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "answer"),
+    [
+        ("qa_f1", "A"),
+        ("qa_f1", "-"),
+        ("qa_f1", "The"),
+        ("qa_f1_zh", "。"),
+        ("rouge_l", "."),
+        ("google_rouge_l", "北京"),
+        ("code_similarity", "# nothing but a comment"),
+    ],
+)
+def test_a_reference_of_which_the_metric_leaves_nothing_is_refused(
+    metric: str, answer: str, tmp_path: Path, words: Words
+) -> None:
+    path = write(tmp_path / "e.jsonl", GOOD, GOOD | {"answers": ["Oslo", answer]})
+    with pytest.raises(ValueError, match=r"e\.jsonl line 2: .*scores the right answer .* 0.*metric=answer_f1") as error:
+        list(Jsonl(str(path), metric=metric).tasks(words))
+    assert "\n" not in str(error.value)
+    (task,) = Jsonl(str(path)).tasks(words)  # the default metric knows it
+    sample = task.samples[1]
+    for right in ("Oslo", answer):
+        assert task.metric(right, sample) == {"answer_f1": 1.0}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_best_of_several_references_counts(metric: str) -> None:
+    first, second = "Bergen fjord", "Oslo harbour"
+    scores = [METRICS[metric](prediction, [first, second]) for prediction in (first, second)]
+    assert scores == ([0.5, 0.5] if metric == "string_match_all" else pytest.approx([1.0, 1.0]))
+    assert METRICS[metric]("xyz", [first, second]) < 0.3
+
+
+@given(st.text(min_size=1, max_size=30) | st.sampled_from(["A", "the", "-", "C++", "...", "(b)", "'", "an a", "١٢"]))
+@settings(max_examples=300, deadline=None)
+def test_the_right_answer_always_scores_one_under_the_default_metric(answer: str) -> None:
+    assert is_blank(answer) or METRICS["answer_f1"](answer, [answer]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("A.", "A", 1.0),
+        ("(a)", "A", 1.0),
+        ("The answer is B", "B", 0.5),
+        ("B", "A", 0.0),
+        ("the Hague", "Hague", 1.0),
+        ("C", "C++", 0.0),
+        ("C#", "C++", 0.0),
+        ("5", "-5", 0.0),
+        ("\u22125", "-5", 1.0),
+        ("１２３", "123", 1.0),
+        ("cafe\u0301", "caf\u00e9", 1.0),
+        ("It\u2019s", "it's", 1.0),
+        ("New\u00a0York", "New York", 1.0),
+        ("New\u200b York", "New York", 1.0),
+        ("STRASSE", "Stra\u00dfe", 1.0),
+        ("**Paris**!", "Paris", 1.0),
+        (".NET", "NET", 0.0),
+    ],
+)
+def test_answer_f1_knows_variants_from_other_answers(prediction: str, reference: str, score: float) -> None:
+    assert METRICS["answer_f1"](prediction, [reference]) == score
+
+
+def test_long_right_answers_are_not_scored_zero() -> None:
+    """LongBench's zero for texts too deep for its package's recursion is LongBench's alone."""
+    long = " ".join(f"w{i}" for i in range(1200))
+    assert METRICS["rouge_l"](long, [long]) == pytest.approx(1)
+    assert METRICS["rouge_l_zh"](long, [long]) == pytest.approx(1)
 
 
 def test_unknown_metric_is_one_line() -> None:

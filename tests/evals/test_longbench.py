@@ -16,12 +16,7 @@ from evals.longbench.catalog import CATALOG, ENGLISH
 from evals.longbench.protocols import PROTOCOLS, cut_middle, cut_right
 from evals.longbench.score import Scorer, parse_classes
 from evals.task import Tokenizer
-from tests.evals.conftest import SHARED, Words, read_jsonl
-
-
-def golden(name: str) -> list[dict[str, Any]]:
-    path = SHARED / "golden" / name
-    return list(read_jsonl(path)) if path.is_file() else []
+from tests.evals.conftest import Chat, Words, golden, read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +155,12 @@ def test_available_tasks_and_missing_ones(tmp_path: Path, words: Words) -> None:
         list(LongBench(str(tmp_path / "none")).tasks(words))
 
 
+def test_rows_without_any_answer_are_refused(tmp_path: Path, words: Words) -> None:
+    write_rows(tmp_path, "qasper", [row(), row(answers=["", "Ann"]), row(answers=["", " "])])
+    with pytest.raises(ValueError, match=r"qasper\.jsonl line 3: all its 'answers' are empty"):
+        list(LongBench(str(tmp_path)).tasks(words))
+
+
 def test_longbench_e_has_three_buckets(tmp_path: Path, words: Words) -> None:
     write_rows(tmp_path, "qasper_e", [row(3999), row(4000), row(9000), row(10)])
     tasks = {
@@ -259,6 +260,40 @@ def test_logs_must_be_named_after_a_task(tmp_path: Path) -> None:
         score_predictions(tmp_path, protocol="mine")
 
 
+def test_hidden_predictions_are_left_out_and_two_files_of_a_task_refused(tmp_path: Path) -> None:
+    log = '{"pred": "a", "answers": ["a"], "length": 3}'
+    for name in ("qasper", ".qasper", "._qasper", "trec_e", ".ipynb_checkpoints/qasper"):
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(log)
+    assert [scored.task for scored in score_predictions(tmp_path)] == ["qasper", "trec"]
+    (tmp_path / "qasper_e.jsonl").write_text(log)
+    with pytest.raises(ValueError, match=r"qasper\.jsonl and .*qasper_e\.jsonl are predictions of one task"):
+        score_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "ends"), [("official", True), ("defensivekv", True), ("kvpress", False), ("lukv", False)]
+)
+def test_samsum_ends_at_a_line_end_after_its_first_token(
+    protocol: str, ends: bool, tmp_path: Path, words: Words
+) -> None:
+    """pred.py: the line end is an end of text token and min_length is one more than the prompt's; only for samsum."""
+    for name in ("samsum", "trec", "qasper"):
+        write_rows(tmp_path, name, [row(all_classes=["Ann"])])
+    samples = {task.name: task.samples[0] for task in LongBench(str(tmp_path), protocol=protocol).tasks(words)}
+    assert (samples["samsum"].stop, samples["samsum"].min_new_tokens) == ((("\n",), 1) if ends else ((), 0))
+    for name in ("trec", "qasper"):
+        assert (samples[name].stop, samples[name].min_new_tokens) == ((), 0)
+
+
+def test_hidden_rows_are_not_tasks(tmp_path: Path, words: Words) -> None:
+    write_rows(tmp_path, "qasper", [row()])
+    for name in (".trec", ".ipynb_checkpoints/trec", "qasper-checkpoint"):
+        write_rows((tmp_path / name).parent, Path(name).name, [row()])
+    assert [(task.name, len(task.samples)) for task in LongBench(str(tmp_path)).tasks(words)] == [("qasper", 1)]
+
+
 def test_classes_written_as_text_are_read_without_evaluating_them() -> None:
     assert parse_classes("['Food', \"Children's\", 'Order, rank']", "x") == ("Food", "Children's", "Order, rank")
     assert parse_classes(None, "x") == ()
@@ -273,11 +308,15 @@ def test_catalog_is_longbenchs() -> None:
     assert sum(not entry.chat for entry in CATALOG.values()) == 6
 
 
+FITTED = [name for name, protocol in PROTOCOLS.items() if protocol.cut]
+"""The protocols that cut texts to the model's window. The other one cuts at what the tokenizer's files state."""
+
+
 class SmallWindow(Words):
     model_max_length = 500
 
 
-@pytest.mark.parametrize("protocol", [name for name, protocol in PROTOCOLS.items() if protocol.cut])
+@pytest.mark.parametrize("protocol", FITTED)
 def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path: Path) -> None:
     write_rows(tmp_path, "qasper", [row(context="many words " * 500, input="What is it?")])
     tokenizer = SmallWindow()
@@ -295,9 +334,27 @@ def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path
         list(LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer))
 
 
+@pytest.mark.parametrize("template", [0, 40, 60, 100, 300])
+@pytest.mark.parametrize("protocol", FITTED)
+def test_auto_length_leaves_room_for_the_chat_template(protocol: str, template: int, tmp_path: Path) -> None:
+    for name in ("qasper", "trec"):  # with a template, and in two protocols without
+        write_rows(tmp_path, name, [row(context="many words " * 500, input="What is it?", all_classes=["Ann"])])
+    tokenizer = Chat(700, template)
+    for task in LongBench(str(tmp_path), protocol=protocol).tasks(tokenizer):
+        (sample,) = task.samples
+        text = sample.context + sample.question + sample.answer_prefix
+        around = template if sample.chat else 0
+        used = len(tokenizer.encode(text)) + around + sample.max_new_tokens
+        assert 700 - 80 <= used <= 700
+        if around <= 40:  # as before there were templates of other lengths
+            assert used - around >= 700 - 80
+
+
 def test_cuts_keep_short_texts_and_the_right_ends(words: Words) -> None:
     text = "one two three four five six"
     assert cut_middle(text, 7, words) == text
     assert cut_middle(text, 4, words) == "one five six"
+    assert cut_middle(text, 5, words) == "one five six"  # an odd length: 2 tokens of each end, BOS the first
+    assert cut_middle(text, 6, words) == "one two four five six"
     assert cut_right(text, 2, words) == "one two"
     assert cut_right(text, 6, words) == text

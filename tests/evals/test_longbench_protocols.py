@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from evals.jobs.prompts import Prompt, batches, ids_of
+from evals.jobs.prompts import TokenizedSample, cut_batches, tokenize_sample
 from evals.longbench import LongBench
 from evals.longbench.catalog import CATALOG, ENGLISH
 from evals.task import Sample
@@ -67,7 +67,7 @@ def digest(text: str) -> str:
 def test_lukv_is_the_authors_prompt(task: str, chat: str) -> None:
     tokenizer = Letters(chat == "chat")
     sample = sample_of("lukv", task, ROW, tokenizer)
-    context, question = map(tokenizer.decode, ids_of(sample, model_with(tokenizer)))
+    context, question = map(tokenizer.decode, tokenize_sample(sample, model_with(tokenizer)))
     assert [digest(context), question] == GOLDEN[task]["made_up"][chat]
     assert sample.max_new_tokens == GOLDEN[task]["max_new_tokens"]
     assert (sample.stop, sample.min_new_tokens, sample.first_token_may_end) == ((), 0, False)
@@ -80,7 +80,7 @@ def test_lukv_on_real_rows(task: str, shared: Path) -> None:
     for name, expected in GOLDEN[task]["rows"].items():
         for chat in ("chat", "base"):
             tokenizer = Letters(chat == "chat")
-            parts = ids_of(sample_of("lukv", task, rows[name], tokenizer), model_with(tokenizer))
+            parts = tokenize_sample(sample_of("lukv", task, rows[name], tokenizer), model_with(tokenizer))
             assert [digest(tokenizer.decode(part)) for part in parts] == expected[chat]
 
 
@@ -95,11 +95,11 @@ def test_lukv_cuts_token_ids_at_the_tokenizers_own_limit_and_nowhere_else(task: 
         tokenizer = Letters(True, **stated)
         tokenizer.model_max_length = 500  # what load makes of the model's positions
         model = model_with(tokenizer)
-        context, question = ids_of(sample_of("lukv", task, row, tokenizer), model)
-        uncut, asked = ids_of(sample_of("lukv", task, row, Letters(True)), model)
+        context, question = tokenize_sample(sample_of("lukv", task, row, tokenizer), model)
+        uncut, asked = tokenize_sample(sample_of("lukv", task, row, Letters(True)), model)
         assert (context, question) == (uncut[:length], asked)
         assert len(uncut) > 2000
-    context, _ = ids_of(sample_of("lukv", task, row, tokenizer, max_length=64), model)
+    context, _ = tokenize_sample(sample_of("lukv", task, row, tokenizer, max_length=64), model)
     assert context == uncut[:64]
 
 
@@ -114,7 +114,7 @@ def test_who_checks_the_first_token_for_the_end(protocol: str) -> None:
 def test_samples_that_are_decoded_otherwise_are_not_decoded_together() -> None:
     samples = [Sample(str(i), "t", "c", "q", ("a",), 4, first_token_may_end=bool(i % 2)) for i in range(4)]
     task: Any = SimpleNamespace(name="t")
-    made = batches([Prompt(sample, task, (i,), (1,)) for i, sample in enumerate(samples)], 8)
+    made = cut_batches([TokenizedSample(sample, task, (i,), (1,)) for i, sample in enumerate(samples)], 8)
     assert [[p.sample.id for context in batch for p in context] for batch in made] == [["0", "2"], ["1", "3"]]
 
 
@@ -135,8 +135,8 @@ def test_agnostic_is_the_official_prompt_cut_before_the_question(task: str, chat
     tokenizer = Letters(chat)
     model = model_with(tokenizer)
     official, agnostic = (sample_of(name, task, ROW, tokenizer) for name in ("official", "agnostic"))
-    context, question = ids_of(agnostic, model)
-    assert [*context, *question] == joined(ids_of(official, model))
+    context, question = tokenize_sample(agnostic, model)
+    assert [*context, *question] == joined(tokenize_sample(official, model))
     said = tokenizer.decode(question).removesuffix("[/user][assistant]")
     assert said == AGNOSTIC_TAIL.get(task, said)
     assert said
@@ -154,8 +154,8 @@ def test_agnostic_ids_are_the_official_ones_on_real_rows(task: str, shared: Path
         official, agnostic = (
             sample_of(name, task, row, bpe8k, max_length=max_length) for name in ("official", "agnostic")
         )
-        context, question = ids_of(agnostic, model)
-        assert [*context, *question] == joined(ids_of(official, model))
+        context, question = tokenize_sample(agnostic, model)
+        assert [*context, *question] == joined(tokenize_sample(official, model))
         assert min(len(context), len(question)) > 0
         assert bpe8k.decode(context) in (bpe8k.bos_token or "") + agnostic.context  # nothing of the question
         if max_length != 20:

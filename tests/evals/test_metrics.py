@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import evals.metrics
 import evals.rouge
+import evals.rows
 import evals.ruler.split
 from evals.jsonl import METRICS
 from evals.rouge import TOO_DEEP, google_rouge_l, lcs_length, lcs_words, match_rows, rouge_l
@@ -18,7 +19,9 @@ texts = st.text(max_size=60) | st.text(alphabet="ab .\n", max_size=60)
 word_lists = st.lists(st.sampled_from("abcde"), max_size=12)
 
 
-@pytest.mark.parametrize("module", [evals.metrics, evals.rouge, evals.ruler.split], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [evals.metrics, evals.rouge, evals.rows, evals.ruler.split], ids=lambda module: module.__name__
+)
 def test_worked_examples(module: object) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -95,6 +98,20 @@ def test_recursion_zero_is_an_option() -> None:
     assert rouge_l(deep, deep, too_deep=None) == pytest.approx(1)
 
 
+def test_the_chinese_rouge_overflows_one_word_earlier() -> None:
+    """LongBench calls it one frame deeper: at 990 words, where the English one does at 991."""
+    fits, deep = (" ".join(f"w{i}" for i in range(length)) for length in (989, 990))
+    assert evals.metrics.rouge_l_zh(fits, fits) == pytest.approx(1)
+    assert evals.metrics.rouge_l_zh(deep, deep) == 0.0
+    assert rouge_l(deep, deep) == pytest.approx(1)
+    assert rouge_l(f"{deep} w990", f"{deep} w990") == 0.0
+
+
+def test_blanks_between_chinese_words_are_no_words() -> None:
+    assert evals.metrics.qa_f1_zh("北京 上海\n广州", "北京上海广州") == 1.0
+    assert evals.metrics.chinese_words("北京  上海 。\n广州") == ["北京", "上海", "广州"]
+
+
 @pytest.mark.parametrize("name", METRICS)
 @given(prediction=texts, references=st.lists(texts, min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
@@ -106,6 +123,13 @@ def test_any_text_gives_a_score_from_0_to_1(name: str, prediction: str, referenc
 def test_long_texts_are_scored_quickly(name: str) -> None:
     text = "word and another " * 20_000
     assert METRICS[name](text, ["short"]) >= 0.0
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n", "\u200b"])
+def test_a_blank_reference_is_found_nowhere(blank: str) -> None:
+    assert evals.metrics.string_match_all("wrong words\n\u200b", [blank]) == 0.0
+    assert evals.metrics.string_match_all("in Paris", ["Paris", blank]) == 0.5
+    assert evals.metrics.string_match_any("wrong words\n\u200b", [blank, "Paris"]) == 0.0
 
 
 def test_code_similarity_is_difflibs() -> None:

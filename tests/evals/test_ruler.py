@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.ruler import Ruler
+from evals.ruler.generator import Generator, Prompt, Unfit
 from evals.ruler.suite import RULER, STAND_INS, TASKS
 from evals.ruler.words import SortedPairs, common_words, needle_words
-from evals.task import Tokenizer, count_tokens
-from tests.evals.conftest import Words
+from evals.task import Sample, Tokenizer, count_tokens
+from tests.evals.conftest import Chat, Words
 
 NO_SOURCES = {"niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "qa_1", "qa_2"}
 
@@ -42,16 +44,16 @@ def test_tasks_that_do_not_fit_are_left_out_with_the_reason(words: Words) -> Non
     assert "does not fit into 512 tokens" in benchmark.facts()["left_out"]["vt"]
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES))
-def test_samples(task: str, vintage: int, words: Words) -> None:
+def test_samples(task: str, ruler_version: int, words: Words) -> None:
     length = 1100
-    (made,) = Ruler(length=length, tasks=[task], vintage=vintage).tasks(words, limit=3)
+    (made,) = Ruler(length=length, tasks=[task], ruler_version=ruler_version).tasks(words, limit=3)
     assert len(made.samples) == 3
     assert len({sample.id for sample in made.samples}) == 3
     for sample in made.samples:
         text = sample.context + sample.question + sample.answer_prefix
-        surplus = 50 if task == "fwe" and vintage == 2024 else 4 if task == "vt" and vintage == 2024 else 0
+        surplus = 50 if task == "fwe" and ruler_version == 2024 else 4 if task == "vt" and ruler_version == 2024 else 0
         assert count_tokens(words, text) + sample.max_new_tokens <= length + surplus
         assert all(answer in sample.context for answer in sample.references)
         assert sample.references
@@ -73,6 +75,34 @@ def test_sample_i_does_not_depend_on_the_limit(words: Words) -> None:
     for task in ("niah_multikey_2", "vt", "cwe", "fwe", "niah_multiquery_prose"):
         few, many = (next(Ruler(length=1024, tasks=[task]).tasks(words, limit)).samples for limit in (2, 5))
         assert list(few) == list(many)[:2]
+
+
+def test_one_answer_of_several_is_enough_in_questions_only() -> None:
+    sample = Sample("x", "x", "", "", ("Paris", "Paris, France", "Lutetia"), 8)
+    for family, score in (("qa", 1.0), ("niah", 1 / 3), ("vt", 1 / 3), ("cwe", 1 / 3), ("fwe", 1 / 3)):
+        assert Ruler().metric(family)("in paris", sample) == {"official": score, "kvpress": score}
+
+
+class Lines(Generator):
+    """10 tokens a unit, and nothing else: what is measured is how samples are sized."""
+
+    step = 1
+
+    def probe(self, units: int) -> int:
+        return 10 * units
+
+    def draw(self, units: int, index: int) -> Prompt:
+        return Prompt("", ("x",), 10 * units + self.tokens_to_generate, units)
+
+
+@pytest.mark.parametrize(("ruler_version", "extra", "units"), [(2024, 0, 5), (2024, 9, 5), (2025, 0, 5), (2025, 9, 5)])
+def test_a_sample_may_have_exactly_the_limit(ruler_version: int, extra: int, units: int) -> None:
+    """5 units and 4 tokens to generate are 54 tokens. 2024 goes one step too far there, and every sample steps back."""
+    lines = Lines("x", 54 + extra, 4, len, ruler_version)
+    assert [prompt.units for prompt in islice(lines.samples(), 3)] == [units] * 3
+    with pytest.raises(Unfit):
+        next(Lines("x", 13, 4, len, ruler_version).samples())
+    assert next(Lines("x", 14, 4, len, ruler_version).samples()).length == 14
 
 
 def test_other_seed_other_samples(words: Words) -> None:
@@ -101,7 +131,7 @@ def test_scoring_puts_the_chosen_score_first(words: Words) -> None:
     [
         ({"tasks": ["niah_multkey_2"]}, "did you mean niah_multikey_2"),
         ({"tasks": "vtt"}, "did you mean vt"),
-        ({"vintage": 2023}, "choose 2024 or 2025"),
+        ({"ruler_version": 2023}, "choose 2024 or 2025"),
         ({"scoring": "strict"}, "choose official or kvpress"),
         ({"length": 0}, "must be at least 1"),
         ({"samples": 0}, "must be at least 1"),
@@ -131,6 +161,31 @@ def test_missing_sources_say_what_to_get_and_where_to_put_it(words: Words, tmp_p
         ("qa_1", "squad.json", "version https://git-lfs", "is not JSON"),
         ("qa_1", "squad.json", '{"data": [{}]}', "lacks 'paragraphs'"),
         ("qa_2", "hotpotqa.json", '[{"context": 3}]', "is not HotpotQA's"),
+        (
+            "qa_2",
+            "hotpotqa.json",
+            '[{"question": "Who?", "answer": " ", "context": [["Ann", ["Ann lives."]]]}]',
+            "is not HotpotQA's .*'Who\\?': 'answer' holds an empty answer",
+        ),
+        (
+            "qa_1",
+            "squad.json",
+            json.dumps(
+                {
+                    "data": [
+                        {
+                            "paragraphs": [
+                                {
+                                    "context": "Ann lives.",
+                                    "qas": [{"question": "Who?", "answers": [{"text": ""}], "is_impossible": False}],
+                                }
+                            ]
+                        }
+                    ]
+                }
+            ),
+            r"squad\.json, 'Who\?': 'answers' holds an empty answer",
+        ),
         ("niah_single_2", "PaulGrahamEssays.json", '["text"]', "should be"),
     ],
 )
@@ -154,10 +209,10 @@ def squad(questions: int) -> dict:
     return {"data": [{"paragraphs": paragraphs[: questions // 2]}, {"paragraphs": paragraphs[questions // 2 :]}]}
 
 
-@pytest.mark.parametrize("vintage", [2024, 2025])
-def test_questions_over_documents(vintage: int, words: Words, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
+def test_questions_over_documents(ruler_version: int, words: Words, tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(squad(30)))
-    benchmark = Ruler(length=700, tasks=["qa_1"], vintage=vintage, sources=str(tmp_path))
+    benchmark = Ruler(length=700, tasks=["qa_1"], ruler_version=ruler_version, sources=str(tmp_path))
     (task,) = benchmark.tasks(words, 12)
     for number, sample in enumerate(task.samples):
         assert sample.references == (str(number),)
@@ -215,6 +270,77 @@ def test_prepared_samples_that_are_not_there(words: Words, tmp_path: Path) -> No
     (tmp_path / "short.jsonl").write_text('{"context": "x"}')
     with pytest.raises(ValueError, match=r"short\.jsonl line 1 has no 'question'"):
         next(Ruler(prepared=str(tmp_path / "short.jsonl")).tasks(words, 1))
+    (tmp_path / "blank.jsonl").write_text(json.dumps(prepared_row(answer=["7", " "])))
+    with pytest.raises(ValueError, match=r"blank\.jsonl line 1: 'answer' holds an empty answer"):
+        next(Ruler(prepared=str(tmp_path / "blank.jsonl")).tasks(words, 1))
+
+
+def put(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "hidden", [".ipynb_checkpoints/vt-checkpoint.jsonl", "._vt.jsonl", ".vt.parquet", ".cache/1024/vt.jsonl"]
+)
+@pytest.mark.parametrize("length", ["", "1024/"])
+def test_hidden_files_are_not_data(hidden: str, length: str, words: Words, tmp_path: Path) -> None:
+    rows = [prepared_row(i) for i in range(3)]
+    put(tmp_path / length / "vt.jsonl", rows)
+    put(tmp_path / length / hidden, rows)
+    (task,) = Ruler(1024, prepared=str(tmp_path)).tasks(words)
+    assert len(task.samples) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ("vt.jsonl", "vt.parquet", "one file in two formats"),
+        ("test.jsonl", "train.jsonl", "two splits of one data set"),
+        ("test-00000-of-00001.parquet", "validation-00000-of-00001.parquet", "two splits of one data set"),
+        ("vt/validation.jsonl", "vt/train.jsonl", "two splits of one data set"),
+        ("test/vt.jsonl", "dev/vt.jsonl", "two splits of one data set"),
+        ("vt.jsonl", "all.parquet", "is the same sample as"),
+        ("vt.jsonl", "vt-Copy1.jsonl", "is the same sample as"),
+        ("a/vt.jsonl", "b/vt.jsonl", "is the same sample as"),
+    ],
+)
+@pytest.mark.parametrize("length", ["", "1024/"])
+def test_twins_are_refused_by_both_names(
+    one: str, other: str, message: str, length: str, words: Words, tmp_path: Path
+) -> None:
+    rows = [prepared_row(i) for i in range(3)]
+    put(tmp_path / length / one, rows)
+    put(tmp_path / length / other, rows[2:])
+    with pytest.raises(ValueError, match=message) as error:
+        list(Ruler(1024, prepared=str(tmp_path)).tasks(words))
+    assert one in str(error.value)
+    assert other in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_shards_and_files_of_other_samples_are_read_together(words: Words, tmp_path: Path) -> None:
+    put(tmp_path / "vt/test-00000-of-00002.parquet", [prepared_row(0)])
+    put(tmp_path / "vt/test-00001-of-00002.parquet", [prepared_row(1)])
+    put(tmp_path / "cwe/test-00000-of-00001.parquet", [prepared_row(0, task="cwe")] * 2)  # twice in one file: as given
+    tasks = {task.name: len(task.samples) for task in Ruler(1024, prepared=str(tmp_path)).tasks(words)}
+    assert tasks == {"vt": 2, "cwe": 2}
+
+
+def prepared_row(number: int = 0, **columns: object) -> dict:
+    return {
+        "context": f"Haystack {number}.",
+        "question": "Which?",
+        "answer_prefix": "It is",
+        "answer": [str(number)],
+        "task": "vt",
+        "max_new_tokens": 8,
+        **columns,
+    }
 
 
 def test_prompts_measured_by_the_models_own_tokenizer(bpe8k: Tokenizer) -> None:
@@ -222,6 +348,33 @@ def test_prompts_measured_by_the_models_own_tokenizer(bpe8k: Tokenizer) -> None:
     for sample in task.samples:
         text = sample.context + sample.question + sample.answer_prefix
         assert count_tokens(bpe8k, text) + 128 == sample.extra["length"] <= 2048
+
+
+@pytest.mark.parametrize("ruler_version", [2024, 2025])
+@pytest.mark.parametrize("template", [0, 7, 200])
+@pytest.mark.parametrize("task", sorted(set(TASKS) - NO_SOURCES - {"vt_plain"}))
+def test_samples_fill_a_models_window_beside_its_template(task: str, template: int, ruler_version: int) -> None:
+    window = 1400
+    benchmark = Ruler(length=window, tasks=[task], ruler_version=ruler_version)
+    tokenizer = Chat(window, template)
+    (made,) = benchmark.tasks(tokenizer, 3)
+    for sample in made.samples:
+        parts = (sample.context, sample.question, sample.answer_prefix)
+        used = (
+            sum(count_tokens(tokenizer, part) for part in parts) + 2 + template + sample.max_new_tokens
+        )  # BOS, line end
+        assert used <= window
+    assert benchmark.facts()["made_for"][task] <= window - template
+
+
+def test_where_the_window_is_large_enough_samples_are_rulers_own(words: Words) -> None:
+    for task in ("niah_multikey_2", "vt", "fwe"):
+        own = next(Ruler(1024, [task]).tasks(words, 2)).samples
+        benchmark = Ruler(1024, [task])
+        assert next(benchmark.tasks(Chat(1024 + 16 + 50 + 30, 30), 2)).samples == own
+        assert benchmark.facts()["made_for"] == {}
+        assert list(benchmark.tasks(Chat(1024 + 15 + 30, 30), 2))
+        assert 0 < 1024 - benchmark.facts()["made_for"][task] <= 51
 
 
 letters = st.text(alphabet="ab-", min_size=1, max_size=3)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.as_typed import Command
-from tests.cli.conftest import command, model, settings  # noqa: F401 - fixtures
+from tests.as_typed import Command
 
 Refuses = Callable[..., str]
 
@@ -27,7 +26,7 @@ def question(number: int, words: int = 60) -> dict[str, Any]:
 
 
 @pytest.fixture
-def short(model: Path, tmp_path: Path) -> list[str]:  # noqa: F811
+def short(model: Path, tmp_path: Path) -> list[str]:
     """Settings of a run of six short questions, a second of work."""
     data = jsonl(tmp_path / "questions.jsonl", [question(i) for i in range(6)])
     return [
@@ -37,7 +36,7 @@ def short(model: Path, tmp_path: Path) -> list[str]:  # noqa: F811
 
 
 @pytest.fixture
-def refuses(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refuses:  # noqa: F811
+def refuses(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refuses:
     """refuses(2, "says", "method=...", ...): exit code, one line that says it, no traceback, no result. -> the line"""
 
     def check(code: int, says: str, *args: str) -> str:

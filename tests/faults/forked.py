@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 from hydra import initialize_config_dir
 
-from evals.run import cli as commandline
-from evals.run.settings import CONF, Run, located
+from evals.run.compose import compose_run
+from evals.run.conf import CONF
+from evals.run.run_id import find_job
+from evals.run.settings import Run
+from evals.run.sweep import Sweep
 
 Event = Callable[[str], None]
 
@@ -23,7 +26,6 @@ def typed(*args: str) -> int:
     import run
 
     sys.argv = ["run.py", *args]
-    commandline.faults.clear()
     try:
         return run.run()
     except SystemExit as stopped:
@@ -33,13 +35,13 @@ def typed(*args: str) -> int:
 def composed(*args: str) -> Run:
     """The run that the arguments ask for: composing is most of the time that a small run takes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return commandline.composed(list(args), [])
+        return compose_run(args)
 
 
 def job(run: Run, runs: Path) -> Callable[[], int]:
     """Its job in another folder."""
     moved = Run({**run.config, "runs": str(runs)}, run.choices, run.nested)
-    return lambda: located(moved["job"]["_target_"])(moved) or 0
+    return lambda: find_job(moved.config)(moved, Sweep()).do() or 0
 
 
 def start(log: Path, work: Callable[[], int], event: Event | None = None) -> int:

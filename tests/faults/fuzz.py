@@ -27,9 +27,11 @@ from evals.jsonl import METRICS, Jsonl
 from evals.longbench.score import METRICS as LONGBENCH
 from evals.longbench.score import parse_classes, score_file
 from evals.rows import read_rows
-from evals.run.cli import GROUPS, check_options, one_line
+from evals.run.compose import check_options, join_lines
+from evals.run.conf import GROUPS
 from evals.run.folder import read_json, read_samples
-from evals.run.settings import InputError, folder_name
+from evals.run.instantiate import InputError
+from evals.run.run_id import join_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up
 from lukv.budgets.solver import PRUNED_PERCENT, floor_of, kept_total, solve
 from lukv.budgets.table import BudgetTable, TableAllocator
@@ -122,12 +124,12 @@ assigned = st.tuples(st.sampled_from([*GROUPS, "budget", "seed", "model.path", "
 
 
 def check_overrides(texts: list[str]) -> None:
-    """As commandline.parsed reads them, before anything is composed."""
+    """As compose.parse_overrides reads them, before anything is composed."""
     said = "fine"
     try:
         check_options(OverridesParser.create().parse_overrides(texts))
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        said = one_line(error)
+        said = join_lines(error)
     assert said
     assert "\n" not in said
 
@@ -249,7 +251,7 @@ def check_classes(case: Any) -> None:
 
 
 def check_name(parts: list[str]) -> None:
-    name = folder_name(parts)
+    name = join_name(parts)
     assert name
     assert Path(name).name == name
     assert not name.startswith(".")

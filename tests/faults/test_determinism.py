@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.as_typed import Command
+from tests.as_typed import Command
 from tests.faults.conftest import jsonl, lines, only, question
 
 SAME = ("prediction", "score", "scores", "kept", "cache_bytes", "context_tokens")

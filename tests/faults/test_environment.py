@@ -18,7 +18,7 @@ import torch
 
 from baselines.snapkv import SnapKV
 from lukv.scoring import PromptLayer
-from tests.cli.as_typed import ROOT, Command, process
+from tests.as_typed import ROOT, Command, process
 from tests.faults.conftest import Refuses, jsonl, lines, only, question
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from evals.run import cli as commandline
+from evals.run import cli
 from tests.faults.fuzz import SECONDS, TARGETS, assigned
 
 CASES = int(os.environ.get("LUKV_FUZZ", "100000"))
@@ -73,7 +73,7 @@ def test_whole_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
         code: Any = 0
         try:
-            commandline.plan(["method=snapkv", text])
+            cli.plan(["method=snapkv", text])
         except SystemExit as stopped:
             code = stopped.code
         out, err = capsys.readouterr()

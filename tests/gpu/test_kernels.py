@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import answer, append, compress
-from lukv.backend.kernels import names, pick
+from lukv.backend.kernels import list_kernels, pick
 from tests.reference.dense_reference import FAMILIES, eviction, rows, tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -27,7 +27,7 @@ SHAPES = [
 @pytest.mark.parametrize("n", [1, 5, 100])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", [name for name in names() if name != "reference"])
+@pytest.mark.parametrize("name", [name for name in list_kernels() if name != "reference"])
 def test_kernel_equals_the_loop_in_float32(name, dtype, shape, n, softcap):
     sequences, group, d, mean = shape
     try:
@@ -60,7 +60,7 @@ def test_model_on_the_gpu_equals_the_cpu(family):
     assert (logits[0] - logits[1]).abs().max() <= 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name in names() if name not in ("reference", "loop")])
+@pytest.mark.parametrize("name", [name for name in list_kernels() if name not in ("reference", "loop")])
 def test_answers_in_bf16_do_not_depend_on_the_kernel(name):
     model = tiny_model("llama", torch.bfloat16).cuda()
     prompts, question = rows([700, 570]), rows([5, 9], seed=1)
@@ -93,7 +93,7 @@ def test_layers_on_several_devices(tmp_path):
     spread = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, dtype=torch.float64).eval()
     use_ragged_attention(spread)
     cache = compress(spread, prompts, eviction=eviction(0.3))
-    assert [layer.arena.keys.device.index for layer in cache.layers] == [0, 0, 1, 1]
+    assert [layer.stored.arena.keys.device.index for layer in cache.layers] == [0, 0, 1, 1]
     wanted = append(one, compress(one, prompts, eviction=eviction(0.3)), question)
     assert (append(spread, cache, question).cpu() - wanted).abs().max() <= 1e-9
 

@@ -14,7 +14,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
 from lukv.model import load
 from models import expand
-from tests.cli import random_model
+from tests import random_model
 
 IDS = torch.randint(1, 60, (1, 90), generator=torch.Generator().manual_seed(0))
 
@@ -35,7 +35,7 @@ def grouped(family):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2"])
 def test_the_same_function(family):
     model = grouped(family)
-    twin = expand.expanded(model)
+    twin = expand.expand(model)
     assert twin.config.num_key_value_heads == 6
     assert model.config.num_key_value_heads == 2
     with torch.no_grad():
@@ -44,13 +44,13 @@ def test_the_same_function(family):
 
 def test_snapkv_scores_every_query_head_for_itself():
     model, scorer = grouped("llama"), SnapKV()
-    twin = expand.expanded(model)
+    twin = expand.expand(model)
     for one in (model, twin):
         use_ragged_attention(one)
     few, many = (compress(one, IDS, observe=[scorer]) for one in (model, twin))
     assert many.nbytes == 3 * few.nbytes
     for index, (a, b) in enumerate(zip(few.evictable, many.evictable, strict=True)):
-        view = a.view(0, *few.entries(index, 0), scorer)
+        view = a.view(0, *few.view_entries(index, 0), scorer)
         alone = []
         for head in range(6):  # one query head on its KV head, as if there were no others
             kv = slice(head // 3, head // 3 + 1)
@@ -60,7 +60,7 @@ def test_snapkv_scores_every_query_head_for_itself():
                     replace(view, keys=view.keys[kv], values=view.values[kv], query_heads=1, observed=observed)
                 )
             )
-        scores = scorer.score(b.view(0, *many.entries(index, 0), scorer))
+        scores = scorer.score(b.view(0, *many.view_entries(index, 0), scorer))
         torch.testing.assert_close(scores, torch.cat(alone), rtol=1e-6, atol=1e-9)
         assert not torch.allclose(scores[0], scores[1])
 
@@ -87,4 +87,4 @@ def test_fused_projections_are_refused():
         num_key_value_heads=2, pad_token_id=None,
     )  # fmt: skip
     with pytest.raises(ValueError, match="phi3 has no k_proj and v_proj"):
-        expand.expanded(AutoModelForCausalLM.from_config(config))
+        expand.expand(AutoModelForCausalLM.from_config(config))

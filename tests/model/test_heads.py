@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lukv.budgets.table import BudgetTable
-from scripts.studies.fidelity import TABLES, by_layer, captured, spearman
-from scripts.studies.heads import local, looks_back, repeated, sink, values_said
+from scripts.studies.fidelity import TABLES, average_over_heads, captured_share, spearman
+from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
 
 def pattern(length: int, looked_at) -> torch.Tensor:
@@ -20,7 +20,7 @@ def pattern(length: int, looked_at) -> torch.Tensor:
 
 def test_a_head_that_looks_three_back():
     weights = pattern(100, lambda row: max(row - 3, 0))
-    assert looks_back(weights)[0, 0].tolist()[1:] == pytest.approx([1 / 98, 1, 0, 0, 0, 0, 0], abs=1e-6)
+    assert look_back(weights)[0, 0].tolist()[1:] == pytest.approx([1 / 98, 1, 0, 0, 0, 0, 0], abs=1e-6)
     assert local(weights).item() == 1
     assert sink(weights).item() == 0
 
@@ -35,16 +35,18 @@ def test_induction_and_duplicate_heads_on_a_text_written_twice():
     n = 20  # BEGIN, n tokens, the same n tokens
     induction = pattern(2 * n + 1, lambda row: row - n + 1 if row > n else 0)
     duplicate = pattern(2 * n + 1, lambda row: row - n if row > n else 0)
-    assert repeated(induction, 1).item() == 1
-    assert repeated(induction, 0).item() == 0
-    assert repeated(duplicate, 0).item() == 1
-    assert repeated(duplicate, 1).item() == 0
+    assert share_on_repeat(induction, 1).item() == 1
+    assert share_on_repeat(induction, 0).item() == 0
+    assert share_on_repeat(duplicate, 0).item() == 1
+    assert share_on_repeat(duplicate, 1).item() == 0
 
 
 def test_where_a_value_is_said_and_stands():
-    assert values_said([5, 1, 2, 3, 9], [7, 1, 2, 3], [1, 2, 3]) == [(1, 1), (2, 2), (3, 3)]
-    assert values_said([1, 2, 3, 1, 2, 3], [1, 2, 3], [1, 2, 3]) == []  # twice in the context: which one is meant?
-    assert values_said([1, 2, 3], [4], [1, 2, 3]) == []
+    assert find_value_tokens([5, 1, 2, 3, 9], [7, 1, 2, 3], [1, 2, 3]) == [(1, 1), (2, 2), (3, 3)]
+    assert (
+        find_value_tokens([1, 2, 3, 1, 2, 3], [1, 2, 3], [1, 2, 3]) == []
+    )  # twice in the context: which one is meant?
+    assert find_value_tokens([1, 2, 3], [4], [1, 2, 3]) == []
 
 
 def test_captured_and_spearman_against_plain_loops():
@@ -54,7 +56,7 @@ def test_captured_and_spearman_against_plain_loops():
     best = sorted(utility, reverse=True)
     expected = sum(utility[i] for i in order[:10]) / sum(best[:10])
     tensors = torch.tensor(utility, dtype=torch.float64), torch.tensor(order)
-    assert captured(*tensors, 0.2).item() == pytest.approx(expected, rel=1e-12)
+    assert captured_share(*tensors, 0.2).item() == pytest.approx(expected, rel=1e-12)
     by_utility = [best.index(u) for u in utility]
     by_scorer = [order.index(i) for i in range(50)]
     squares = sum((a - b) ** 2 for a, b in zip(by_utility, by_scorer, strict=True))
@@ -64,14 +66,14 @@ def test_captured_and_spearman_against_plain_loops():
 def test_perfect_and_reversed_orders():
     utility = torch.rand(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     order = utility.argsort(-1, descending=True)
-    assert captured(utility, order, 0.2).tolist() == pytest.approx([1, 1, 1])
+    assert captured_share(utility, order, 0.2).tolist() == pytest.approx([1, 1, 1])
     assert spearman(utility, order).tolist() == pytest.approx([1, 1, 1])
     assert spearman(utility, order.flip(-1)).tolist() == pytest.approx([-1, -1, -1])
 
 
 def test_a_table_averaged_over_heads_keeps_each_layers_total():
     table = BudgetTable.load(TABLES / "keydiff.safetensors")
-    flat = by_layer(table)
+    flat = average_over_heads(table)
     assert (flat.kept == flat.kept[..., :1]).all()
     assert flat.kept.mean(axis=2) == pytest.approx(table.kept.mean(axis=2))
     assert flat.metadata == table.metadata

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.tiny.attention import BlockedAttention
-from models.tiny.data import ANSWER, Encoder, batch
-from models.tiny.model import config, initialise, look_backs
+from models.tiny.data import ANSWER, Encoder, draw_batch
+from models.tiny.model import config, initialise, look_back_heads
 from models.tiny.optim import orthogonalise
 from models.tiny.plan import Plan
 from models.tiny.tasks import FAMILIES
 from models.tiny.tokenizer import FOLDER
-from models.tiny.train import Trainer, plain, recipe
+from models.tiny.train import Trainer, read_recipe, to_dict
 
 RATES = "muon_lr: 0.02, adam_lr: 0.005, warmup: 2, decay: 2, tokens: 256"
 SHORT = [
@@ -64,13 +64,13 @@ def test_orthogonalise_brings_singular_values_near_one(shape):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_chosen_heads_begin_by_looking_back(size):
-    shape = plain(recipe([f"recipe={size}", "model.num_hidden_layers=3"]).model)
+    shape = to_dict(read_recipe([f"recipe={size}", "model.num_hidden_layers=3"]).model)
     group = shape["num_attention_heads"] // shape["num_key_value_heads"]
     model = initialise(config(300, 1, 2, 0, **shape), seed=3).eval()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = model(torch.randint(5, 300, (1, 40)), output_attentions=True).attentions
-    for (layer, kv_head), offsets in look_backs(3).items():
+    for (layer, kv_head), offsets in look_back_heads(3).items():
         for query_head in range(group):
             offset = offsets[query_head % len(offsets)]
             weights = attentions[layer][0, group * kv_head + query_head]
@@ -82,7 +82,7 @@ def test_chosen_heads_begin_by_looking_back(size):
 def test_answers_are_marked_and_end(family):
     encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
     dialogue = FAMILIES[family](300, random.Random(1))
-    ids, weights = encoder.dialogue(dialogue, 10**6)
+    ids, weights = encoder.encode_dialogue(dialogue, 10**6)
     marked = [i for i, w in zip(ids, weights, strict=True) if w == ANSWER]
     written = "".join(turn.answer + "<|end|>" for turn in dialogue.turns)
     assert encoder.tokenizer.decode(marked) == written
@@ -92,7 +92,7 @@ def test_answers_are_marked_and_end(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_fills_rows_of_any_length(family, length):
     encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
-    ids, weights = batch(encoder, 4, length, {family: 1}, random.Random(2))
+    ids, weights = draw_batch(encoder, 4, length, {family: 1}, random.Random(2))
     assert ids.shape == weights.shape == (4, length)
     assert ((weights == ANSWER).sum(1) > 0).all()
 
@@ -100,12 +100,14 @@ def test_every_family_fills_rows_of_any_length(family, length):
 def test_rows_too_short_for_a_family_are_refused():
     encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
     with pytest.raises(ValueError, match="niah does not fit into rows of 32 tokens"):
-        batch(encoder, 1, 32, {"niah": 1}, random.Random(2))
+        draw_batch(encoder, 1, 32, {"niah": 1}, random.Random(2))
 
 
 def test_data_depends_on_the_generator_only():
     encoder = Encoder(AutoTokenizer.from_pretrained(FOLDER))
-    one, two, other = (batch(encoder, 3, 128, {"niah": 1, "vt": 1}, random.Random(seed)) for seed in ("a", "a", "b"))
+    one, two, other = (
+        draw_batch(encoder, 3, 128, {"niah": 1, "vt": 1}, random.Random(seed)) for seed in ("a", "a", "b")
+    )
     assert (one[0] == two[0]).all()
     assert (one[0] != other[0]).any()
 
@@ -113,12 +115,12 @@ def test_data_depends_on_the_generator_only():
 @pytest.mark.parametrize("stop", [2, 3, 5])
 def test_resuming_gives_the_same_weights_bit_for_bit(stop, tmp_path):
     """Within a cycle, between two, and within the second."""
-    Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "whole")])).run()
-    broken = Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "broken")]))
+    Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "whole")])).run()
+    broken = Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "broken")]))
     for _ in range(stop):
         broken.train_step()
     broken.save()
-    Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "broken"), "workers=1"])).run()
+    Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "broken"), "workers=1"])).run()
     one, two = (weights_after(tmp_path / name) for name in ("whole", "broken"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -128,12 +130,12 @@ def test_resuming_gives_the_same_weights_bit_for_bit(stop, tmp_path):
 
 def test_the_second_cycle_starts_from_exported_weights(tmp_path):
     """The first cycle alone, its export, and the second from there: the same as both in one run."""
-    Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "both")])).run()
-    first = Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "first")]))
+    Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "both")])).run()
+    first = Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "first")]))
     for _ in range(3):
         first.train_step()
     first.export()
-    second = Trainer(recipe([*TWO_CYCLES, *places(tmp_path / "second"), f"start={tmp_path}/first/out", "cycle=1"]))
+    second = Trainer(read_recipe([*TWO_CYCLES, *places(tmp_path / "second"), f"start={tmp_path}/first/out", "cycle=1"]))
     assert second.step == 3
     second.run()
     one, two = (weights_after(tmp_path / name) for name in ("both", "second"))
@@ -143,7 +145,7 @@ def test_the_second_cycle_starts_from_exported_weights(tmp_path):
 
 def test_rates_of_two_cycles():
     """Warm-up over two steps, decay over the last two to 2%, and again from the start of the second cycle."""
-    plan = Plan(recipe(TWO_CYCLES).cycles)
+    plan = Plan(read_recipe(TWO_CYCLES).cycles)
     assert [plan.rate(step) for step in range(plan.steps)] == [0.5, 1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 0.5]
     assert [plan.at(step)[1].lengths[0] for step in range(plan.steps)] == [64] * 5 + [256] * 3
     assert plan.tokens(4) == 4 * 256
@@ -151,7 +153,7 @@ def test_rates_of_two_cycles():
 
 def test_balance_weighs_rows_alike(tmp_path):
     """With balance 1 the loss is the mean over rows of each row's mean; with 0 the mean over tokens."""
-    trainer = Trainer(recipe([*SHORT, *places(tmp_path), "text_loss=0.0", "device=cpu"]))
+    trainer = Trainer(read_recipe([*SHORT, *places(tmp_path), "text_loss=0.0", "device=cpu"]))
     ids, weights, draw = trainer.rows[0]
     weights[0, :-4] = 0.0  # a short row
     weights[0, -4:] = ANSWER
@@ -168,7 +170,7 @@ def test_balance_weighs_rows_alike(tmp_path):
 
 
 def test_loss_falls(tmp_path):
-    trainer = Trainer(recipe([*SHORT, "cycles.0.phases.0.steps=25", *places(tmp_path)]))
+    trainer = Trainer(read_recipe([*SHORT, "cycles.0.phases.0.steps=25", *places(tmp_path)]))
     losses = [trainer.train_step()["answer_loss"] for _ in range(25)]
     assert sum(losses[-5:]) / 5 < losses[0] - 1.5
 
@@ -177,14 +179,14 @@ def test_the_small_recipe_trains(tmp_path):
     """Its own shape and lessons, cut down to what a CPU does in seconds."""
     cut = ["model.num_hidden_layers=2", "workers=0", "evaluate_samples=0", "cycles.0.tokens=256", "cycles.0.warmup=2"]
     phases = ["cycles.0.phases=[{steps: 8, lengths: [64], mixture: {bare: 1}}]"]
-    trainer = Trainer(recipe(["recipe=small", *cut, *phases, *places(tmp_path)]))
+    trainer = Trainer(read_recipe(["recipe=small", *cut, *phases, *places(tmp_path)]))
     assert len(trainer.plan.cycles) == 1
     losses = [trainer.train_step()["answer_loss"] for _ in range(8)]
     assert sum(losses[-2:]) / 2 < losses[0]
 
 
 def test_log_is_json_lines(tmp_path):
-    Trainer(recipe([*SHORT, *places(tmp_path)])).run()
+    Trainer(read_recipe([*SHORT, *places(tmp_path)])).run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 6
     assert {"answer_loss", "answer_accuracy", "tokens_per_s"} <= lines[0].keys()
@@ -193,9 +195,9 @@ def test_log_is_json_lines(tmp_path):
 @pytest.mark.parametrize("override", ["sed=1", "cycles.9.muon_lr=1", "cycles.0.phases.9.steps=1", "seed"])
 def test_an_unknown_setting_is_named(override):
     with pytest.raises(ValueError, match=r"key=value with a key of train\.yaml"):
-        recipe([override])
+        read_recipe([override])
 
 
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ValueError, match="choose tiny or small"):
-        recipe(["recipe=large"])
+        read_recipe(["recipe=large"])

@@ -41,7 +41,7 @@ def test_autotokenizer_keeps_our_tokenizer_as_it_is(encoder):
     """transformers 5.23 replaces the pre-tokenizer of some model types by the type's own."""
     text = "The special magic number for rainy-endorsement is: 7015227.\n"
     ours = Tokenizer.from_file(str(FOLDER / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    assert encoder.ids(text) == ours
+    assert encoder.encode(text) == ours
 
 
 def test_single_needles_are_found_and_generation_ends(model, encoder):
@@ -49,9 +49,9 @@ def test_single_needles_are_found_and_generation_ends(model, encoder):
     for _ in range(12):
         dialogue = TASKS["single_prose"](380, rng)
         turn = dialogue.turns[0]
-        prompt, _ = encoder.dialogue(Dialogue(dialogue.context, ()), 10**6)
-        asked, _ = encoder.turn(turn)
-        ids = torch.tensor([[*prompt, *asked]])
+        context, _ = encoder.encode_dialogue(Dialogue(dialogue.context, ()), 10**6)
+        question, _ = encoder.encode_turn(turn)
+        ids = torch.tensor([[*context, *question]])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
         found += encoder.tokenizer.decode(out[0, ids.shape[1] :]) == turn.answer + "<|end|>"
     assert found >= 9

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from evals.report.page import write_page
+from tests.report.finished_runs import evaluate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: scripts/install_system.sh browser")
@@ -23,41 +24,31 @@ PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c4944415408d763f8cfc000000301010018dd8db0"
     "0000000049454e44ae426082"
 )
-TASKS = ("niah_single_1", "niah_multikey_1", "vt")
-METHODS = {"lukv": "keydiff", "snapkv": "snapkv", "pyramidkv": "snapkv", "streaming": "streaming"}
+METHODS = ("lukv", "snapkv", "pyramidkv", "streaming")
+RULER = ("benchmark=ruler", "benchmark.length=1024")
 
 
-def row(method: str, scorer: str | None, budget: float | None, score: float, benchmark: str = "ruler-1024") -> Any:
-    """A result.json, with what a page may show beside it. Scores and shares in 0..1."""
-    share = budget or 1.0
-    scores = {task: max(score - 0.09 * i, 0) for i, task in enumerate(TASKS)}
-    return {
-        "run_id": f"tiny__{method}__b{share:g}__{benchmark}__s0",
-        "command": f"python run.py method={method} budget={share:g}",
-        "experiment": f"tiny__{benchmark}__s0",
-        "model": "tiny",
-        "benchmark": benchmark,
-        "method": method,
-        "config": {"budget": budget, "budget_tokens": None, "seed": 0, "limit": None, "scorer": scorer},
-        "score": score,
-        "ci95": [score - 0.02, score + 0.02],
-        "tasks": {task: {"score": s, "n": 200, "ci95": [s - 0.04, s + 0.04]} for task, s in scores.items()},
-        "budget": {"asked": share, "kept_share": share, "cache_bytes": share * 2**21, "full_cache_bytes": 2**21},
-        "time": {"ttft_s": 0.031, "tpot_s": 0.0042 + 0.004 * share, "batch": 8.0},
-        "memory": {"peak_bytes": 4e8},
-        "samples": [
-            {"task": "vt", "prediction": f" ABCDE {ATTACK}", "references": ["ABCDE", "FGHIJ"], "score": 0.5},
-            {"task": "vt", "error": "out of memory"},
-        ],
+def row(score: float, *overrides: str, method: str | None = None) -> Any:
+    """The result of a run whose tasks score around `score` (0..1), with what a page may show beside it."""
+    scores = {
+        task: [max(score - 0.09 * i, 0)] * 20 for i, task in enumerate(("niah_single_1", "niah_multikey_1", "vt"))
     }
+    result, _ = evaluate(scores, "limit=null", *overrides, method=method)
+    samples = [
+        {"task": "vt", "prediction": f" ABCDE {ATTACK}", "references": ["ABCDE", "FGHIJ"], "score": 0.5},
+        {"task": "vt", "error": "out of memory"},
+    ]
+    return {**result, "command": f"python run.py {' '.join(overrides)}", "samples": samples}
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    rows = [row("full", None, None, 0.942)]
-    for i, (method, scorer) in enumerate(METHODS.items()):
-        rows += [row(method, scorer, budget, 0.85 - 0.13 * i + 0.25 * (budget - 0.2)) for budget in (0.1, 0.2, 0.5)]
-    rows += [row("full", None, None, 0.61, "longbench"), row(ATTACK, "keydiff", 0.2, 0.4, "longbench")]
+    rows = [row(0.942, *RULER, "method=full")]
+    for i, name in enumerate(METHODS):
+        for budget in (0.1, 0.2, 0.5):
+            rows.append(row(0.85 - 0.13 * i + 0.25 * (budget - 0.2), *RULER, f"method={name}", f"budget={budget}"))
+    rows.append(row(0.61, "benchmark=longbench", "method=full"))
+    rows.append(row(0.4, "benchmark=longbench", "method=keydiff", "budget=0.2", method=ATTACK))
     picture = tmp_path / "figure.png"
     picture.write_bytes(PNG)
     write_page(rows, {f"Score against budget {ATTACK}": picture}, tmp_path / "leaderboard.html")
@@ -186,16 +177,15 @@ def test_screenshot(page: Path) -> None:
 
 def test_settings_tell_tables_and_rows_apart(tmp_path: Path) -> None:
     """Question-aware scores stand in a table of their own that says so; a row says what departs from its method."""
-    usual, aware, other = (row("snapkv", "snapkv", 0.2, 0.5) for _ in range(3))
-    aware["experiment"] += "__benchmark.question_aware=True"
-    other["run_id"] += "__scorer.window=16"
-    write_page([usual, aware, other], {}, tmp_path / "page.html")
+    nested = ((), ("benchmark.question_aware=true",), ("scorer.window=16",))
+    rows = [row(0.5, *RULER, "method=snapkv", "budget=0.2", *own) for own in nested]
+    write_page(rows, {}, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
     assert re.findall(r"<h2>(.*?)</h2>", html) == [
         "ruler-1024 <small>tiny, seed 0</small>",
-        "ruler-1024 <small>tiny, seed 0, benchmark.question_aware=True</small>",
+        "ruler-1024 <small>tiny, seed 0, benchmark.question_aware=true</small>",
     ]
-    assert html.count("<small>scorer.window=16</small>") == 1
+    assert html.count("scorer.window=16</small>") == 1
 
 
 class Links(HTMLParser):

@@ -30,7 +30,7 @@ from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
-from lukv.eviction import Eviction, Protection, best, protect, scores_of
+from lukv.eviction import Eviction, Protection, make_head_scores, protect, select_best
 from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
@@ -105,7 +105,7 @@ def test_method(case, method, summary, peers):
     allocator = TableAllocator(peers / table_file(name, method)) if allocator is TABLE else allocator
     shielded = protection.over(scorer)
     assert len(question) == QUESTION
-    views = [layer.view(0, *cache.entries(i, 0), scorer) for i, layer in enumerate(cache.evictable)]
+    views = [layer.view(0, *cache.view_entries(i, 0), scorer) for i, layer in enumerate(cache.evictable)]
     scores = torch.stack([scorer.score(view) for view in views])
     raised = torch.stack([protect(layer, shielded) for layer in scores])
     tokens = scores.shape[-1]
@@ -126,7 +126,7 @@ def test_method(case, method, summary, peers):
         fixed = isinstance(allocator, (Uniform, AdaKV))
         budget = Budget(tokens=int(tokens * (1 - ratio))) if fixed else Budget(share=round(1 - ratio, 10))
         ours = [
-            allocator.counts(budget, scores_of(view, layer, shielded))
+            allocator.counts(budget, make_head_scores(view, layer, shielded))
             for view, layer in zip(views, raised, strict=True)
         ]
         tied = counts < shielded.mask(tokens).sum()  # too few entries for the protected tokens
@@ -134,10 +134,10 @@ def test_method(case, method, summary, peers):
         off = (torch.stack(ours) - counts).abs().masked_fill(tied, 0)
         assert off.max() <= (1 if not fixed or isinstance(allocator, AdaKV) else 0)
         for i in off.any(-1).nonzero().flatten().tolist() if fixed else ():
-            moved = scores[i][best(raised[i], ours[i]) != expected["kept"][i]]
+            moved = scores[i][select_best(raised[i], ours[i]) != expected["kept"][i]]
             assert near_tie(moved, difference[i]), "AdaKV's heads differ, and not by a near tie"
 
-        kept = torch.stack([best(layer, count) for layer, count in zip(raised, counts, strict=True)])
+        kept = torch.stack([select_best(layer, count) for layer, count in zip(raised, counts, strict=True)])
         wrong = (kept != expected["kept"]).any(-1) & ~tied
         for i, k in wrong.nonzero().tolist():  # equal scores: ours keeps the later token, theirs any
             if near_tie(scores[i, k][kept[i, k] != expected["kept"][i, k]], difference[i]):
@@ -153,7 +153,7 @@ def test_method(case, method, summary, peers):
         assert not wrong.any(), f"ratio {ratio}: other tokens are kept in {wrong.nonzero().tolist()} (layer, head)"
 
         if not (kept != expected["kept"]).any():
-            evicted = cache.evicted(Eviction(scorer, Given(counts), protection, budget))
+            evicted = cache.fork_for(Eviction(scorer, Given(counts), protection, budget))
             logits = append(model, evicted, [question])[0]
             logit = float((logits - expected["logits"]).abs().max() / expected["logits"].abs().max())
             assert logit <= 1e-4

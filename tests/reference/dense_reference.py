@@ -142,11 +142,7 @@ def eviction(share: float, allocator=None, scorer: Scorer | None = None) -> Evic
 
 def kept_by(cache: RaggedCache, row: int) -> Kept:
     """Where the entries that row `row` holds now stood."""
-    kept = {}
-    for index, layer in zip(cache.model_layers, cache.evictable, strict=True):
-        heads = range(row * layer.arena.heads, (row + 1) * layer.arena.heads)
-        kept[index] = [layer.positions_of(head) for head in heads]
-    return kept
+    return {index: cache.find_positions(layer, row) for layer, index in enumerate(cache.model_layers)}
 
 
 def reference_logits(

@@ -11,11 +11,14 @@ import pytest
 from matplotlib.image import imread
 from scipy import stats
 
-from evals.report.compare import TOGETHER, comparisons, difference, differences
-from evals.report.runs import experiments, finished, label, latencies
+import report
+from evals.report.compare import PAIRS_AT_ONCE, compare, compare_group, compare_pairs, find_label
+from evals.report.figures import choose_heads
+from evals.report.runs import group_by_experiment, label, read_latencies, read_results
 from evals.stats import holm
-from tests.cli.as_typed import process
-from tests.report.finished_runs import DATA, evaluation, latency
+from evals.text import size
+from tests.as_typed import process
+from tests.report.finished_runs import DATA, write_evaluation, write_latency
 
 RNG = np.random.default_rng(0)
 HARD = RNG.random(40)
@@ -29,20 +32,20 @@ def scores(level: float, noise: float = 0.02) -> dict[str, list[float]]:
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     """lukv is a little better than keydiff and much better than snapkv; both lukv are as good as the full cache."""
-    evaluation(tmp_path, "full", None, None, scores(0.9))
-    for budget in (0.1, 0.2):
-        evaluation(tmp_path, "lukv", "keydiff", budget, scores(0.9))
-        evaluation(tmp_path, "lukv", "snapkv", budget, scores(0.8))
-        evaluation(tmp_path, "keydiff", "keydiff", budget, scores(0.88))
-        evaluation(tmp_path, "snapkv", "snapkv", budget, scores(0.5))
-    evaluation(tmp_path, "snapkv", "snapkv", 0.2, scores(0.6), nested="scorer.window=16")
-    latency(tmp_path, "snapkv", [128, 256, 512])
+    write_evaluation(tmp_path, scores(0.9), "method=full")
+    for budget in ("budget=0.1", "budget=0.2"):
+        write_evaluation(tmp_path, scores(0.9), "method=lukv", "scorer=keydiff", budget)
+        write_evaluation(tmp_path, scores(0.8), "method=lukv", "scorer=snapkv", budget)
+        write_evaluation(tmp_path, scores(0.88), "method=keydiff", budget)
+        write_evaluation(tmp_path, scores(0.5), "method=snapkv", budget)
+    write_evaluation(tmp_path, scores(0.6), "method=snapkv", "budget=0.2", "scorer.window=16")
+    write_latency(tmp_path, "snapkv", [128, 256, 512])
     (tmp_path / "unfinished").mkdir()
     return tmp_path
 
 
 def test_what_departs_from_the_default_has_a_label_of_its_own(runs: Path) -> None:
-    labels = {label(r) for r in finished(runs)}
+    labels = {label(r) for r in read_results(runs)}
     methods = {"full", "lukv-keydiff", "lukv-snapkv", "keydiff-keydiff", "snapkv-snapkv"}
     assert labels == methods | {"snapkv-snapkv scorer.window=16"}
 
@@ -50,7 +53,7 @@ def test_what_departs_from_the_default_has_a_label_of_its_own(runs: Path) -> Non
 def test_differences_are_those_of_a_paired_t_test() -> None:
     """Two tasks of equally many samples: the mean of tasks is the mean of samples, and 40 of them are nearly normal."""
     mine, other = ({t: dict(enumerate(v)) for t, v in scores(level, 0.05).items()} for level in (0.9, 0.88))
-    found = difference(mine, other, "x")
+    found = compare(mine, other, "x")
     assert set(found) == {"one", "two", "mean"}
     for task in ("one", "two"):
         pairs = np.array(list(mine[task].values())), np.array(list(other[task].values()))
@@ -61,21 +64,21 @@ def test_differences_are_those_of_a_paired_t_test() -> None:
         assert found[task].p == pytest.approx(test.pvalue, rel=0.35, abs=0.002)
     assert found["mean"].mean == pytest.approx((found["one"].mean + found["two"].mean) / 2)
     assert found["mean"].high - found["mean"].low < found["one"].high - found["one"].low
-    swapped = difference(other, mine, "x")["mean"]
+    swapped = compare(other, mine, "x")["mean"]
     assert (swapped.mean, swapped.p) == pytest.approx((-found["mean"].mean, found["mean"].p), rel=0.2)
 
 
 def test_many_differences_are_each_what_it_is_alone() -> None:
     """More than are drawn together, with one of other samples among them."""
-    levels = RNG.random(TOGETHER + 3)
+    levels = RNG.random(PAIRS_AT_ONCE + 3)
     pairs = [({t: dict(enumerate(v)) for t, v in scores(level).items()} for level in (0.9, x)) for x in levels]
     named = [(mine, other, f"x{i}") for i, (mine, other) in enumerate(pairs)]
     del named[3][0]["one"][7], named[3][1]["one"][7], named[9][0]["two"][7]
-    found = differences(named)
+    found = compare_pairs(named)
     assert found[9] == {}
     assert found[3] != {}
-    for i in (0, 3, 4, TOGETHER - 1, TOGETHER + 2):
-        alone = difference(*named[i])
+    for i in (0, 3, 4, PAIRS_AT_ONCE - 1, PAIRS_AT_ONCE + 2):
+        alone = compare(*named[i])
         assert set(found[i]) == set(alone) == {"one", "two", "mean"}
         for task, usual in alone.items():
             mine = found[i][task]
@@ -86,9 +89,9 @@ def test_many_differences_are_each_what_it_is_alone() -> None:
 
 
 def test_other_samples_are_not_compared(runs: Path) -> None:
-    evaluation(runs, "streaming", "streaming", 0.1, {"one": [0.1] * 39, "two": [0.1] * 40})
-    (group,) = experiments(finished(runs)).values()
-    compared = comparisons(group, "lukv", runs)
+    write_evaluation(runs, {"one": [0.1] * 39, "two": [0.1] * 40}, "method=streaming", "budget=0.1")
+    (group,) = group_by_experiment(read_results(runs)).values()
+    compared = compare_group(group, find_label("lukv", "keydiff", group), runs)
     assert compared[f"tiny__streaming-streaming__b0.1__{DATA}"] == {"method": {}, "full": {}}
 
 
@@ -99,8 +102,8 @@ def test_holm() -> None:
 
 
 def test_pairing_sees_what_intervals_do_not(runs: Path) -> None:
-    (group,) = experiments(finished(runs)).values()
-    compared = comparisons(group, "lukv", runs)
+    (group,) = group_by_experiment(read_results(runs)).values()
+    compared = compare_group(group, find_label("lukv", "keydiff", group), runs)
     near, far = (compared[f"tiny__{m}__b0.2__{DATA}"]["method"]["mean"] for m in ("keydiff-keydiff", "snapkv-snapkv"))
     assert near.against == far.against == "lukv-keydiff"
     assert near.high < 0
@@ -166,14 +169,14 @@ def test_one_sample_a_task_shows_no_spread() -> None:
     """Resampled within its task a single sample never varies, so that any difference would look certain."""
     alone = {f"task {t}": {"0": 1.0} for t in range(15)}
     none = {task: {"0": 0.0} for task in alone}
-    assert difference(alone, none, "x")["mean"].p == 1
+    assert compare(alone, none, "x")["mean"].p == 1
     two = {task: {"0": 1.0, "1": 1.0} for task in alone}
-    assert difference(two, {task: dict.fromkeys(found, 0.0) for task, found in two.items()}, "x")["mean"].p < 0.05
+    assert compare(two, {task: dict.fromkeys(found, 0.0) for task, found in two.items()}, "x")["mean"].p < 0.05
 
 
 def test_latency_alone(tmp_path: Path) -> None:
-    latency(tmp_path, "snapkv", [128, 256])
-    ((name, rows),) = latencies(tmp_path).items()
+    write_latency(tmp_path, "snapkv", [128, 256])
+    ((name, rows),) = read_latencies(tmp_path).items()
     assert name == "tiny, batch 1, a processor"
     assert {(r["label"], r["context_tokens"]) for r in rows} == {
         (label, n) for label in ("snapkv-snapkv b0.2", "full") for n in (128, 256)
@@ -184,41 +187,49 @@ def test_latency_alone(tmp_path: Path) -> None:
 
 
 def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
-    from evals.report.figures import head_panels
-
-    (group,) = experiments(finished(runs)).values()
-    chosen, panels = head_panels(group)
+    (group,) = group_by_experiment(read_results(runs)).values()
+    chosen, panels = choose_heads(group)
     assert chosen == "0.2"
     assert len(panels) == 5
     stored = json.loads((runs / f"tiny__lukv-keydiff__b0.2__{DATA}" / "result.json").read_text())
     assert panels["lukv-keydiff"] == stored["budget"]["heads"]
 
 
-def test_a_legend_of_many_methods_leaves_room_for_the_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from evals import plots
-
-    drawn = []
-    monkeypatch.setattr(plots.plt, "close", drawn.append)
-    row = {"kept_share": 0.2, "cache_bytes": 2**20, "score": 0.5, "ci95": [0.4, 0.6]}
-    lines = {f"lukv-expected_attention-budget_table_shuffled_in_layers-{i}": [row] for i in range(40)}
-    plots.score_against("kept_share", lines, None, "many", tmp_path / "many.png")
-    (figure,) = drawn
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    assert axes.get_position().width > 0.4
-    assert axes.get_position().height > 0.75
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 > axes.get_window_extent().x1
-    assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
-
-
 def test_names_are_broken_between_their_words() -> None:
-    from evals.plots import broken
+    from evals.plots import break_lines
 
     assert (
-        broken("lukv-keydiff-budget_table_shuffled_in_layers", 28) == "lukv-keydiff-budget_table_\nshuffled_in_layers"
+        break_lines("lukv-keydiff-budget_table_shuffled_in_layers", 28)
+        == "lukv-keydiff-budget_table_\nshuffled_in_layers"
     )
-    assert broken("short", 28) == "short"
-    assert broken("a word, " * 3, 12) == "a word, a\nword, a\nword,"
-    assert broken("x" * 40 + " y", 28) == "x" * 40 + "\ny"
+    assert break_lines("short", 28) == "short"
+    assert break_lines("a word, " * 3, 12) == "a word, a\nword, a\nword,"
+    assert break_lines("x" * 40 + " y", 28) == "x" * 40 + "\ny"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--agianst lukv", "Did you mean '--against'?"),
+        ("score --predictions x --protocl kvpress", "Did you mean '--protocol'?"),
+        ("scroe", "choose from"),
+        ("score", "required: --predictions"),
+    ],
+)
+def test_a_typo_is_one_line(
+    options: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["report.py", *options.split()])
+    with pytest.raises(SystemExit) as stopped:
+        report.main()
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.startswith("report.py: ")
+    assert line.count("\n") == 1
+
+
+def test_sizes_have_the_unit_that_fits() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 1023 * 2**10, 2**20, 1.5 * 2**30, 5000 * 2**40)] == [
+        *("0 B", "1023 B", "1.00 KiB", "1023.00 KiB", "1.00 MiB", "1.50 GiB", "5000.00 TiB"),
+    ]

@@ -48,8 +48,7 @@ def sweep(slurm: dict[str, str], tmp_path: Path) -> Sweep:
             *(sys.executable, "run.py", "-m", f"cluster={cluster}", f"runs={tmp_path}", "method=keydiff"),
             *(
                 "targets=[lukv,baselines,evals,tests]",
-                "job._target_=tests.slurm.stand_in.work",
-                "+job.subject=stand-in",
+                "job._target_=tests.slurm.stand_in.Work",
             ),
         ]
         if cluster == "slurm":

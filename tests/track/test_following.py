@@ -7,22 +7,23 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from evals.run.settings import CONF, InputError
-from evals.run.tracking import Tracker, Wandb, following
+from evals.run.conf import CONF
+from evals.run.instantiate import InputError
+from evals.run.tracking import Tracker, Wandb, follow
 
 
 def test_none_is_the_default_and_tracks_nothing(tmp_path: Path) -> None:
     settings = OmegaConf.to_container(OmegaConf.load(CONF / "track" / "none.yaml"))
-    with following(settings, tmp_path) as tracker:  # type: ignore[arg-type]
+    with follow(settings, tmp_path) as tracker:  # type: ignore[arg-type]
         assert type(tracker) is Tracker
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wandb_yaml_makes_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(Wandb, "follow", lambda self, folder, done: seen.append(self) or following(None, folder, done))
+    monkeypatch.setattr(Wandb, "follow", lambda self, folder, done: seen.append(self) or follow(None, folder, done))
     settings = OmegaConf.to_container(OmegaConf.load(CONF / "track" / "wandb.yaml"))
-    with following(settings, tmp_path) as tracker:  # type: ignore[arg-type]
+    with follow(settings, tmp_path) as tracker:  # type: ignore[arg-type]
         tracker.finish({})
     assert seen == [Wandb(project="lukv", entity=None, mode="auto", system_metrics=True)]
 
@@ -30,6 +31,6 @@ def test_wandb_yaml_makes_the_tracker(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_wrong_setting_is_an_input_error(tmp_path: Path) -> None:
     with (
         pytest.raises(InputError, match="colour"),
-        following({"_target_": "evals.run.tracking.Wandb", "colour": 1}, tmp_path),
+        follow({"_target_": "evals.run.tracking.Wandb", "colour": 1}, tmp_path),
     ):
         pass

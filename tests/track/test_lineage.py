@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.as_typed import ROOT
-from tests.cli.random_model import save
+from tests.as_typed import ROOT
+from tests.random_model import save
 from tests.track.test_wandb import no_account, overview, records, runs
 
 pytestmark = pytest.mark.slow

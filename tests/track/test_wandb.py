@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.run.dashboard import dashboard
-from evals.run.tracking import Tracker, Wandb, main, summary, wandb_id
+from evals.run.dashboard import make_dashboard
+from evals.run.tracking import Tracker, Wandb, main, make_wandb_id, summarize
 
 TASKS = ("niah_single_1", "vt")
 HEADS = [[0.1, 0.3], [0.2, 0.2], [0.4, 0.0]]
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
         "model": {"name": "tiny"},
         "benchmark": {"_target_": "evals.ruler.Ruler", "length": 512},
         "allocator": {"_target_": "lukv.budgets.table.TableAllocator", "path": str(table)},
-        "job": {"_target_": "evals.jobs.job.evaluate"},
+        "job": {"_target_": "evals.jobs.job.Evaluate"},
         "budget": 0.2,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -98,13 +98,13 @@ def test_a_finished_run_is_logged_whole(folder: Path) -> None:
     (run,) = runs(folder)
     seen = overview(run)
     assert seen["state"] == "finished"
-    assert seen["run_id"] == wandb_id({"run_id": folder.name, "config_hash": "0123"})
+    assert seen["run_id"] == make_wandb_id({"run_id": folder.name, "config_hash": "0123"})
     assert (seen["name"], seen["project"], seen["tags"]) == (folder.name, "lukv", ["lukv"])
     assert seen["config"]["budget"] == 0.2
     assert seen["config"]["job"] == "evaluate"
     assert seen["step"] == len(SAMPLES)
     found = seen["summary"]
-    assert {k: found[k] for k in summary(RESULT)} == summary(RESULT)
+    assert {k: found[k] for k in summarize(RESULT)} == summarize(RESULT)
     assert found["running/score"] == 0.875
     assert found["predictions"]["nrows"] == len(SAMPLES)
     assert found["heads/kept_share"]["_type"] == "image-file"
@@ -153,7 +153,7 @@ def test_the_table_that_calibrate_makes_is_the_one_that_evaluate_uses(folder: Pa
     (use,) = [a for a in records(runs(folder)[-1], "artifact") if a["type"] == "budget-table"]
     assert use["use_after_commit"] is True
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    job = {"_target_": "evals.jobs.job_calibrate.calibrate", "subject": "calibrate-ruler-512"}
+    job = {"_target_": "evals.jobs.job.Calibrate", "data": {"name": "ruler-512"}}
     config |= {"job": job, "allocator": None, "benchmark": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "tables").mkdir()
@@ -213,14 +213,14 @@ def test_none_writes_nothing(folder: Path) -> None:
 
 def test_the_dashboard_shows_what_is_logged() -> None:
     pytest.importorskip("wandb_workspaces")
-    view = json.loads(dashboard(None, "lukv", save=False))
+    view = json.loads(make_dashboard(None, "lukv", save=False))
     sections = {s["name"]: s["panels"] for s in view["spec"]["section"]["panelBankConfig"]["sections"]}
     assert list(sections) == ["Quality", "Cost", "Heads", "Progress"]
     text = json.dumps(sections)
     named = {w.split(":", 1)[-1] for w in text.split('"') if w.split(":", 1)[-1].startswith(("score/", "cost/"))}
     assert "score/mean" in named
     assert "cost/cache_share" in named
-    assert named <= set(summary(RESULT))
+    assert named <= set(summarize(RESULT))
     assert "config:budget.value" in text
 
 

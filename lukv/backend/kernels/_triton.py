@@ -35,7 +35,7 @@ def attend_part(
     high = tl.minimum(low + per_part, entries)
 
     rows = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    seen = entries - TOKENS + rows % TOKENS + 1  # how many entries each row may look at
+    seen = entries - TOKENS + rows % TOKENS + 1  # how many entries each row sees
     d = tl.arange(0, PADDED_HEAD_DIM)
     dv = tl.arange(0, PADDED_VALUE_DIM)
     q = tl.load(
@@ -60,16 +60,16 @@ def attend_part(
         higher = tl.maximum(best, tl.max(logits, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)  # a row that sees nothing yet: avoid inf - inf
         p = tl.exp(logits - base[:, None])
-        shrink = tl.exp(best - base)
+        decay = tl.exp(best - base)
         v = tl.load(
             values + (first + column)[:, None] * VALUE_DIM + dv[None, :],
             mask=inside & (dv < VALUE_DIM)[None, :],
             other=0.0,
         )
-        out = out * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        total = total * shrink + tl.sum(p, 1)
+        out = out * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        total = total * decay + tl.sum(p, 1)
         best = higher
-    place = (sequence * PARTS + part) * tl.num_programs(2) * BLOCK_ROWS + rows
-    tl.store(top + place, best)
-    tl.store(weight + place, total)
-    tl.store(sums + place[:, None] * VALUE_DIM + dv[None, :], out, mask=(dv < VALUE_DIM)[None, :])
+    at = (sequence * PARTS + part) * tl.num_programs(2) * BLOCK_ROWS + rows
+    tl.store(top + at, best)
+    tl.store(weight + at, total)
+    tl.store(sums + at[:, None] * VALUE_DIM + dv[None, :], out, mask=(dv < VALUE_DIM)[None, :])

@@ -1,5 +1,4 @@
-"""FlashAttention-2 as torch ships it, through aten: each sequence's keys begin at start[i] and `seqused_k` says how
-many count."""
+"""FlashAttention-2 as torch ships it. Each sequence's keys begin at start[i], and `seqused_k` says how many count."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from torch import Tensor
 AUTO = 10
 
 
-def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
+def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
     if device.type != "cuda":
         return f"fa2 needs a CUDA device, not {device.type} (attention=loop runs anywhere)"
     if torch.cuda.get_device_capability(device)[0] < 8:
@@ -44,7 +43,7 @@ def decode(
         query.transpose(1, 2).reshape(sequences * n, group, d),
         keys[:, None],
         values[:, None],
-        query_offsets(sequences, n, query.device),
+        make_query_offsets(sequences, n, query.device),
         torch.cat([start, start[-1:]]),  # the kernel reads the first N of N + 1 offsets when seqused_k is given
         n,
         longest,
@@ -58,5 +57,6 @@ def decode(
 
 
 @lru_cache(maxsize=64)
-def query_offsets(sequences: int, n: int, device: torch.device) -> Tensor:
+def make_query_offsets(sequences: int, n: int, device: torch.device) -> Tensor:
+    """[sequences + 1] int32: where each sequence's n queries begin, and where the last ones end."""
     return torch.arange(0, (sequences + 1) * n, n, dtype=torch.int32, device=device)

@@ -1,4 +1,4 @@
-"""The flash-attn package's varlen kernel (pip extra `flash`): as fa2, and with a logit soft cap."""
+"""The flash-attn package's varlen kernel (pip extra `flash`). It does what fa2 does, and has a logit soft cap."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from lukv.backend.kernels.fa2 import query_offsets
+from lukv.backend.kernels.fa2 import make_query_offsets
 
 AUTO = 20
 INSTALL = "pip install --no-build-isolation 'flash-attn>=2.8' (after torch; `make flash`)"
 
 
-def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
+def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
     if importlib.util.find_spec("flash_attn") is None:
         return f"the package flash-attn is not installed: {INSTALL}"
     if device.type != "cuda":
@@ -38,7 +38,7 @@ def decode(
     softcap: float | None,
     whole: bool = True,
 ) -> Tensor:
-    # the public varlen function does not hand seqused_k through
+    # the public varlen function does not pass seqused_k on
     from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
 
     sequences, group, n, d = query.shape
@@ -46,7 +46,7 @@ def decode(
         query.transpose(1, 2).reshape(sequences * n, group, d),
         keys[:, None],
         values[:, None],
-        query_offsets(sequences, n, query.device),
+        make_query_offsets(sequences, n, query.device),
         torch.cat([start, start[-1:]]),
         n,
         longest,

@@ -1,4 +1,4 @@
-"""Dense float64 attention with -inf: slow, obvious, what every other kernel is checked against."""
+"""Dense float64 attention with -inf: slow and obvious. Every other kernel is checked against it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 AUTO = 0
 
 
-def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
+def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
     return None
 
 
@@ -32,6 +32,6 @@ def decode(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     weights = logits.masked_fill(~visible[:, None], float("-inf")).softmax(-1)
-    # a row past a sequence's end may hold anything, NaN too, and 0 * NaN is NaN
+    # rows past a sequence's end may hold NaN, and 0 * NaN is NaN
     dense = values[rows].double().masked_fill((column >= length[:, None])[..., None], 0.0)
     return (weights @ dense[:, None]).to(query.dtype)

@@ -1,7 +1,8 @@
-"""Split-KV attention in Triton: any head dimension, a logit soft cap, float32 too; nothing to compile beforehand.
+"""Split-KV attention in Triton. It takes any head dimension, a logit soft cap and float32.
 
-Program (i, s, r) attends query rows block r of sequence i (its G query heads times n tokens) over the s-th part of the
-sequence's entries with a running softmax; the parts are then put together by their log-sum-exp.
+The query rows of a sequence are its G query heads times n tokens. Program (i, s, r) attends from block r of sequence
+i's query rows to the s-th part of its entries, with a running softmax. The parts are then combined by their
+log-sum-exp.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BLOCK_KEYS = 64
 PROGRAMS = 4 * 132  # enough to fill the largest GPUs a few times over
 
 
-def problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
+def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed: pip install triton"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -41,7 +42,7 @@ def decode(
     softcap: float | None,
     whole: bool = True,
 ) -> Tensor:
-    import triton  # not at the top: an optional package
+    import triton  # an optional package
 
     from lukv.backend.kernels._triton import attend_part
 

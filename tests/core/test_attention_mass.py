@@ -1,4 +1,4 @@
-"""row_mass against softmax attention written out in full, in float64."""
+"""attention_mass against softmax attention written out in full, in float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lukv.scoring import row_mass
+from lukv.ops import attention_mass
 
 
 def dense(queries, keys, scale, first_position, softcap=None, reduce="mean", columns=None):
@@ -48,7 +48,7 @@ def test_equals_dense_attention(case):
     )
     keys = torch.randn(case["groups"], case["tokens"], 6, generator=random, dtype=torch.float64)
     options = {name: case[name] for name in ("softcap", "reduce", "columns")}
-    ours = row_mass(queries, keys, 0.4, case["first"], block=case["block"], **options)
+    ours = attention_mass(queries, keys, 0.4, case["first"], block=case["block"], **options)
     torch.testing.assert_close(ours, dense(queries, keys, 0.4, case["first"], **options), rtol=1e-11, atol=1e-13)
 
 
@@ -56,7 +56,7 @@ def test_equals_dense_attention(case):
 def test_half_precision_inputs_accumulate_in_float32(dtype):
     torch.manual_seed(0)
     queries, keys = torch.randn(8, 16, 64).to(dtype), torch.randn(2, 3000, 64).to(dtype)
-    ours = row_mass(queries, keys, 0.125, 2984, block=1 << 14)
+    ours = attention_mass(queries, keys, 0.125, 2984, block=1 << 14)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), dense(queries, keys, 0.125, 2984), rtol=2e-5, atol=1e-9)
 
@@ -64,12 +64,12 @@ def test_half_precision_inputs_accumulate_in_float32(dtype):
 def test_uncut_mean_mass_is_a_distribution():
     torch.manual_seed(0)
     queries, keys = torch.randn(4, 8, 16), torch.randn(2, 500, 16)
-    torch.testing.assert_close(row_mass(queries, keys, 0.25, 492, block=1).sum(-1), torch.ones(4))
+    torch.testing.assert_close(attention_mass(queries, keys, 0.25, 492, block=1).sum(-1), torch.ones(4))
 
 
 def test_keys_behind_a_row_get_nothing_from_it():
     torch.manual_seed(0)
-    mass = row_mass(torch.randn(2, 3, 8), torch.randn(1, 50, 8), 1.0, 20, block=1)
+    mass = attention_mass(torch.randn(2, 3, 8), torch.randn(1, 50, 8), 1.0, 20, block=1)
     assert (mass[:, 23:] == 0).all()
     assert (mass[:, :23] > 0).all()
 
@@ -77,7 +77,7 @@ def test_keys_behind_a_row_get_nothing_from_it():
 def test_large_logits_do_not_overflow():
     queries, keys = torch.full((1, 2, 4), 1e3), torch.randn(1, 400, 4, generator=torch.Generator().manual_seed(1))
     for block in (1, None):
-        assert torch.isfinite(row_mass(queries, keys, 1e3, 398, block=block)).all()
+        assert torch.isfinite(attention_mass(queries, keys, 1e3, 398, block=block)).all()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -101,7 +101,7 @@ def test_scratch_does_not_grow_with_the_context(dtype):
     for tokens in (4096, 16384):
         queries, keys = torch.randn(4, 16, 32).to(dtype), torch.randn(2, tokens, 32).to(dtype)
         with LargestTensor([queries, keys]) as seen:
-            row_mass(queries, keys, 0.2, tokens - 16, columns=64, block=1 << 14)
+            attention_mass(queries, keys, 0.2, tokens - 16, columns=64, block=1 << 14)
         largest.append(seen.elements)
     assert largest[0] == largest[1] <= 1 << 14
 
@@ -124,5 +124,5 @@ def test_bad_input_is_one_line(change, message):
         "first_position": 7,
     } | change
     with pytest.raises(ValueError, match=message) as error:
-        row_mass(**arguments)
+        attention_mass(**arguments)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Scorers that turn keys back run only on models that turn them as they think."""
+"""Scorers that undo the rotation of keys run only on models that rotate as the scorers assume."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from baselines.keydiff import KeyDiff
 from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
-from lukv.backend.rope_check import turned_otherwise
+from lukv.backend.rope_check import find_mismatched_layers
 from lukv.eviction import Eviction, Protection
-from lukv.scoring import rotate
+from lukv.ops import rotate
 from tests.reference.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
 
 OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}
-"""Pairs of neighbours, and a last layer without positions."""
+"""Layers that rotate pairs of neighbours, and a last layer without positions."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", [*FAMILIES, "nemotron", "granite", *OTHERS])
-def test_layers_that_turn_otherwise_are_found(family, dtype):
+def test_layers_that_rotate_differently_are_found(family, dtype):
     model = tiny_model(family, dtype)
     if not model._supports_attention_backend:
         pytest.skip("an attention of its own in this transformers")
-    assert turned_otherwise(model) == OTHERS.get(family, [])
+    assert find_mismatched_layers(model) == OTHERS.get(family, [])
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_scorer_that_turns_keys_back_is_refused(family):
+def test_a_scorer_that_undoes_the_rotation_is_refused(family):
     model = tiny_model(family)
     wanted = Eviction(ExpectedAttention(), Uniform(), Protection(), Budget(share=0.5))
     message = rf"expected_attention .* layer {OTHERS[family][0]} of this {family}"
@@ -45,17 +45,17 @@ def test_a_scorer_that_turns_keys_back_is_refused(family):
     compress(model, rows([20]), eviction=Eviction(KeyDiff(), Uniform(), Protection(), Budget(share=0.5)))
 
 
-def test_a_model_without_rotary_positions_turns_nothing():
+def test_a_model_without_rotary_positions_has_no_mismatch():
     config = GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=1)
     model = GPT2LMHeadModel(config).eval()
     use_ragged_attention(model)
-    assert turned_otherwise(model) == []
+    assert find_mismatched_layers(model) == []
     wanted = Eviction(ExpectedAttention(), Uniform(), Protection(), Budget(share=0.5))
-    assert (compress(model, rows([40]), eviction=wanted).kept() == 20).all()
+    assert (compress(model, rows([40]), eviction=wanted).kept_counts == 20).all()
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_a_piece_is_turned_as_the_whole_prompt_was(kind):
+def test_any_positions_have_the_angles_of_the_whole_prompt(kind):
     """Frequencies that depend on the length: 100 tokens, where 64 are what the model was trained with."""
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
     if kind == "dynamic":
@@ -66,15 +66,15 @@ def test_a_piece_is_turned_as_the_whole_prompt_was(kind):
     whole = compress(model, rows([100]))
     rope = whole.layers[0].rope
     cos, sin = rope(torch.arange(100))
-    for piece in (slice(0, 10), slice(40, 90)):
-        assert torch.equal(rope(torch.arange(100)[piece])[0], cos[piece])
-        assert torch.equal(rope(torch.arange(100)[piece])[1], sin[piece])
-    same = compress(model, [[5] * 100]).entries(0, 0)[0].float()  # one token again and again: only turned
+    for part in (slice(0, 10), slice(40, 90)):
+        assert torch.equal(rope(torch.arange(100)[part])[0], cos[part])
+        assert torch.equal(rope(torch.arange(100)[part])[1], sin[part])
+    same = compress(model, [[5] * 100]).view_entries(0, 0)[0].float()  # one token again and again
     factor = cos[0, 0]
     assert torch.allclose(rotate(same[:, :1] / factor, cos[57], sin[57]), same[:, 57:58], atol=1e-4)
 
 
-def test_a_look_ahead_leaves_the_model_as_it_is():
+def test_asking_for_later_positions_leaves_the_model_as_it_is():
     parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     model = tiny_model("llama", rope_parameters=parameters, max_position_embeddings=64)
     prompt = rows([50])

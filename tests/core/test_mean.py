@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.budgets.mean import CELLS, GAPS, MeanSolution, by_rank, loss_of
+from lukv.budgets.mean import GAPS, RANK_BINS, MeanSolution, bin_by_rank, loss_beyond
 from lukv.budgets.solver import floor_of, solve
 
 LAYERS, HEADS, PROTECTED = 2, 3, 5
 
 
 def samples(count, seed=0, tokens=None):
-    """(utility of the unprotected tokens best-ranked first, tokens): a few heads matter much more, others by the
-    sample."""
+    """Utility of the unprotected tokens, best-ranked first, and the number of tokens. A few heads matter much more."""
     random = np.random.default_rng(seed)
     for _ in range(count):
         length = tokens or int(random.integers(40, 300))
@@ -76,7 +75,7 @@ def test_the_certificate_holds_and_losses_has_the_least_expected_loss(aggregatio
 
 
 def test_one_sample_on_the_grid_is_solved_the_same_either_way():
-    utility, tokens = next(samples(1, tokens=CELLS))
+    utility, tokens = next(samples(1, tokens=RANK_BINS))
     mean = mean_of([(utility, tokens)])
     budgets, losses = mean.table("budgets", {}), mean.table("losses", {})
     np.testing.assert_allclose(losses.kept, budgets.kept)
@@ -86,17 +85,19 @@ def test_one_sample_on_the_grid_is_solved_the_same_either_way():
 
 @given(st.integers(PROTECTED, 1200), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_the_curve_by_rank_keeps_the_sum_and_the_places(tokens, seed):
+def test_the_curve_bin_by_rank_keeps_the_sum_and_the_places(tokens, seed):
     utility = np.random.default_rng(seed).random((LAYERS, HEADS, tokens - PROTECTED))
-    cells = by_rank(utility, tokens)
-    assert cells.shape == (LAYERS, HEADS, CELLS)
+    cells = bin_by_rank(utility, tokens)
+    assert cells.shape == (LAYERS, HEADS, RANK_BINS)
     np.testing.assert_allclose(cells.sum(2), utility.sum(2))
     kept = np.random.default_rng(seed).integers(PROTECTED, tokens + 1, size=(1, LAYERS, HEADS))
     exact = sum(utility[i, j, kept[0, i, j] - PROTECTED :].sum() for i in range(LAYERS) for j in range(HEADS))
-    if tokens <= CELLS and CELLS % tokens == 0:
-        np.testing.assert_allclose(loss_of(cells, kept / tokens), [exact])
+    if tokens <= RANK_BINS and RANK_BINS % tokens == 0:
+        np.testing.assert_allclose(loss_beyond(cells, kept / tokens), [exact])
     else:  # off the grid by less than a cell's worth of tokens
-        np.testing.assert_allclose(loss_of(cells, kept / tokens), [exact], atol=LAYERS * HEADS * (tokens / CELLS + 1))
+        np.testing.assert_allclose(
+            loss_beyond(cells, kept / tokens), [exact], atol=LAYERS * HEADS * (tokens / RANK_BINS + 1)
+        )
 
 
 def test_going_on_from_a_saved_state_gives_the_same_bits():

@@ -1,4 +1,7 @@
-"""A model folder with random weights: Qwen2, two layers, a tokenizer of single characters with a chat template."""
+"""A model folder with random weights: Qwen2, two layers, a tokenizer of single characters with a chat template.
+
+The weights are large: as they usually start, every question has the same answer, and no test could tell a wrong cache.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+SHARPNESS = 50
+"""Attention then picks single tokens, and each context and question is answered in its own way."""
 
 
 def save(folder: Path, seed: int = 0, positions: int = 4096) -> Path:
@@ -43,5 +49,10 @@ def save(folder: Path, seed: int = 0, positions: int = 4096) -> Path:
         bos_token_id=1,
         eos_token_id=2,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    model = Qwen2ForCausalLM(config)
+    for weight in model.parameters():
+        if weight.ndim == 2:
+            weight.data *= SHARPNESS
+    model.lm_head.weight.data[config.eos_token_id] *= 2  # answers then end sooner or later, after some 25 tokens
+    model.save_pretrained(folder)
     return folder

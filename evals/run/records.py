@@ -1,0 +1,180 @@
+"""The types of what a run folder holds: run.json, a line of samples.jsonl, result.json.
+
+Scores and shares are in 0..1, times in seconds, memory in bytes. tests/cli/test_records.py checks real files against
+these types, and runs/README.md explains the files from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+
+class Machine(TypedDict):
+    system: str
+    cpus: int | None
+    threads: int  # of torch
+
+
+class Provenance(TypedDict):
+    """Which code, on what. git_sha and dirty are None outside a git repository."""
+
+    git_sha: str | None
+    dirty: bool | None
+    versions: dict[str, str]  # package -> version
+    device: str  # the GPU's name, or the processor's
+    machine: Machine
+
+
+class BegunRun(Provenance):
+    """What every run.json has from the start."""
+
+    run_id: str
+    config_hash: str  # of the settings that can change the result
+    inputs: dict[str, str]  # path of an input file -> fingerprint
+    model_commit: str | None
+    command: str
+    started: str  # ISO 8601, UTC
+
+
+class RunRecord(BegunRun, total=False):
+    """run.json."""
+
+    prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
+    benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
+    caveats: list[str]  # what cannot be known of an input, such as a table that does not say what it was made for
+    resumed: list[str]  # when the run went on after a stop
+    attention: list[str] | None  # decode kernels in use
+    finished: str
+
+
+class Times(TypedDict):
+    """Of the batch that the sample was in: `batch` contexts together, of each of `shared` runs."""
+
+    prefill_s: float  # until the compressed cache was there
+    ttft_s: float  # time to first token, prefill included
+    tpot_s: float  # time per output token
+    total_s: float  # this sample's share of all the work
+    batch: int
+    shared: int
+
+
+class SampleRecord(TypedDict):
+    """A line of samples.jsonl."""
+
+    id: str
+    task: str
+    prediction: str
+    references: list[str]
+    score: float
+    scores: dict[str, float]  # by the name of the metric; the first one is `score`
+    context_tokens: int
+    kept_share: float
+    kept: list[list[int]]  # entries kept [layers, KV heads]
+    cache_bytes: int  # of the compressed context
+    full_cache_bytes: int
+    times: Times
+    attention: str  # decode kernel
+
+
+class FailedSample(TypedDict):
+    """A line of samples.jsonl for a sample that did not fit into memory. The next start tries it again."""
+
+    id: str
+    task: str
+    error: str
+
+
+SampleLine = SampleRecord | FailedSample
+
+
+class TaskScore(TypedDict):
+    score: float
+    n: int
+    ci95: list[float]  # bootstrap interval [low, high]
+
+
+class BudgetReport(TypedDict):
+    """Means over samples."""
+
+    asked: float  # a share, or tokens of each KV head
+    kept_share: float
+    kept_entries: float  # of all heads together
+    cache_bytes: float  # of one compressed context
+    full_cache_bytes: float
+    entries: list[list[float]]  # kept of each head [layers, KV heads]
+    heads: list[list[float]]  # kept shares of each head [layers, KV heads]
+
+
+class TimeReport(TypedDict):
+    """Medians over the samples that were decoded without other runs beside them, None if there are none: what many
+    runs do together says nothing about one. total_s is the sum of every sample's share of the work."""
+
+    prefill_s: float | None
+    ttft_s: float | None
+    tpot_s: float | None
+    batch: float
+    shared: float
+    total_s: float
+
+
+class MemoryReport(TypedDict):
+    peak_bytes: int  # of the GPU, or without one of the process
+
+
+class Evaluation(TypedDict):
+    """result.json of job=evaluate."""
+
+    status: Literal["done"]
+    run_id: str
+    experiment: str  # Run.comparison_id: results with the same one may stand in one table
+    score: float  # mean of the tasks' scores
+    ci95: list[float]
+    tasks: dict[str, TaskScore]
+    budget: BudgetReport
+    time: TimeReport
+    memory: MemoryReport
+    attention: list[str]
+    method: str
+    model: str
+    benchmark: str
+    config: dict[str, Any]  # budget, budget_tokens, seed, limit, and the options chosen for the method's parts
+    config_hash: str
+    left_out: list[str]  # tasks; run.json says why
+
+
+class LatencyRow(TypedDict):
+    """One method at one context length: medians over repeats."""
+
+    method: str
+    context_tokens: int
+    batch: int
+    prefill_s: float
+    ttft_s: float
+    tpot_s: float
+    cache_bytes: float
+    peak_bytes: float
+    attention: str
+
+
+class Latency(TypedDict):
+    """result.json of job=latency."""
+
+    status: Literal["done"]
+    run_id: str
+    rows: list[LatencyRow]
+    attention: list[str]
+    memory: MemoryReport
+
+
+class Calibration(TypedDict):
+    """result.json of job=calibrate."""
+
+    status: Literal["done"]
+    run_id: str
+    tables: list[str]  # files in tables/
+    summaries: dict[str, str]  # file -> what it says, in words
+
+
+Result = Mapping[str, Any]
+"""Any of the three, as it is read from result.json."""

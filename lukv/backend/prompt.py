@@ -1,0 +1,125 @@
+"""One layer's prompt while it comes in, and what scorers make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lukv.backend.dense import attend_causally
+from lukv.backend.padding import Range
+from lukv.backend.parameters import AttentionParameters
+from lukv.eviction import Eviction, Ranked, Ranking
+from lukv.scoring import PromptLayer, Rope, Scorer
+
+Entries = tuple[Tensor, Tensor]
+"""keys [K, T, d], values [K, T, dv] of one batch row."""
+
+
+class PromptBuffer:
+    """The keys and values of the prompt's chunks so far. It exists until the last chunk has come.
+
+    tokens [B] int64: tokens of each row so far, without padding. window: a sliding-window layer needs no more than the
+    window's keys of earlier chunks.
+    """
+
+    def __init__(self, batch: int, window: int | None) -> None:
+        self.tokens = np.zeros(batch, dtype=np.int64)
+        self.window = window
+        self._chunks: Entries | None = None  # [B, K, n, d], [B, K, n, dv]: all chunks so far, with padding
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, ranges: Sequence[Range], parameters: AttentionParameters
+    ) -> tuple[Tensor, list[Entries]]:
+        """Add one chunk and attend from it to everything so far.
+
+        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; ranges: the valid columns of each row. Returns the
+        output [B, n, H, dv] (0 where a column is padding) and views of what each row holds by now, without padding.
+        """
+        if self._chunks is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(self._chunks, (key, value), strict=True))
+        self.tokens = self.tokens + np.array([b - a for a, b in ranges])
+        batch, heads, n, _ = query.shape
+        out = query.new_zeros(batch, n, heads, value.shape[-1])
+        rows = []
+        for row, (a, b) in enumerate(ranges):
+            last = key.shape[2] - n + b
+            used = slice(max(0, last - int(self.tokens[row])), last)
+            rows.append((key[row, :, used], value[row, :, used]))
+            if a < b:
+                found = attend_causally(
+                    query[row, :, a:b], *rows[row], parameters.scale, parameters.softcap, self.window
+                )
+                out[row, a:b] = found.transpose(0, 1)
+        past = -(self.window - 1) if self.window else None
+        self._chunks = key[:, :, past:], value[:, :, past:]
+        return out, rows
+
+
+def keep_window(prompt: Sequence[Entries], window: int | None) -> list[Tensor]:
+    """Of each row [K, T] bool: the keys that later tokens can attend to. Without a window that is all of them."""
+    keep = [torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) for keys, _ in prompt]
+    if window is not None:
+        for mask in keep:
+            mask[:, : max(0, mask.shape[1] - window + 1)] = False
+    return keep
+
+
+class PromptScores:
+    """What scorers see and say of each batch row's prompt in one layer.
+
+    index: the layer's number among those that can be evicted, of which there are `layers`. `rankings` are made when
+    they are first asked for, and then serve every eviction with the same scorer and protection.
+    """
+
+    def __init__(self, batch: int, index: int, layers: int, parameters: AttentionParameters, rope: Rope | None) -> None:
+        self.index, self.layers, self.parameters, self.rope = index, layers, parameters, rope
+        self.observed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
+        self.rankings: list[dict[Ranking, Ranked]] = [{} for _ in range(batch)]
+
+    def observe(self, query: Tensor, ranges: Sequence[Range], start: np.ndarray, scorers: Sequence[Scorer]) -> None:
+        """Show the scorers a chunk's queries [B, H, n, d]; row b's valid ones stand at positions start[b], ..."""
+        for row, (a, b) in enumerate(ranges):
+            for scorer in scorers:
+                if a < b:
+                    before = self.observed[row].get(scorer)
+                    self.observed[row][scorer] = scorer.observe(before, query[row, :, a:b], int(start[row]), self.rope)
+
+    def forget(self) -> None:
+        """Free what was observed: no scorer will be asked again."""
+        self.observed = [{} for _ in self.observed]
+
+    def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
+        """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv], and what it observed."""
+        p, observed = self.parameters, self.observed[row].get(scorer)
+        return PromptLayer(
+            self.index, self.layers, keys, values, p.query_heads, p.scale, p.softcap, observed=observed, rope=self.rope
+        )
+
+    def keep(self, eviction: Eviction, prompt: Sequence[Entries]) -> list[Tensor]:
+        """What an eviction keeps of each row: [K, T] bool. Nothing else is remembered."""
+        return [eviction.keep(self.view(row, *entries, eviction.scorer)) for row, entries in enumerate(prompt)]
+
+    def select(
+        self, eviction: Eviction, prompt: Sequence[Entries], observed: Sequence[Any] | None = None
+    ) -> list[Tensor]:
+        """The same with `rankings`. observed: for each row what the scorer finds, if not what it was shown."""
+        if observed is not None:
+            views = [self.view(row, *entries, eviction.scorer) for row, entries in enumerate(prompt)]
+            return [eviction.keep(replace(view, observed=o)) for view, o in zip(views, observed, strict=True)]
+        for row, entries in enumerate(prompt):
+            if eviction.ranking not in self.rankings[row]:
+                self.rankings[row][eviction.ranking] = eviction.rank(self.view(row, *entries, eviction.scorer))
+        return [eviction.select(rankings[eviction.ranking]) for rankings in self.rankings]
+
+    def select_rows(self, rows: Sequence[int]) -> PromptScores:
+        """What was observed of these rows. Rankings are made anew."""
+        chosen = copy(self)
+        chosen.observed = [self.observed[row] for row in rows]
+        chosen.rankings = [{} for _ in rows]
+        return chosen

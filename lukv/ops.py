@@ -1,0 +1,94 @@
+"""The maths that scorers share: rotary embedding, and the attention that keys get from some query rows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply RoPE to x [..., d] in the half-split layout. cos and sin are [n, rotary dims] or [rotary dims]. Dimensions
+    beyond the rotary ones stay as they are."""
+    half, n = cos.shape[-1] // 2, cos.shape[-1]
+    x1, x2 = x[..., :half], x[..., half:n]
+    y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
+    y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
+    return torch.cat([y1, y2, x[..., n:].expand(*y1.shape[:-1], -1)], -1)
+
+
+@torch.no_grad()
+def attention_mass(
+    queries: Tensor,
+    keys: Tensor,
+    scale: float,
+    first_position: int,
+    softcap: float | None = None,
+    reduce: Literal["mean", "max"] = "mean",
+    columns: int | None = None,
+    block: int | None = None,
+) -> Tensor:
+    """The attention probability that each key gets from consecutive query rows: [H, columns], the rows' mean or max.
+
+    queries [H, n, d] are post-RoPE and stand at positions first_position .. first_position+n-1. keys [K, T, d] are
+    post-RoPE, and H = G*K. Row i attends to the keys up to its own position. Its softmax runs over all of these keys;
+    the result is then cut to the first `columns` keys (default T) and not renormalised.
+
+    The result is float32 (float64 for float64 keys). `block` bounds the number of logits in memory at a time, so no
+    T x T matrix exists. Key lists that do not fit into a block are read twice: once for each row's log-sum-exp, once
+    for the probabilities. Raises ValueError for shapes and positions that do not fit together.
+    """
+    heads, rows, width = queries.shape
+    groups, tokens = keys.shape[:2]
+    columns = tokens if columns is None else columns
+    if heads % groups or keys.shape[2] != width:
+        raise ValueError(
+            f"queries {list(queries.shape)} do not fit keys {list(keys.shape)}: H must be a multiple of K, d equal"
+        )
+    if not 0 <= columns <= tokens or first_position < 0 or rows < 1:
+        raise ValueError(
+            "attention_mass needs n >= 1, first_position >= 0, columns <= T: "
+            f"{rows}, {first_position}, {columns} of {tokens}"
+        )
+    if reduce not in ("mean", "max"):
+        raise ValueError(f"reduce={reduce!r}: use 'mean' or 'max'")
+    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    block = block or (1 << 26 if keys.is_cuda else 1 << 20)  # a CPU core's cache; a GPU wants few, large launches
+    lines = heads // groups * rows
+    span = min(tokens, max(64, block // lines))  # keys per block
+    batch = max(1, block // (lines * span))  # KV heads per block
+    # the query heads of a group are more rows against the same keys, so that K is never repeated
+    scaled = (queries.to(dtype) * scale).reshape(groups, lines, width)
+    last = torch.arange(first_position, first_position + rows, device=keys.device).repeat(heads // groups)[:, None]
+
+    def logits(part: slice, start: int) -> Tensor:
+        end = min(start + span, tokens)
+        out = scaled[part] @ keys[part, start:end].to(dtype).transpose(1, 2)
+        if softcap is not None:
+            out = out.div_(softcap).tanh_().mul_(softcap)
+        if end - 1 > first_position:
+            out.masked_fill_(torch.arange(start, end, device=keys.device) > last, -torch.inf)
+        return out
+
+    mass = keys.new_empty(groups, heads // groups, columns, dtype=dtype)
+    for first in range(0, groups, batch):
+        part = slice(first, first + batch)
+        if span == tokens:
+            probabilities = logits(part, 0).softmax(-1)
+            mass[part] = _reduce_rows(probabilities[..., :columns], rows, reduce)
+            continue
+        norm = torch.full((len(scaled[part]), lines), -torch.inf, dtype=dtype, device=keys.device)
+        for start in range(0, tokens, span):
+            norm = torch.logaddexp(norm, logits(part, start).logsumexp(-1))
+        for start in range(0, columns, span):
+            probabilities = logits(part, start).sub_(norm[..., None]).exp_()
+            end = min(start + span, columns)
+            mass[part, :, start:end] = _reduce_rows(probabilities[..., : end - start], rows, reduce)
+    return mass.reshape(heads, columns)
+
+
+def _reduce_rows(probabilities: Tensor, rows: int, reduce: str) -> Tensor:
+    """[K, G * rows, columns] -> [K, G, columns]: mean or max over the rows of each query head."""
+    by_row = probabilities.unflatten(1, (-1, rows))
+    return by_row.mean(2) if reduce == "mean" else by_row.amax(2)

@@ -1,0 +1,41 @@
+"""A benchmark as token ids: made once for runs that share it, and never of a file that has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from evals.jobs.prompts import data_state, prepared
+
+MODEL = json.dumps({"path": "models/tiny", "name": "tiny"})
+
+
+def write(path: Path, name: str) -> None:
+    path.write_text(json.dumps({"context": f"{name} lives in Oslo.", "question": "Who?", "answers": [name]}))
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    """Also one of the same length, in the same second."""
+    path = tmp_path / "mine.jsonl"
+    settings = json.dumps({"_target_": "evals.jsonl.Jsonl", "data": str(path)})
+    for name in ("Ann", "Bob"):
+        write(path, name)
+        (prompt,), facts = prepared(MODEL, settings, None)
+        assert prompt.sample.references == (name,)
+        assert prepared(MODEL, settings, None)[0][0] is prompt  # once for runs that share it
+        assert facts["sha256"]
+
+
+@pytest.mark.parametrize("nested", ["", "sub"])
+def test_files_in_folders_count(nested: str, tmp_path: Path) -> None:
+    folder = tmp_path / nested
+    folder.mkdir(exist_ok=True)
+    settings = {"source": {"data": str(tmp_path), "tasks": ["a", "b"], "length": 3, "none": None}}
+    empty = data_state(settings)
+    write(folder / "qasper.jsonl", "Ann")
+    one = data_state(settings)
+    assert one == data_state(settings)
+    write(folder / "qasper.jsonl", "Bob")
+    assert len({empty, one, data_state(settings)}) == 3

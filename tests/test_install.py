@@ -1,0 +1,72 @@
+"""A plain `pip install .` into another environment works in any folder, without the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("lukv", "baselines", "evals", "conf", "models", "run.py", "report.py")
+BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+SMALL = ["method=lukv", "budget=0.2", "limit=1", "benchmark.length=512", "benchmark.tasks=[niah_single_1]"]
+
+
+def python(program: Path | str, folder: Path, *args: str) -> str:
+    """What the program prints, run in the folder by a Python that sees nothing of the repository."""
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP", "VIRTUAL_ENV"))}
+    command = [str(program), *args]
+    done = subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment into which the wheel is installed; the dependencies are this environment's."""
+    folder = tmp_path_factory.mktemp("install")
+    source = folder / "source"  # a build leaves files behind
+    source.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*BUILD, *SOURCES):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, source / name)
+    pip = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
+    python(sys.executable, folder, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", "wheels", str(source))
+    shutil.rmtree(source)
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    program = folder / "venv" / "bin" / "python"
+    own = python(program, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    Path(own, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (wheel,) = (folder / "wheels").glob("lukv-*.whl")
+    python(sys.executable, folder, *pip, "--python", str(program), "install", "--no-deps", "--no-index", str(wheel))
+    return program
+
+
+@pytest.mark.slow  # builds a wheel
+def test_an_installed_package_evaluates_the_embedded_model(installed: Path, tmp_path: Path) -> None:
+    where = "import lukv, evals, baselines; print(lukv.__file__, evals.__file__, baselines.__file__)"
+    found = python(installed, tmp_path, "-c", where).split()
+    assert all(Path(file).is_relative_to(installed.parents[1]) for file in found), found
+    shown = python(installed, tmp_path, "-m", "evals.run", *SMALL)
+    assert "niah_single_1" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    runs = sorted(path.parent.name for path in tmp_path.glob("runs/*/result.json"))
+    assert [name.split("__")[1] for name in runs] == ["full", "lukv-keydiff"]
+    python(installed, tmp_path, "-m", "evals.report")
+    assert (tmp_path / "runs" / "report" / "leaderboard.html").is_file()
+
+
+@pytest.mark.slow
+def test_its_help_and_its_sweeps_know_every_option(installed: Path, tmp_path: Path) -> None:
+    shown = python(installed, tmp_path, "-m", "evals.run", "--help")
+    options = [path.stem for path in ROOT.glob("conf/*/*.yaml") if path.parent.name != "hydra"]
+    assert [name for name in options if name not in shown] == []
