@@ -147,8 +147,6 @@ class CurveAllocator(TableAllocator):
     """LU-curve's head budgets. Over all layers and heads exactly round(budget * layers * K * T) entries, at least one a
     head where the budget has that many."""
 
-    path: str | Path
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.table.knots is None:

@@ -184,9 +184,12 @@ class Target(Protocol):
 class TableAllocator(Allocator):
     """LU-KV's head budgets: the table's shares at the budget, as integers whose sum over all layers and heads is
     exactly round(budget * layers * K * T). Every head keeps an entry at least, where the budget has that many.
-    Protected tokens are ranks, not a floor: a head with fewer entries than them keeps the sinks first."""
+    Protected tokens are ranks, not a floor: a head with fewer entries than them keeps the sinks first.
+
+    any_weights: take the table for other weights of the same geometry, too: another quantization of the checkpoint."""
 
     path: str | Path
+    any_weights: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self.table = BudgetTable.load(self.path)
@@ -210,12 +213,15 @@ class TableAllocator(Allocator):
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the table was made for this model (its config and weights), this scorer with these
-        parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape."""
+        parameters, and this protection. A table without metadata (the authors' files) is only checked for its shape,
+        one with `any_weights` not for the weights."""
         make = f"make its table with `{calibrate_command(model.name, scorer.name)}`"
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
             asked = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
             raise ValueError(f"{self._refusal(asked)}: {make}")
         wanted = description(model, scorer, protection)
+        if self.any_weights:
+            del wanted["weights_hash"]
         for key, value in wanted.items() if self.table.metadata else ():
             made = self.table.metadata.get(
                 key, value if key == "weights_hash" else None
@@ -226,6 +232,8 @@ class TableAllocator(Allocator):
                 changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
                 made, value = ({name: each.get(name) for name in changed} for each in (made, value))
                 make += " and the scorer.NAME=VALUE of this run"
+            if key == "weights_hash":
+                make += ", or take it for these weights, too, with allocator.any_weights=true"
             raise ValueError(f"{self.path} was made for {key} {made}, not for {value}: {make}")
 
     def _refusal(self, asked: str) -> str:
