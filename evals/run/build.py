@@ -49,7 +49,7 @@ def model_settings(run: Run) -> str:
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
     options = json.loads(settings)
-    if Path(str(options["path"])).is_dir():  # nothing to download: bars of milliseconds only hide what is said
+    if Path(str(options["path"])).exists():  # nothing to download: bars of milliseconds only hide what is said
         disable_progress_bar()
     return load(**options)
 
