@@ -28,7 +28,7 @@ def test_predictions_are_kvpresss(tmp_path: Path) -> None:
         pytest.skip(f"{PYTHON} is not there: make it with `make test-peers`")
     loaded = load(need_file(), dtype="float32", device="cpu")
     loaded.model.save_pretrained(tmp_path / "model")
-    tasks = Ruler(length=768, tasks=["niah_single_1", "niah_multikey_1_noise"]).tasks(loaded, limit=2)
+    tasks = Ruler(length=768, tasks=["niah_single_1", "niah_multikey_1_noise"]).tasks(loaded.tokenizer, limit=2)
     texts = [(s.context, s.question, s.answer_prefix) for task in tasks for s in task.samples]
     prompts = [loaded.prompt_ids(*text) for text in texts]
     samples = tmp_path / "samples.json"
