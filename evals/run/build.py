@@ -59,7 +59,7 @@ def select_model_settings(run: Run) -> str:
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
     options = json.loads(settings)
-    if Path(str(options["path"])).is_dir():  # nothing to download: a bar of milliseconds only hides what is said
+    if Path(str(options["path"])).exists():  # nothing to download: a bar of milliseconds only hides what is said
         disable_progress_bar()
     return load(**options)
 
