@@ -164,6 +164,8 @@ def load(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     place = torch_device(device)
+    if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
+        logging.disable_progress_bar()
     source = Source(str(path), revision, made_by)
     config = source.read("configuration", supported_config)
     its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
