@@ -207,17 +207,17 @@ def test_a_folder_has_one_table_a_scorer(tmp_path):
     for seed, name in enumerate(AUTHORS):
         made_table(seed).save_npy(tmp_path / f"{name}.npy")
     for seed, scorer in enumerate(scorers):
-        ours = TableAllocator(tmp_path, scorer)
+        ours = TableAllocator(tmp_path, scorer=scorer)
         np.testing.assert_allclose(ours.table.kept, made_table(seed).kept, atol=1e-12)
         assert ours.path == tmp_path / f"{AUTHORS[seed]}.npy"
         ours.check(Model(), SCORER, PROTECTION)
     with pytest.raises(FileNotFoundError, match=r"has no table for scorer streaming \(\.npy files: ea_.*name one file"):
-        TableAllocator(tmp_path, "streaming")
+        TableAllocator(tmp_path, scorer="streaming")
     made_table().save_npy(tmp_path / "keydiff_other.npy")
     with pytest.raises(FileNotFoundError, match="has 2 tables for scorer keydiff"):
-        TableAllocator(tmp_path, "keydiff")
+        TableAllocator(tmp_path, scorer="keydiff")
     made_table(7).save(tmp_path / "keydiff.safetensors")  # with metadata: goes before the others
-    np.testing.assert_array_equal(TableAllocator(tmp_path, "keydiff").table.kept, made_table(7).kept)
+    np.testing.assert_array_equal(TableAllocator(tmp_path, scorer="keydiff").table.kept, made_table(7).kept)
 
 
 @pytest.mark.parametrize(
