@@ -52,7 +52,7 @@ def test_the_ragged_cache_is_as_exact_as_stock(loaded: LoadedModel) -> None:
     assert (ours - exact).abs().max() <= allowed
 
 
-def test_calibrates_and_evaluates_as_command(tmp_path: Path, command: Command) -> None:
+def test_calibrates_and_evaluates_as_typed(tmp_path: Path, command: Command) -> None:
     need_file()
     common = ["model=smollm2-135m-q4", f"model.tables={tmp_path}/tables", f"runs={tmp_path}/runs", "scorer=keydiff"]
     data = ["benchmark.length=768", "benchmark.tasks=[niah_single_1]"]
