@@ -43,6 +43,10 @@ TOLD = {"model.name", "job.data.name"}
 """Nested settings that other parts of a name already tell."""
 
 
+TOLD_BY_DATA = ("benchmark.length", "benchmark.protocol")
+"""Settings that benchmarks end their own names with."""
+
+
 def make_name(run: Described) -> str:
     return join_name([run.config["model"]["name"], *name_method(run), *name_setting(run)])
 
@@ -57,10 +61,9 @@ def name_method(run: Described) -> list[str]:
     """The method with its scorer and whatever it does not choose by itself; its budget."""
     if not run.evicts:
         return [run.config["method"] or "none"]
-    usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.choices
-    chosen = {group: run.choices[group] for group in ("allocator", "protection")}
-    extra = [c for g, c in chosen.items() if run.config[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run.config["method"], run.choices["scorer"], *extra] if c is not None)]
+    usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.parts
+    extra = [c for g, c in run.parts.items() if g != "scorer" and run.config[g] is not None and c != usual.get(g)]
+    parts = ["-".join(str(c) for c in [run.config["method"], run.parts["scorer"], *extra] if c is not None)]
     if run.config["budget"] is not None:
         parts.append(f"b{show_value(run['budget'])}")
     elif run.config["budget_tokens"] is not None:
@@ -87,7 +90,7 @@ def list_departures(run: Described, groups: Sequence[str] = ()) -> list[str]:
     parts = []
     for key, value in run.departures.items():
         group = key.partition(".")[0]
-        by_name = key in TOLD or (key.endswith("benchmark.length") and told.endswith(f"-{value}"))
+        by_name = key in TOLD or (key.endswith(TOLD_BY_DATA) and told.endswith(f"-{value}"))
         if by_name or (groups and group not in groups):
             continue
         shown = run.inputs[key][:8] if key in run.inputs else show_value(value)

@@ -23,6 +23,10 @@ from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
 from evals.run.run_id import clean_text, find_job, join_name, list_departures, make_name, name_method, name_setting
 
+METHOD_PARTS = ("scorer", "allocator", "protection")
+CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
+"""The groups whose options make a run's settings."""
+
 
 @dataclass
 class Config:
@@ -54,8 +58,8 @@ class Config:
 class Run:
     """One run's settings, resolved to plain values.
 
-    choices: the options chosen in the groups, by `method` as well. nested: the overrides of single values inside a
-    group ("scorer.window=16"), as typed.
+    choices: the option chosen in each group of CHOSEN. nested: the overrides of single values inside a group
+    ("scorer.window=16"), as typed.
     """
 
     config: Mapping[str, Any]
@@ -68,6 +72,11 @@ class Run:
     @property
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
+
+    @property
+    def parts(self) -> dict[str, str | None]:
+        """The options chosen for the method's parts. None of each where nothing is evicted."""
+        return {group: self.choices.get(group) for group in METHOD_PARTS}
 
     @cached_property
     def id(self) -> str:
@@ -139,7 +148,7 @@ class Run:
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
-        choices = {**self.choices, **dict.fromkeys(("scorer", "allocator", "protection"))}
+        choices = {**self.choices, **dict.fromkeys(METHOD_PARTS)}
         return Run(config, choices, tuple(n for n in self.nested if n.split(".")[0] in ("model", "benchmark")))
 
 
@@ -177,9 +186,9 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     for group in ("allocator", "protection") if config["scorer"] is not None else ():
         if config[group] is None and group not in ignored:
             raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
-    chosen = hydra.runtime.choices
-    choices = {g: chosen.get(g) for g in ("model", "benchmark", "job", "calibration")}
-    choices |= {g: chosen.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")}
+    choices = {group: hydra.runtime.choices.get(group) for group in CHOSEN}
+    if config["scorer"] is None:
+        choices.update(dict.fromkeys(METHOD_PARTS))
     if config["method"] is not None and config["scorer"] is not None:
         config["method"] = find_method(config["method"], choices)
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
