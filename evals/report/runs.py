@@ -73,7 +73,7 @@ def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
             by_content.clear()
         found += [sorted(group, key=lambda r: str(r["run_id"])) for group in (unknown, *by_content.values()) if group]
     names = [next((r for r in group if "label" in r), group[0])["experiment"] for group in found]
-    groups = {}
+    groups: dict[str, list[Result]] = {}
     for name, group in sorted(zip(names, found, strict=True), key=lambda pair: str(pair[0])):
         own = f"{name}__{group[0]['data']}" if names.count(name) > 1 else name
         groups[own] = [{**r, "experiment": own, "label": text} for r, text in zip(group, name_rows(group), strict=True)]

@@ -129,7 +129,7 @@ def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Identif
         if key in run.inputs:
             path = find_path(key, now)
             if by_path and path is not None:
-                same = matches_old_record(path, str(before), now, record, key)
+                same = matches_old_record(path, str(before), str(now), record, key)
             else:
                 same = contents.get(key) == run.inputs[key]
             if not same:

@@ -27,7 +27,7 @@ class Described(Protocol):
     def config(self) -> Mapping[str, Any]: ...
 
     @property
-    def choices(self) -> Mapping[str, str | None]: ...
+    def parts(self) -> Mapping[str, str | None]: ...
 
     @property
     def evicts(self) -> bool: ...
@@ -65,9 +65,9 @@ def name_method(run: Described) -> list[str]:
     extra = [c for g, c in run.parts.items() if g != "scorer" and run.config[g] is not None and c != usual.get(g)]
     parts = ["-".join(str(c) for c in [run.config["method"], run.parts["scorer"], *extra] if c is not None)]
     if run.config["budget"] is not None:
-        parts.append(f"b{show_value(run['budget'])}")
+        parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
-        parts.append(f"t{run['budget_tokens']}")
+        parts.append(f"t{run.config['budget_tokens']}")
     return parts
 
 
@@ -76,8 +76,8 @@ def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:
     the chosen options' own."""
     parts = [name_data(run.config)]
     if run.config["limit"] is not None:
-        parts.append(f"n{run['limit']}")
-    parts.append(f"s{run['seed']}")
+        parts.append(f"n{run.config['limit']}")
+    parts.append(f"s{run.config['seed']}")
     if run.config["attention"] != "auto":
         parts.append(run.config["attention"])
     return parts + list_departures(run, groups)
