@@ -25,7 +25,8 @@ from evals.run.instantiate import suggest_nearest
 from scripts.doc_tables import ALL, Table
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BEGIN = re.compile(r"^<!-- table: ", re.MULTILINE)
+BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
 
 
 class Documents:
@@ -56,10 +57,11 @@ class Documents:
     def make_page(self, path: Path) -> str:
         """The page with its tables made anew. Raises ValueError for a table that cannot be made."""
         text = path.read_text(encoding="utf-8")
-        made = BLOCK.sub(lambda found: f"{found[1]}\n{self.make_table(found[2])}\n\n{found[4]}", text)
-        if text.count("<!-- table:") != len(BLOCK.findall(text)):
-            raise ValueError(f"{path.name}: a table's markers are <!-- table: NAME --> and <!-- end -->, each on a line")
-        return made
+        if len(BEGIN.findall(text)) != len(BLOCK.findall(text)):
+            raise ValueError(
+                f"{path.name}: a table's markers are <!-- table: NAME --> and <!-- end -->, each on a line"
+            )
+        return BLOCK.sub(lambda found: f"{found[1]}\n{self.make_table(found[2])}\n\n{found[4]}", text)
 
     def plan_figure(self, name: str) -> dict[str, Any]:
         """What is drawn: {lines, full, title} as evals.plots.draw_scores takes them."""
