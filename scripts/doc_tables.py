@@ -123,8 +123,8 @@ class Chosen:
         n, total = ("/".join(map(str, sorted(ns))) for ns in (counts, {c.n for c in self.full if c.task == MEAN}))
         at = "" if self.table.budget is None else f", kept {100 * self.table.budget:g}%"
         said = (
-            f"{model}, {benchmark}, {protocol}{at}: {len(tasks)} tasks, {n} samples of each (n = {total}); "
-            f"mean of tasks, per cent, 95% interval. Every cell's command and commit: `docs/data/{self.table.data}.csv`."
+            f"{model}, {benchmark}, {protocol}{at}: {len(tasks)} tasks, {n} samples of each (n = {total}); mean "
+            f"of tasks, per cent, 95% interval. Every cell's command and commit: `docs/data/{self.table.data}.csv`."
         )
         missing = [self.table.name(m) for m in self.table.rows if m not in self.rows]
         return said + (f" Not measured yet: {', '.join(missing)}." if missing else "")

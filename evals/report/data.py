@@ -19,7 +19,6 @@ import numpy as np
 
 from evals.report.runs import Result, Scores, budget_label, keeps_all, label, read_results, read_scores
 from evals.run.folder import read_json
-from evals.run.run_id import make_slug
 from evals.stats import mean_interval
 
 MEAN = "mean"
@@ -131,7 +130,7 @@ def name_protocol(about: Mapping[str, Any]) -> str:
 
 def name_row(r: Result) -> str:
     """The row's label. That tables lie where the model's own always do (models/NAME/tables) is left out of it."""
-    usual = make_slug(f"model.tables=models/{r['model']}/tables")
+    usual = f"model.tables=models-{r['model']}-tables"  # as a run id spells it
     return " ".join(part for part in label(r).split() if part != usual)
 
 

@@ -64,7 +64,7 @@ def test_it_is_read_as_it_was_written(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad.csv, line \d+: could not convert"):
         read_data(tmp_path / "bad.csv")
     (tmp_path / "bad.csv").write_text("model,score\n")
-    with pytest.raises(ValueError, match="report.py data"):
+    with pytest.raises(ValueError, match=r"report\.py data"):
         read_data(tmp_path / "bad.csv")
 
 
@@ -96,7 +96,7 @@ def test_a_full_cache_of_other_samples_is_refused(runs: Path) -> None:
     path = next(runs.glob("tiny__full__*/samples.jsonl"))
     result = path.with_name("result.json")
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[1:]))
-    with pytest.raises(ValueError, match="has other samples than result.json"):
+    with pytest.raises(ValueError, match=r"has other samples than result\.json"):
         collect(runs)
     stored = json.loads(result.read_text())
     stored["tasks"]["one"]["n"] -= 1

@@ -70,7 +70,7 @@ def test_a_damaged_page_is_one_line_and_nothing_is_written(copy: Documents, was:
 
 def test_missing_data_name_the_command(copy: Documents) -> None:
     (copy.root / "docs/data/smollm2-ruler-1024.csv").unlink()
-    with pytest.raises(ValueError, match="python report.py data --name smollm2-ruler-1024"):
+    with pytest.raises(ValueError, match=r"python report\.py data --name smollm2-ruler-1024"):
         find_stale(copy)
 
 
