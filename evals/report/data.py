@@ -17,7 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from evals.report.runs import Result, Scores, budget_label, keeps_all, label, read_results, read_scores
+from evals.report.runs import (
+    Result,
+    Scores,
+    budget_label,
+    group_by_experiment,
+    keeps_all,
+    label,
+    read_results,
+    read_scores,
+)
 from evals.run.folder import read_json
 from evals.stats import mean_interval
 
@@ -53,7 +62,8 @@ def collect(runs: Path, only: str = "*") -> list[Cell]:
     Of runs that differ in limit= alone, the one of most samples counts, and of the full cache each that such a run is
     compared with. Raises ValueError where two runs would then fill the same cell, and where there is no run.
     """
-    found = [r for r in read_results(runs) if fnmatchcase(r["run_id"], only)]
+    chosen = [r for r in read_results(runs) if fnmatchcase(r["run_id"], only)]
+    found = [r for group in group_by_experiment(chosen).values() for r in group]
     if not found:
         raise ValueError(f"no finished run in {runs}/ matches {only}: see  ls {runs}")
     full = {r["experiment"]: read_scores(runs / r["run_id"]) for r in found if keeps_all(r)}
