@@ -19,8 +19,7 @@ from evals.report.runs import Result, group_by_experiment, keeps_all, label, rea
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.conf import read_method_defaults
 from evals.run.folder import read_json, read_samples
-from evals.run.instantiate import suggest_nearest
-from evals.text import table
+from evals.text import suggest_nearest, table
 
 SAMPLES_A_TASK = 2
 """Samples of each task that the page shows of a run."""

@@ -129,8 +129,8 @@ def test_scoring_puts_the_chosen_score_first(words: Words) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ["niah_multkey_2"]}, "did you mean niah_multikey_2"),
-        ({"tasks": "vtt"}, "did you mean vt"),
+        ({"tasks": ["niah_multkey_2"]}, "Did you mean 'niah_multikey_2'"),
+        ({"tasks": "vtt"}, "Did you mean 'vt'"),
         ({"ruler_version": 2023}, "choose 2024 or 2025"),
         ({"scoring": "strict"}, "choose official or kvpress"),
         ({"length": 0}, "must be at least 1"),
