@@ -76,16 +76,18 @@ def test_a_rank_belongs_to_the_quantile_of_its_middle(free: int, protected: int,
         assert knots.counts(dear + 2, tokens).tolist() == [dear, 2]
 
 
-def test_at_a_thousand_tokens_a_curves_ranks_are_its_cells() -> None:
-    """A table's curve is made of the cell that holds a rank's middle, neither of the next nor of the one before."""
-    random = np.random.default_rng(3)
-    utility = random.random((1, 2, 1000))
+@pytest.mark.parametrize("tokens", [300, 400, 1000])
+def test_a_tables_curve_has_the_cell_of_each_ranks_middle(tokens: int) -> None:
+    """A curve has 1000 cells. That at a rank's middle lies within the rank, those at its ends may reach out of it."""
+    utility = np.random.default_rng(3).random((1, 2, tokens))
     mean = MeanCurve(1, 2, 0, power=1.0)
     mean.add(utility)
     curve = mean.table({"sink": 0, "recent": 0}).curve
     assert curve is not None
-    expected = utility.reshape(1, 2, curve.shape[2], -1).sum(axis=3)
-    np.testing.assert_allclose(curve, expected, rtol=1e-6)
+    bins = curve.shape[2]
+    for found, own in zip(curve[0], utility[0], strict=True):
+        behind = np.interp(np.arange(bins + 1) * tokens / bins, np.arange(tokens + 1), np.append(0, np.cumsum(own)))
+        np.testing.assert_allclose(found, np.diff(behind), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
