@@ -37,6 +37,8 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
+LAYOUTS = ("apart", "whole", "bare")
+"""How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
 
 
 @dataclass
@@ -84,27 +86,44 @@ class LoadedModel:
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
 
     def prompt_ids(
-        self, context: str, question: str, answer_prefix: str, chat: bool = True
+        self, context: str, question: str, answer_prefix: str, chat: bool = True, layout: str = "apart"
     ) -> tuple[list[int], list[int]]:
-        """Token ids of (the part that is compressed, the part after it).
+        """Token ids of (the part that is compressed, the part after it). Raises ValueError for an unknown layout.
 
-        With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS
-        and system header included), then come the question, the rest of the template and the answer prefix. Without one
-        (or chat=False): BOS + context, then question + newline + prefix; where both are empty the answer follows the
-        context directly, and its last token is what the model is asked with. The parts are tokenized apart, so that
-        the compressed part does not depend on the question. (kvpress's protocol.)
+        apart: with a chat template the context is the user's message: everything up to the end of its text is
+        compressed (BOS and system header included), then come the question, the rest of the template and the answer
+        prefix. Without one (or chat=False): BOS + context, then question + newline + prefix; where both are empty the
+        answer follows the context directly, and its last token is what the model is asked with. The parts are
+        tokenized apart, so that the compressed part does not depend on the question. (kvpress's protocol.)
+
+        whole: all three are one text, the user's message where there is a chat template, and tokenized as one. It is
+        cut behind the last token that the context would have without the question: a token that holds characters of
+        both comes after. The two parts together are the prompt of a model that is asked without compression.
+
+        bare: the texts as they are, without chat template, BOS or newline, tokenized apart.
         """
+        after = question + answer_prefix
+        if layout == "bare":
+            return self._ids(context), self._ids(after)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
+        if layout == "whole" and after:
+            head, tail = self._around(context + after, chat)
+            ids = self._ids(head)
+            cut = min(common_start(ids, self._ids(self._around(context, chat)[0])), len(ids) - 1)
+            return ids[:cut], ids[cut:] + self._ids(tail or "")
+        head, tail = self._around(context, chat)
+        if tail is None and not after:
+            ids = self._ids(head)
+            return ids[:-1], ids[-1:]
+        return self._ids(head), self._ids(question + ("\n" if tail is None else tail) + answer_prefix)
+
+    def _around(self, text: str, chat: bool) -> tuple[str, str | None]:
+        """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""
         if chat and self.chat and self.tokenizer.chat_template:
-            head, tail = self._template(context)
-            question += tail
-        else:
-            bos = self.tokenizer.bos_token or ""
-            head = context if context.startswith(bos) else bos + context
-            if not question and not answer_prefix:
-                ids = self._ids(head)
-                return ids[:-1], ids[-1:]
-            question += "\n"
-        return self._ids(head), self._ids(question + answer_prefix)
+            return self._template(text)
+        bos = self.tokenizer.bos_token or ""
+        return (text if text.startswith(bos) else bos + text), None
 
     def _template(self, context: str) -> tuple[str, str]:
         """The rendered chat template around a user message: (up to the end of its text, the rest)."""
@@ -131,6 +150,11 @@ class LoadedModel:
         if not strings:
             return None
         return lambda tokens: any(string in self.decode(tokens) for string in strings)
+
+
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many elements two sequences have in common before they first differ."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def load(

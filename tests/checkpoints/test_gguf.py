@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +17,8 @@ pytest.importorskip("gguf", reason="the package gguf is not installed")
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, compress
 from lukv.model import load
+from tests.as_typed import Command
 from tests.checkpoints.gguf_files import MERGES, Written, vocabulary, write
-from tests.cli.as_typed import ROOT
 
 CASES = [("llama", "Q8_0"), ("llama", "Q4_1"), ("qwen2", "Q8_0"), ("qwen2", "F16")]
 CONTEXT = "in the in the then, 12345 the\nin " * 5
@@ -162,23 +161,17 @@ def test_without_the_package(llama: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in str(error.value)
 
 
-def test_as_typed(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_as_typed(llama: Path, tmp_path: Path, command: Command, capsys) -> None:
     """Calibrated and evaluated from the command line; a broken file is one line and exit code 2."""
-    import run
-    from evals.run import cli
-
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"context": CONTEXT, "question": " the?", "answers": ["in"]}) + "\n")
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(llama.read_bytes()[:-100])
     common = ["scorer=keydiff", f"runs={tmp_path}/runs", f"model.tables={tmp_path}/tables", "model=hf"]
     test = ["benchmark=jsonl", f"benchmark.data={data}", "benchmark.max_new_tokens=2", "budget=0.5"]
-    monkeypatch.chdir(ROOT)
 
     def typed(path: Path, *args: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *args, *common, f"model.path={path}", "model.device=cpu"])
-        cli.faults.clear()
-        return run.run()
+        return command(*args, *common, f"model.path={path}", "model.device=cpu")
 
     assert typed(llama, "job=calibrate", "job.save=true", f"calibration=file:{data}") == 0
     assert typed(llama, "method=lukv", *test) == 0

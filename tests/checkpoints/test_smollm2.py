@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import torch
 
 from lukv.backend.cache import RaggedCache
 from lukv.model import LoadedModel, load
+from tests.as_typed import ROOT, Command
 from tests.checkpoints.smollm2 import need_file
-from tests.cli.as_typed import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -53,22 +52,17 @@ def test_the_ragged_cache_is_as_exact_as_stock(loaded: LoadedModel) -> None:
     assert (ours - exact).abs().max() <= allowed
 
 
-def test_calibrates_and_evaluates_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import run
-    from evals.run import cli
-
+def test_calibrates_and_evaluates_as_typed(tmp_path: Path, command: Command) -> None:
     need_file()
-    monkeypatch.chdir(ROOT)
     common = ["model=smollm2-135m-q4", f"model.tables={tmp_path}/tables", f"runs={tmp_path}/runs", "scorer=keydiff"]
-
-    def typed(*args: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["run.py", *args, *common])
-        cli.faults.clear()
-        return run.run()
-
     data = ["benchmark.length=768", "benchmark.tasks=[niah_single_1]"]
-    assert typed("job=calibrate", "job.save=true", *(f"calibration.{d}" for d in data), "calibration.contexts=2") == 0
-    assert typed("method=lukv", "budget=0.2", "limit=2", *data) == 0
+    assert (
+        command(
+            "job=calibrate", "job.save=true", *(f"calibration.{d}" for d in data), "calibration.contexts=2", *common
+        )
+        == 0
+    )
+    assert command("method=lukv", "budget=0.2", "limit=2", *data, *common) == 0
     (result,) = (json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*__lukv*b0.2*/result.json"))
     assert result["model"] == "smollm2-135m-q4"
     assert result["budget"]["kept_share"] == pytest.approx(0.2, abs=0.001)
