@@ -22,8 +22,7 @@ from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
-from evals.run.instantiate import suggest_nearest
-from evals.text import table
+from evals.text import suggest_nearest, table
 
 COMMANDS = ("score", "data")
 
