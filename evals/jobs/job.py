@@ -28,11 +28,13 @@ class Job:
     """One run of a sweep at work.
 
     ignores: settings that make no difference to this job, as "budget" or "scorer.path". They stay out of run ids.
+    leaves_result: a run of it is done if and only if its folder has a result.json.
     """
 
     run: Run
     sweep: Sweep
     ignores: ClassVar[tuple[str, ...]] = ()
+    leaves_result: ClassVar[bool] = True
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str | None:
@@ -159,6 +161,8 @@ class Latency(Job):
 
 class Info(Job):
     """Print what a bug report needs. Nothing is written."""
+
+    leaves_result = False
 
     def do(self) -> None:
         about = {"command": quote_command(), **collect_provenance(), "settings": self.run.config}

@@ -148,17 +148,18 @@ def test_values_that_are_right(line: str) -> None:
 
 def test_the_home_folder() -> None:
     """A shell expands ~ at the beginning of a word only."""
-    from evals.run import cli
+    from evals.run.overrides import normalize_arguments
 
     home = str(Path.home())
-    said = cli.normalize_arguments(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
+    said = normalize_arguments(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
     assert said == [f"runs={home}/runs", "model=hf", f"model.path={home}/model", "model.tables=a~/b", "~seed"]
 
 
 def test_options_between_settings() -> None:
     from evals.run import cli
+    from evals.run.overrides import normalize_arguments
 
-    argv = cli.normalize_arguments(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
+    argv = normalize_arguments(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
     assert argv == ["-m", "method=lukv", "budget=0.1,0.2", "~seed", "limit=1"]
     assert len(cli.plan(["-m", "method=lukv", "budget=0.1,0.2", "limit=1"]).planned) == 2
 

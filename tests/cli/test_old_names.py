@@ -16,6 +16,7 @@ from evals.run import cli
 from evals.run.conf import CONF
 from evals.run.instantiate import find_targets, locate
 from evals.run.old_names import PLACES, translate_config, translate_override
+from evals.run.overrides import normalize_arguments
 from tests.as_typed import Command
 
 OLD = Path(__file__).parent / "old_runs"
@@ -104,7 +105,7 @@ def test_old_settings_as_typed() -> None:
     typed = ["share=false", "++benchmark.vintage=2025", "benchmark.seed=3", "-m", "~share", "runs=share=1"]
     new = ["share_prefill=false", "++benchmark.ruler_version=2025", "benchmark.seed=3", "-m", "~share_prefill"]
     assert list(map(translate_override, typed)) == [*new, "runs=share=1"]
-    [run] = cli.plan(cli.normalize_arguments(["method=keydiff", "share=false"])).planned
+    [run] = cli.plan(normalize_arguments(["method=keydiff", "share=false"])).planned
     assert run.run["share_prefill"] is False
 
 
