@@ -72,8 +72,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
 
 def check_modes(args: Namespace) -> None:
     """Hydra's own check of these ends in a traceback."""
-    names = ("run", "multirun", "cfg", "info")
-    if len(asked := [f"--{name}" for name in names if getattr(args, name)]) > 1:
+    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    if len(asked := [mode for mode, given in modes.items() if given]) > 1:
         raise InputError(f"{' and '.join(asked)} do not go together: leave one of them out")
     if args.resolve and not args.cfg:
         raise InputError("--resolve goes with --cfg: python run.py --cfg job --resolve")
