@@ -265,7 +265,8 @@ class Source:
         file = None if self.local else try_to_load_from_cache(self.path, "config.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
-    def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
+    def check_folder(self) -> None:
+        """Raise FileNotFoundError if it is a folder that has no model. Of a hub id nothing is known here."""
         folder = Path(self.path)
         if self.local and not (folder / "config.json").is_file():
             lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
@@ -273,6 +274,9 @@ class Source:
             if self.made_by:
                 instead = f"make it with: {self.made_by}"
             raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
+
+    def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
+        self.check_folder()
         offline = self.local or not hub_answers()
         try:
             return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)

@@ -1,7 +1,7 @@
 """What job= names: from a run's folder to its result.
 
-Every job is open -> finished result, or compute -> show. What is finished is read and shown without torch or a model:
-the modules that compute are imported only where there is something to compute.
+Every job is open -> finished result, or compute -> describe. What is finished is read and described without torch or a
+model: the modules that compute are imported only where there is something to compute.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ class Job:
         return None
 
     def do(self) -> None:
+        """All work comes before the first word: whoever reads it may close the pipe."""
         result = self.finish()
+        text = self.describe(result)
         if self.sweep.outcomes[self.run.id].found:
             print(f"{self.run.id}: already done")
-        self.show(result)
+        print(text)
 
     def finish(self, wait: bool = False) -> Result:
         """The result: known in this sweep, or read from the folder, or computed now. wait: for another process that has
@@ -80,8 +82,8 @@ class Job:
         """Begin the run, compute its result and write it into the folder."""
         raise NotImplementedError
 
-    def show(self, result: Result) -> None:
-        """Print the result, and do with it whatever else was asked for."""
+    def describe(self, result: Result) -> str:
+        """The result in words, after doing with it whatever else was asked for."""
         raise NotImplementedError
 
     def write(self, folder: RunFolder, result: Result) -> Result:
@@ -98,11 +100,10 @@ class Evaluate(Job):
 
         return compute_group(folder, self.sweep)
 
-    def show(self, result: Result) -> None:
+    def describe(self, result: Result) -> str:
         reference = self.run.make_reference()
         beside = Evaluate(reference, self.sweep).finish(wait=True) if reference else None
-        print(result_table(result, beside))
-        print(f"\n{self.run.folder}/")
+        return f"{result_table(result, beside)}\n\n{self.run.folder}/"
 
 
 class Calibrate(Job):
@@ -129,17 +130,19 @@ class Calibrate(Job):
             raise InputError("job=calibrate makes a table for a scorer: name one, as in scorer=keydiff")
         return super().open(wait)
 
-    def show(self, result: Result) -> None:
-        """Print what each table says. job.save=true copies the tables into the model's table folder."""
+    def describe(self, result: Result) -> str:
+        """What each table says. job.save=true copies the tables into the model's table folder."""
+        lines = []
         for name in result["tables"]:
             path = self.run.folder / "tables" / name
-            print(f"\n{path}")
+            lines.append(f"\n{path}")
             if name in result.get("summaries", {}):
-                print(result["summaries"][name])
+                lines.append(result["summaries"][name])
             if self.run["job"]["save"]:
                 copy = Path(self.run["model"]["tables"]) / name
                 write_atomically(copy, path.read_bytes())
-                print(f"saved as {copy}")
+                lines.append(f"saved as {copy}")
+        return "\n".join(lines)
 
 
 class Latency(Job):
@@ -154,9 +157,8 @@ class Latency(Job):
 
         return self.write(folder, measure_run(folder))
 
-    def show(self, result: Result) -> None:
-        print(latency_table(result["rows"]))
-        print(f"\n{self.run.folder}/")
+    def describe(self, result: Result) -> str:
+        return f"{latency_table(result['rows'])}\n\n{self.run.folder}/"
 
 
 class Info(Job):

@@ -33,6 +33,7 @@ from evals.run.overrides import expand_sweep, parse_overrides
 from evals.run.provenance import find_version
 from evals.run.run_id import find_job
 from evals.run.settings import Run, resolve_run
+from evals.run.signals import survive_closed_pipe
 from evals.run.sweep import Fault, PlannedRun, Sweep
 
 STOPPED = "stopped. What is done is kept: the same command goes on from there"
@@ -131,7 +132,8 @@ def do(asked: Run | DictConfig, sweep: Sweep) -> None:
     before = signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         run = asked if isinstance(asked, Run) else resolve_run(asked)
-        find_job(run.config)(run, sweep).do()
+        with survive_closed_pipe():
+            find_job(run.config)(run, sweep).do()
     except KeyboardInterrupt:
         stop(130, STOPPED)
     except Exception as error:
@@ -178,8 +180,9 @@ def remove_if_empty(folder: Path) -> None:
 def summarize(sweep: Sweep) -> int:
     """Print what became of each run of a sweep, judged by the files in its folder; the exit code of the command."""
     states = [(p, *judge(p, sweep)) for p in sweep.planned]
-    if len(states) > 1:
-        print("\n" + "\n".join(list_states(states)))
+    if len(states) > 1 or sweep.slurm_logs is not None:  # what a run here printed, one on Slurm has in its log
+        with survive_closed_pipe():
+            print("\n" + "\n".join(list_states(states)))
     unexplained = any(name == "failed" and p.run.id not in sweep.faults for p, name, _ in states)
     return max([int(unexplained), *(fault.code for fault in sweep.faults.values())])
 
@@ -194,7 +197,7 @@ def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
             yield f"{p.run.id}  {name}  {what}"
     for what, runs in failed.items():
         yield f"{runs[0].run.id}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}  failed  {what}"
-    for what, runs in failed.items():
+    for runs in failed.values():
         yield f"failed{f', one of {len(runs)}' if len(runs) > 1 else ''}: {runs[0].command}"
     count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
     yield f"{len(states)} runs: {', '.join(count)}"

@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evals.run.conf import GROUPS, ROOT, read_method_defaults
+from evals.run.conf import GROUPS, PACKAGE, ROOT, read_method_defaults
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
 from evals.run.run_id import find_job, join_name, make_run_id, make_slug, name_setting
@@ -202,8 +202,10 @@ def name_model(path: Any) -> str:
 
 
 def find_shipped(path: str) -> str:
-    """A folder that comes with this program: as it is named if the current folder has it, else its full path."""
-    return path if Path(path).exists() else str(ROOT / path)
+    """A folder of this program's own: in its repository, wherever it is started. An installed package is written to by
+    nobody: there it is the working directory's, unless the package has it."""
+    own = ROOT / path
+    return path if Path.cwd() == ROOT or (ROOT == PACKAGE and not own.exists()) else str(own)
 
 
 ConfigStore.instance().store(name="schema", node=Config)

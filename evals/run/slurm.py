@@ -8,7 +8,6 @@ array's tasks left. What became of each run is then read from its folder, and wh
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import subprocess
@@ -16,6 +15,8 @@ import sys
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from glob import escape
+from itertools import takewhile
 from pathlib import Path
 
 from evals.run.conf import PACKAGE
@@ -55,17 +56,21 @@ def wait_for_tasks(sweep: Sweep) -> Iterator[None]:
 
 def find_arrays(logs: str) -> set[str]:
     """Ids of the job arrays whose logs are in these folders. submitit leaves a file ID_TASK, or ID, of each job."""
-    pattern = "*".join(glob.escape(part) for part in re.split("%[jtAa]", os.path.expanduser(logs)))
-    files = (re.fullmatch(r"(\d+)(_\d+)?_submitted\.pkl", Path(f).name) for f in glob.glob(f"{pattern}/*_submitted.pkl"))
-    return {file[1] for file in files if file}
+    parts = Path(logs).expanduser().absolute().parts
+    fixed = list(takewhile(lambda part: "%" not in part, parts))
+    varied = ["*".join(map(escape, re.split("%[jtAa]", part))) for part in parts[len(fixed) :]]
+    files = Path(*fixed).glob("/".join([*varied, "*_submitted.pkl"]))
+    jobs = (re.fullmatch(r"(\d+)(_\d+)?_submitted\.pkl", file.name) for file in files)
+    return {job[1] for job in jobs if job}
 
 
 def quote_log(logs: str, array: str, task: int) -> str:
     """The last thing that a task said, and in which file. An array of one is a job without a task's number."""
     for job in (f"{array}_{task}", array):
-        values = {"%j": job, "%t": "0", "%A": array, "%a": str(task)}
-        folder = re.sub("%[jtAa]", lambda m: values[m[0]], os.path.expanduser(logs))
-        log = Path(folder, f"{job}_0_log.err")
+        folder = logs
+        for tag, value in (("%j", job), ("%t", "0"), ("%A", array), ("%a", str(task))):
+            folder = folder.replace(tag, value)
+        log = Path(folder).expanduser() / f"{job}_0_log.err"
         if log.exists():
             said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
             ours = [line.removeprefix("run.py: ") for line in said if line.startswith("run.py: ")]

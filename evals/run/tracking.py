@@ -157,7 +157,9 @@ class WandbTracker(Tracker):
         except Exception as error:  # those of a lost service have no common type
             self.lost = f"{type(error).__name__}: {' '.join(str(error).split())}"
             again = f"python -m evals.run.tracking log {self._folder}"
-            print(f"W&B is lost ({self.lost}). The run goes on without; afterwards: {again}", file=sys.stderr, flush=True)
+            print(
+                f"W&B is lost ({self.lost}). The run goes on without; afterwards: {again}", file=sys.stderr, flush=True
+            )
             with suppress(Exception):  # else the next run would be told to the same dead process
                 wandb.teardown()
 
