@@ -245,6 +245,9 @@ def tokenizer_of(path: str, **options: Any) -> Tokenizer:
     return tokenizer
 
 
+UNREACHABLE = "no such folder, not in the hub's local cache, and the hub cannot be reached"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model comes from: a folder is read offline, anything else is a hub id."""
@@ -265,8 +268,9 @@ class Source:
         file = None if self.local else try_to_load_from_cache(self.path, "config.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
-    def check_folder(self) -> None:
-        """Raise FileNotFoundError if it is a folder that has no model. Of a hub id nothing is known here."""
+    def check_there(self) -> None:
+        """Raise FileNotFoundError for a folder without a model, and for a hub id that is neither on this machine nor to
+        be fetched. Nothing is read."""
         folder = Path(self.path)
         if self.local and not (folder / "config.json").is_file():
             lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
@@ -274,9 +278,11 @@ class Source:
             if self.made_by:
                 instead = f"make it with: {self.made_by}"
             raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
+        if not self.local and self.commit is None and not hub_answers():
+            raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
 
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        self.check_folder()
+        self.check_there()
         offline = self.local or not hub_answers()
         try:
             return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
@@ -284,9 +290,7 @@ class Source:
             raise
         except Exception as error:  # what a broken file does to its many readers has no common kind
             if offline and not self.local:
-                raise FileNotFoundError(
-                    f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
-                ) from error
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 

@@ -46,7 +46,8 @@ def name_model_as_asked(message: str, run: Run) -> str:
     model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
     message = re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
     if re.match(r"no .* at .*: make it with", message):
-        message += f". These need none: method={'|'.join(list_ready_methods())}"
+        first, *others = sorted(list_ready_methods(), key=lambda method: method != run.choices["scorer"])
+        message += f". Without one: method={first}, or {', '.join(others)}"
     return message
 
 
@@ -60,7 +61,7 @@ def list_ready_methods() -> list[str]:
 def check_model(run: Run) -> None:
     """Say first of all if there is no model where the run looks for it."""
     model = run["model"]
-    Source(str(model["path"]), model.get("revision"), model.get("made_by")).check_folder()
+    Source(str(model["path"]), model.get("revision"), model.get("made_by")).check_there()
 
 
 def get_model(run: Run) -> LoadedModel:

@@ -188,7 +188,10 @@ def summarize(sweep: Sweep) -> int:
 
 
 def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
-    """A line for each run with its score; for each reason why there is none, a line and a command; the counts."""
+    """A line for each run with its score, and for each reason why there is none; commands that try again; the counts.
+
+    Where a reason stopped several runs, the same command tries them again.
+    """
     failed: dict[str, list[PlannedRun]] = {}
     for p, name, what in states:
         if name == "failed":
@@ -198,9 +201,10 @@ def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
     for what, runs in failed.items():
         yield f"{runs[0].run.id}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}  failed  {what}"
     for runs in failed.values():
-        yield f"failed{f', one of {len(runs)}' if len(runs) > 1 else ''}: {runs[0].command}"
+        if len(runs) == 1:
+            yield f"failed: {runs[0].command}"
     count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
-    yield f"{len(states)} runs: {', '.join(count)}"
+    yield f"{len(states)} run{'s' * (len(states) > 1)}: {', '.join(count)}"
 
 
 def judge(p: PlannedRun, sweep: Sweep) -> tuple[str, str]:
