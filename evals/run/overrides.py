@@ -60,7 +60,8 @@ def quote(value: str) -> str:
 
 
 def quote_for_shell(text: str) -> str:
-    return f'"{text}"' if not set(text) & set('"$`\\!') else shlex.quote(text)
+    """In double quotes where nothing in it means anything to a shell there."""
+    return shlex.quote(text) if re.search(r'["$`!]|\\\\', text) else f'"{text}"'
 
 
 def parse_overrides(texts: Sequence[str], known_files: bool) -> list[Override]:
@@ -79,13 +80,13 @@ def parse_override(parser: OverridesParser, text: str) -> Override:
     """Raises InputError that shows the text with its value in quotes, where quotes are what it lacks."""
     name, equals, value = text.partition("=")
     try:
-        return parser.parse_override(text)
+        return parser.parse_overrides([text])[0]
     except HydraException as error:
         if not equals:
             raise
         quoted = f"{name}={quote(value)}"
         try:
-            parser.parse_override(quoted)
+            parser.parse_overrides([quoted])
         except HydraException:
             near = suggest_nearest(name, list(GROUPS))
             raise InputError(f"'{text}' is no NAME=VALUE: '{name}' cannot be a setting's name.{near}") from error

@@ -78,7 +78,7 @@ BAD = [
     ("model.path=a=b", """: "model.path='a=b'"\n"""),
     ("model.path=a[1", """: "model.path='a[1'"\n"""),
     ("model.path=modèle", """: "model.path='modèle'"\n"""),
-    ("+model.path=it's", """: "+model.path='it"""),
+    ("+model.path=it's", """: "+model.path='it\\'s'"\n"""),
     ("mèthod=lukv", "'mèthod' cannot be a setting's name. Did you mean 'method'?"),
     ("benchmark.ruler_version=1999", "choose 2024 or 2025"),
     ("scorer._target_=os.system", "scorer._target_=os.system is not in lukv, baselines, evals"),
