@@ -137,7 +137,9 @@ def main() -> int:
     scoring.add_argument(
         "--predictions", type=Path, required=True, help="TASK.jsonl in the official format, or a folder"
     )
-    scoring.add_argument("--protocol", default="official", help="whose scorer: official, defensivekv, kvpress, lukv")
+    scoring.add_argument(
+        "--protocol", default="official", help="whose scorer: official, agnostic, defensivekv, kvpress, lukv"
+    )
     scoring.add_argument("--e", action="store_true", help="LongBench-E: scores by length")
     args = parser.parse_args()
     try:

@@ -20,15 +20,18 @@ class Sample:
     Only `context` is compressed. `question` and `answer_prefix` follow it uncompressed. Where both are empty, the
     answer follows the context (and the tail of the chat template) directly.
 
-    id               unique within the benchmark
-    task             the name of its task
-    references       correct answers; what several of them mean is up to the metric
-    max_new_tokens   where the answer is cut off, in tokens
-    answer_prefix    the beginning of the answer, given to the model
-    chat             put the model's chat template around the prompt, if it has one
-    stop             strings that end the answer, besides the model's end-of-text token
-    min_new_tokens   tokens of the answer before which no stop string ends it
-    extra            what else the metric or an analysis needs (all_classes, length ...)
+    id                   unique within the benchmark
+    task                 the name of its task
+    references           correct answers; what several of them mean is up to the metric
+    max_new_tokens       where the answer is cut off, in tokens
+    answer_prefix        the beginning of the answer, given to the model
+    chat                 put the model's chat template around the prompt, if it has one
+    layout               how the parts become token ids: apart, whole or bare (LoadedModel.prompt_ids)
+    context_tokens       the compressed part ends after so many token ids, at most
+    stop                 strings that end the answer, besides the model's end-of-text token
+    min_new_tokens       tokens of the answer before which no stop string ends it
+    first_token_may_end  false: an answer whose very first token is end-of-text goes on, as in kvpress's pipeline
+    extra                what else the metric or an analysis needs (all_classes, length ...)
     """
 
     id: str
@@ -39,8 +42,11 @@ class Sample:
     max_new_tokens: int
     answer_prefix: str = ""
     chat: bool = True
+    layout: str = "apart"
+    context_tokens: int | None = None
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
+    first_token_may_end: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

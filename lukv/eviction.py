@@ -14,33 +14,46 @@ from torch import Tensor
 from lukv.allocation import Allocator, Budget, HeadScores
 from lukv.scoring import PromptLayer, Scorer
 
+STARVED = ("sinks_first", "earliest", "authors")
+
 
 @dataclass(frozen=True)
 class Protection:
-    """The first `sink` and last `recent` tokens rank before all others. A scorer may ask for more of them."""
+    """The first `sink` and last `recent` tokens rank before all others. A scorer may ask for more of them.
+
+    starved: which protected tokens a head keeps that has fewer slots than there are of them. `sinks_first`: the sinks
+    from the first one on, then the latest tokens. `earliest`: the earliest (kvpress and the later release of LU-KV's
+    authors). `authors`: the latest, so that sinks go first (their older release, which prunes upwards among tied
+    scores).
+    """
 
     sink: int = 0
     recent: int = 0
+    starved: str = "sinks_first"
 
     def __post_init__(self) -> None:
+        if self.starved not in STARVED:
+            raise ValueError(f"protection: starved={self.starved} is not known: choose one of {', '.join(STARVED)}")
         if self.sink < 0 or self.recent < 0:
             raise ValueError(f"protection: sink={self.sink} and recent={self.recent} must be at least 0")
 
     def over(self, scorer: Scorer) -> Protection:
         """What is protected when the scorer brings a protection of its own: the larger of both."""
-        return Protection(max(self.sink, scorer.sink), max(self.recent, scorer.recent))
+        return Protection(max(self.sink, scorer.sink), max(self.recent, scorer.recent), self.starved)
 
     def mask(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
         """[tokens] bool: which tokens are protected."""
         return self.grade(tokens, device) > 0
 
     def grade(self, tokens: int, device: torch.device | str = "cpu") -> Tensor:
-        """[tokens] int64: 0 for an ordinary token, 1 for a recent one, 2 and more for a sink, the first sink highest.
-
-        So a head with fewer slots than protected tokens keeps sinks before recent tokens, and the first sinks first.
-        """
+        """[tokens] int64: 0 for an ordinary token, 1 and more for a protected one, the highest for the one that is kept
+        longest (see `starved`). Of equal grades the tie rule keeps the later token."""
         position = torch.arange(tokens, device=device)
         recent = (position >= tokens - self.recent).long()
+        if self.starved != "sinks_first":
+            protected = recent.bool() | (position < self.sink)
+            later = protected.flip(0).cumsum(0).flip(0)  # protected tokens from here on
+            return protected * later if self.starved == "earliest" else protected.long()
         return torch.where(position < self.sink, 1 + self.sink - position, recent)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -30,18 +31,21 @@ from transformers.utils import logging
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.kernels import list_kernels, pick
+from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
+LAYOUTS = ("apart", "whole", "bare")
+"""How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
 
 
 @dataclass
 class LoadedModel:
-    """name: what results call it. path: folder or hub id. attention: the decode kernel asked for. chat: whether its
-    chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known. commit: the
-    hub's commit that was read, None for a folder."""
+    """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
+    whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
+    commit: the hub's commit that was read, None for a folder or file."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -82,27 +86,44 @@ class LoadedModel:
         return tuple(sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None}))
 
     def prompt_ids(
-        self, context: str, question: str, answer_prefix: str, chat: bool = True
+        self, context: str, question: str, answer_prefix: str, chat: bool = True, layout: str = "apart"
     ) -> tuple[list[int], list[int]]:
-        """Token ids of (the part that is compressed, the part after it).
+        """Token ids of (the part that is compressed, the part after it). Raises ValueError for an unknown layout.
 
-        With a chat template the context is the user's message: everything up to the end of its text is compressed (BOS
-        and system header included), then come the question, the rest of the template and the answer prefix. Without one
-        (or chat=False): BOS + context, then question + newline + prefix; where both are empty the answer follows the
-        context directly, and its last token is what the model is asked with. The parts are tokenized apart, so that
-        the compressed part does not depend on the question. (kvpress's protocol.)
+        apart: with a chat template the context is the user's message: everything up to the end of its text is
+        compressed (BOS and system header included), then come the question, the rest of the template and the answer
+        prefix. Without one (or chat=False): BOS + context, then question + newline + prefix; where both are empty the
+        answer follows the context directly, and its last token is what the model is asked with. The parts are
+        tokenized apart, so that the compressed part does not depend on the question. (kvpress's protocol.)
+
+        whole: all three are one text, the user's message where there is a chat template, and tokenized as one. It is
+        cut behind the last token that the context would have without the question: a token that holds characters of
+        both comes after. The two parts together are the prompt of a model that is asked without compression.
+
+        bare: the texts as they are, without chat template, BOS or newline, tokenized apart.
         """
+        after = question + answer_prefix
+        if layout == "bare":
+            return self._ids(context), self._ids(after)
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
+        if layout == "whole" and after:
+            head, tail = self._around(context + after, chat)
+            ids = self._ids(head)
+            cut = min(common_start(ids, self._ids(self._around(context, chat)[0])), len(ids) - 1)
+            return ids[:cut], ids[cut:] + self._ids(tail or "")
+        head, tail = self._around(context, chat)
+        if tail is None and not after:
+            ids = self._ids(head)
+            return ids[:-1], ids[-1:]
+        return self._ids(head), self._ids(question + ("\n" if tail is None else tail) + answer_prefix)
+
+    def _around(self, text: str, chat: bool) -> tuple[str, str | None]:
+        """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""
         if chat and self.chat and self.tokenizer.chat_template:
-            head, tail = self._template(context)
-            question += tail
-        else:
-            bos = self.tokenizer.bos_token or ""
-            head = context if context.startswith(bos) else bos + context
-            if not question and not answer_prefix:
-                ids = self._ids(head)
-                return ids[:-1], ids[-1:]
-            question += "\n"
-        return self._ids(head), self._ids(question + answer_prefix)
+            return self._template(text)
+        bos = self.tokenizer.bos_token or ""
+        return (text if text.startswith(bos) else bos + text), None
 
     def _template(self, context: str) -> tuple[str, str]:
         """The rendered chat template around a user message: (up to the end of its text, the rest)."""
@@ -131,6 +152,11 @@ class LoadedModel:
         return lambda tokens: any(string in self.decode(tokens) for string in strings)
 
 
+def common_start(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many elements two sequences have in common before they first differ."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
 def load(
     path: str | Path,
     name: str | None = None,
@@ -141,15 +167,19 @@ def load(
     revision: str | None = None,
     chat: bool = True,
     max_length: int | None = None,
+    tokenizer: str | Path | None = None,
     made_by: str | None = None,
 ) -> LoadedModel:
-    """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
+    """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
+    ValueError.
 
-    dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda
+    A GGUF file is dequantized into a plain model. dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's
+    own; bfloat16 for a GGUF file). device: cpu, cuda, cuda:N, or auto (cuda
     if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
     attention: a decode kernel of lukv.backend.kernels, or auto. chat, max_length: see LoadedModel; by default a model
-    takes as many tokens as its config has positions. made_by: the command that makes the folder, for the message where
-    it is missing.
+    takes as many tokens as its config has positions. tokenizer: a folder, GGUF file or hub id to take the tokenizer and
+    its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
+    message where it is missing.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -158,24 +188,29 @@ def load(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     place = torch_device(device)
+    if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
+        logging.disable_progress_bar()
     source = Source(str(path), revision, made_by)
     config = source.read("configuration", supported_config)
-    tokenizer = source.read("tokenizer", tokenizer_of)
+    its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
+    words = its_source.read("tokenizer", tokenizer_of)
     with enough_memory(str(path), str(place)):
-        options = {"config": config, "dtype": DTYPES.get(dtype, "auto"), "device_map": device_map}
-        model = source.read("weights", whole_model, **options)
+        options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
+        model = source.read("weights", whole_model, device_map=device_map, **options)
         if device_map is None:
             model = model.to(place)
+    if source.header:
+        model.generation_config.eos_token_id = end_ids(source.header)
     use_ragged_attention(model.eval())
     if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
         pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
-        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    tokenizer.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
+        words.model_max_length = min(words.model_max_length, longest)
+    words.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
     kind = hash_config(model.config)
-    return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)
+    return LoadedModel(model, words, label, str(path), kind, attention, chat, longest, source.commit)
 
 
 @contextmanager
@@ -215,7 +250,9 @@ def supported_config(path: str, **options: Any) -> PreTrainedConfig:
 
 def whole_model(path: str, **options: Any) -> PreTrainedModel:
     """From safetensors only: other formats are pickles. Weights that are missing or of another shape are an error,
-    where transformers fills in random numbers."""
+    where transformers fills in random numbers. A GGUF file's are dequantized."""
+    if "gguf_file" in options:
+        options |= dequantized()
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of such weights is a table of many lines
     try:
@@ -235,10 +272,15 @@ def whole_model(path: str, **options: Any) -> PreTrainedModel:
 
 
 def tokenizer_of(path: str, **options: Any) -> Tokenizer:
-    """As AutoTokenizer, but a tokenizer.json that is said to be complete is taken as it is: for some model types
-    (qwen2, phi3) transformers would put that type's own tokenizer class over it and split text otherwise."""
-    stated = get_tokenizer_config(path, **options).get("tokenizer_class")
-    whole = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    """As AutoTokenizer, but a tokenizer.json that is said to be complete is taken as it is, and so is that of a GGUF
+    file: for some model types (qwen2, phi3) transformers would put that type's own tokenizer class over it and split
+    text otherwise."""
+    if "gguf_file" in options:
+        check_tokenizers()
+        whole = True
+    else:
+        stated = get_tokenizer_config(path, **options).get("tokenizer_class")
+        whole = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
     tokenizer: Tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(path, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up when the files are missing
         raise ValueError("it has no vocabulary: tokenizer.json is missing or empty")
@@ -250,16 +292,18 @@ UNREACHABLE = "no such folder, not in the hub's local cache, and the hub cannot 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a folder is read offline, anything else is a hub id."""
+    """Where a model or tokenizer comes from: a folder or GGUF file is read offline, anything else is a hub id. holds:
+    the file that a folder must have."""
 
     path: str
-    revision: str | None
+    revision: str | None = None
     made_by: str | None = None
+    holds: str = "config.json"
 
     @property
     def local(self) -> bool:
-        """A folder, there or not; anything else is a hub id."""
-        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        """A folder or file, there or not; anything else is a hub id."""
+        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1 or is_gguf(self.path)
         return named or self.made_by is not None or Path(self.path).exists()
 
     @property
@@ -268,24 +312,17 @@ class Source:
         file = None if self.local else try_to_load_from_cache(self.path, "config.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
-    def check_there(self) -> None:
-        """Raise FileNotFoundError for a folder without a model, and for a hub id that is neither on this machine nor to
-        be fetched. Nothing is read."""
-        folder = Path(self.path)
-        if self.local and not (folder / "config.json").is_file():
-            lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
-            instead = "give a folder written by save_pretrained, or a hub id"
-            if self.made_by:
-                instead = f"make it with: {self.made_by}"
-            raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
-        if not self.local and self.commit is None and not hub_answers():
-            raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
+    @cached_property
+    def header(self) -> dict[str, Any] | None:
+        """A GGUF file's keys and values, None for what is not one."""
+        return read_header(self.path) if is_gguf(self.path) else None
 
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        self.check_there()
+        self.must_exist()
         offline = self.local or not hub_answers()
         try:
-            return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
+            with self.place() as place:
+                return from_pretrained(**place, local_files_only=offline, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what a broken file does to its many readers has no common kind
@@ -293,6 +330,35 @@ class Source:
                 raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
+
+    def must_exist(self) -> None:
+        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched.
+        Nothing is read."""
+        path = Path(self.path)
+        if not self.local:
+            cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
+            if not isinstance(cached, str) and not hub_answers():
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
+            return
+        if path.is_file() if is_gguf(path) else (path / self.holds).is_file():
+            return
+        lacks = f"there is no such {'file' if is_gguf(path) else 'folder'}"
+        if path.exists():
+            lacks = f"it has no {self.holds}" if path.is_dir() else "it is not a folder"
+        instead = "give a folder written by save_pretrained, a file named *.gguf, or a hub id"
+        if self.made_by:
+            instead = f"make it with: {self.made_by}"
+        raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
+
+    @contextmanager
+    def place(self) -> Iterator[dict[str, Any]]:
+        """Where from_pretrained is to look. For a GGUF file that is an empty folder: other files beside it, a
+        tokenizer.json for one, would be taken before what the file has."""
+        if self.header is None:
+            yield {"path": self.path, "revision": self.revision}
+            return
+        with TemporaryDirectory() as empty:
+            yield {"path": empty, "gguf_file": str(Path(self.path).absolute())}
 
 
 @cache

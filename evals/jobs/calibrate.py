@@ -17,6 +17,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from evals.jobs.progress import show_progress
+from evals.jobs.prompts import tokenize_sample
 from evals.plots import draw_budgets, draw_loss_curves
 from evals.run import build
 from evals.run.conf import CONF, GROUPS
@@ -37,6 +38,7 @@ from lukv.budgets.calibrate import (
     measure,
 )
 from lukv.budgets.oracle import OracleSettings
+from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
 from lukv.eviction import Protection
 from lukv.model import LoadedModel
@@ -123,9 +125,11 @@ def create_scorers(run: Run) -> list[Scorer]:
 
 def group_by_context(samples: Iterable[Sample]) -> list[list[Sample]]:
     """The samples of each context, in the order in which contexts first appear."""
-    groups: dict[tuple[str, bool], list[Sample]] = {}
+    groups: dict[tuple[Any, ...], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.context, sample.chat), []).append(sample)
+        known = sample.question if sample.layout == "whole" else ""  # the context's last token may depend on it
+        apart = sample.context, sample.chat, sample.layout, sample.context_tokens, known
+        groups.setdefault(apart, []).append(sample)
     if not groups:
         raise InputError("the calibration data has no samples")
     return list(groups.values())
@@ -136,7 +140,7 @@ def tokenize(group: Sequence[Sample], model: LoadedModel, answers: str) -> Calib
     questions: list[tuple[TokenIds, TokenIds]] = []
     context: list[int] = []
     for sample in group:
-        context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
+        context, question = tokenize_sample(sample, model)
         said = sample.references if answers == "all" else sample.references[:1]
         reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
         questions.append((tuple(question), tuple(reference)))
@@ -147,18 +151,22 @@ def tokenize(group: Sequence[Sample], model: LoadedModel, answers: str) -> Calib
 
 
 def hash_data(groups: Iterable[Sequence[Sample]]) -> str:
-    return hash_json(
-        [[[s.context, s.question, s.answer_prefix, list(s.references), s.chat] for s in g] for g in groups]
-    )
+    def list_parts(s: Sample) -> list[Any]:
+        form = [] if (s.layout, s.context_tokens) == ("apart", None) else [s.layout, s.context_tokens]
+        return [s.context, s.question, s.answer_prefix, list(s.references), s.chat, *form]
+
+    return hash_json([[list_parts(s) for s in group] for group in groups])
 
 
 def describe_making(model: LoadedModel, settings: CalibrationSettings, data: dict[str, Any]) -> dict[str, Any]:
     """How a table or a probe was made: its metadata."""
+    own = asdict(Sampling.of(model.model.generation_config)) if settings.oracle.own_sampling else None
     return {
         "model": model.name,
         "config_hash": model.config_hash,
         "weights_hash": model.weights_hash,
         **asdict(settings),
+        **({"sampling": own} if own else {}),
         "data": json.loads(json.dumps(data, default=str)),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "version": find_version("lukv"),

@@ -204,6 +204,7 @@ def ask(
             model.eos_ids,
             model.stop_at(sample.stop),
             min_new_tokens=sample.min_new_tokens,
+            first_token_may_end=sample.first_token_may_end,
         )
         synchronize(model.device)
         decoding = (time.perf_counter() - start) / len(runs)

@@ -7,6 +7,7 @@ samples left out that are done: a resumed run computes what an uninterrupted one
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -55,7 +56,10 @@ def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, ab
     """Begin a run, or go on with it. Raises InputError for a method that does not go with the model."""
     with build.input_errors(folder.run):
         eviction = build.build_eviction(folder.run, method, model)
-    folder.begin(about)
+    caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
+    if caveat:
+        print(caveat, file=sys.stderr)
+    folder.begin({**about, "caveats": [caveat] if caveat else []})
     done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
     return ActiveRun(folder.run, folder, eviction, done)
 

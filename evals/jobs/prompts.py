@@ -14,6 +14,7 @@ from typing import Any
 from evals.run import build
 from evals.run.instantiate import InputError, create
 from evals.task import Sample, Task
+from lukv.model import LoadedModel
 
 BATCH_TOKENS = 2**16
 """Context tokens in a batch, at most, whatever batch_size says. One context always fits."""
@@ -77,9 +78,7 @@ def _tokenize(
         )
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
-            context, question = model.prompt_ids(
-                sample.context, sample.question, sample.answer_prefix, chat=sample.chat
-            )
+            context, question = tokenize_sample(sample, model)
             total = len(context) + len(question) + sample.max_new_tokens
             if longest is not None and total > longest:
                 raise InputError(
@@ -95,6 +94,13 @@ def _tokenize(
     return samples, dict(benchmark.facts())
 
 
+def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
+    """Token ids of (the part that is compressed, the part after it)."""
+    parts = sample.context, sample.question, sample.answer_prefix
+    context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
+    return context[: sample.context_tokens], question
+
+
 def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:
     """Task and version -> a hash of everything that the model is given."""
     hashes: dict[str, Any] = {}
@@ -106,6 +112,11 @@ def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:
     return {task: h.hexdigest()[:16] for task, h in hashes.items()}
 
 
+def key_decoding(sample: Sample) -> tuple[Any, ...]:
+    """What decides how an answer is decoded: only samples that have all of it in common are decoded together."""
+    return sample.max_new_tokens, sample.min_new_tokens, sample.first_token_may_end, sample.stop
+
+
 def cut_batches(samples: Sequence[TokenizedSample], size: int) -> list[list[SharedContext]]:
     """Contexts in batches of `size`.
 
@@ -113,7 +124,7 @@ def cut_batches(samples: Sequence[TokenizedSample], size: int) -> list[list[Shar
     first, so that a batch that is too large for the memory shows at the start.
     """
     groups: dict[tuple[Any, ...], dict[tuple[int, ...], SharedContext]] = {}
-    keys = [(s.task.name, s.sample.max_new_tokens, s.sample.min_new_tokens, s.sample.stop) for s in samples]
+    keys = [(s.task.name, *key_decoding(s.sample)) for s in samples]
     questions = Counter((key, s.context) for key, s in zip(keys, samples, strict=True))
     for key, s in zip(keys, samples, strict=True):
         groups.setdefault((*key, questions[key, s.context]), {}).setdefault(s.context, []).append(s)

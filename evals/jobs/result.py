@@ -50,7 +50,7 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
         "method": run["method"],
         "model": run["model"]["name"],
         "benchmark": name_benchmark(run["benchmark"]),
-        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.choices},
+        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.parts},
         "config_hash": run.hash,
         "left_out": sorted(left_out),
     }

@@ -1,4 +1,4 @@
-"""LongBench (arXiv 2308.14508): 21 tasks and LongBench-E, four protocols, scores equal to its own program's."""
+"""LongBench (arXiv 2308.14508): 21 tasks and LongBench-E, five protocols, scores equal to its own program's."""
 
 from evals.longbench.benchmark import LongBench
 from evals.longbench.score import Scored, score_predictions

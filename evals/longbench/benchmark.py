@@ -10,7 +10,7 @@ from evals.longbench.catalog import CATALOG, ENGLISH, Entry
 from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
-from evals.task import SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
+from evals.task import NO_WINDOW, SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
 
 VERSION = 1
 FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and for chat templates of usual length
@@ -19,19 +19,20 @@ FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and fo
 class LongBench:
     """
     data             folder of LongBench's jsonl files, or the name of the data set on the hub
-    protocol         official, defensivekv, kvpress or lukv (evals/longbench/protocols.py)
+    protocol         agnostic, official, defensivekv, kvpress or lukv (evals/longbench/protocols.py)
     tasks            names, or "all" (21), "english" (16), "available" (those whose files are there)
     e                LongBench-E: 13 tasks, each in three buckets of length, named qasper_0-4k, qasper_4-8k, qasper_8k+
     max_length       tokens of a prompt (official) or a context; pred.py takes 3500, 7500, 15500, 31500 for windows of
                      4k, 8k, 16k, 32k; "auto": what the tokenizer's model_max_length leaves beside question, answer
-                     and chat template
+                     and chat template (lukv: the tokenizer's own limit, as its files state it, and nothing is cut where
+                     they do not)
     recursion_zero   LongBench scores 0 where its ROUGE package ends in a RecursionError; false: the true value
     """
 
     def __init__(
         self,
         data: str = HUB,
-        protocol: str = "official",
+        protocol: str = "agnostic",
         tasks: str | Sequence[str] = "available",
         e: bool = False,
         max_length: int | str = "auto",
@@ -93,15 +94,20 @@ class LongBench:
         tokenizer: Tokenizer,
     ) -> Sample:
         protocol = PROTOCOLS[self.protocol]
-        context, question, answer_prefix = protocol.pieces(entry, row)
+        pieces = protocol.pieces(entry, row)
         max_new_tokens = entry.max_new_tokens + protocol.more_tokens
-        chat = entry.chat or not protocol.plain
-        room = self.room(question + answer_prefix, max_new_tokens, tokenizer, chat)
-        if room is not None:
-            context = protocol.cut(context, room, tokenizer)
+        layout, context_tokens = protocol.layout(entry), None
+        chat = (entry.chat or not protocol.plain) and layout != "bare"
+        if protocol.cut is None:
+            context_tokens = self.own_limit(tokenizer)
+        else:
+            after = "" if layout == "whole" else "".join(pieces[1:])
+            room = self.room(after, max_new_tokens, tokenizer, chat)
+            if room is not None:
+                pieces = protocol.cut(pieces, room, tokenizer)
+        context, question, answer_prefix = pieces
         line_end = protocol.plain and entry is CATALOG["samsum"]
-        # eval.py judges a whole file by the classes of its last row, kvpress by those of the first
-        judge = {"official": rows[-1], "kvpress": rows[0]}.get(self.protocol, row)
+        judge = protocol.judged_by(rows, row)
         return Sample(
             id=f"{task}-{number}",
             task=task,
@@ -112,6 +118,9 @@ class LongBench:
             max_new_tokens=max_new_tokens,
             min_new_tokens=1 if line_end else 0,
             chat=chat,
+            layout=layout,
+            context_tokens=context_tokens,
+            first_token_may_end=protocol.first_token_may_end,
             stop=("\n",) if line_end else (),
             extra={"all_classes": judge["all_classes"], "length": row["length"], "row": row.get("_id", number)},
         )
@@ -129,6 +138,13 @@ class LongBench:
             raise ValueError(f"LongBench does not fit into the model's {longest} tokens: no room for a context")
         return room
 
+    def own_limit(self, tokenizer: Tokenizer) -> int | None:
+        """What the tokenizer's files say, whatever the model takes; None: nothing."""
+        if isinstance(self.max_length, int):
+            return self.max_length
+        stated = getattr(tokenizer, "init_kwargs", {}).get("model_max_length")
+        return None if stated is None or stated >= NO_WINDOW else stated
+
     def metric(self, name: str) -> Metric:
         scorer = Scorer(name, PROTOCOLS[self.protocol].scoring, self.recursion_zero)
 
@@ -143,6 +159,7 @@ class LongBench:
             "protocol": self.protocol,
             "data": self.data,
             "max_length": self.max_length,
+            "first_token_may_end": PROTOCOLS[self.protocol].first_token_may_end,
             "recursion_zero": self.recursion_zero,
             "tasks": self.done,
             "left_out": self.left_out,

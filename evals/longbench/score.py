@@ -84,8 +84,8 @@ def score_predictions(
     """Scores prediction logs in LongBench's format, without a model.
 
     path       a file TASK.jsonl, or a folder of them: a line {"pred", "answers", "all_classes", "length"} a sample
-    protocol   whose score comes first, and whose classes a sample is judged by: official (the file's last row's),
-               kvpress (the first row's), defensivekv and lukv (each row's own)
+    protocol   whose score comes first, and whose classes a sample is judged by: official and agnostic (the file's
+               last row's), kvpress and lukv (the first row's), defensivekv (each row's own)
     e          LongBench-E: three buckets by length, as tasks TASK_0-4k, TASK_4-8k, TASK_8k+; empty ones are left out
 
     Raises FileNotFoundError or ValueError with file and line.
@@ -118,7 +118,7 @@ def score_file(path: Path, protocol: str, e: bool, recursion_zero: bool) -> list
     for number, row in enumerate(rows, start=1):
         row["answers"] = check_strings(row["answers"], "answers", f"{path} line {number}")
     classes = [parse_classes(row.get("all_classes"), f"{path} line {i}") for i, row in enumerate(rows, start=1)]
-    judged_by = {"official": [classes[-1]] * len(rows), "kvpress": [classes[0]] * len(rows)}.get(protocol, classes)
+    judged_by = [PROTOCOLS[protocol].judged_by(classes, own) for own in classes]
     task = task_of(path)
     scorer = Scorer(task, PROTOCOLS[protocol].scoring, recursion_zero)
     scores = [scorer(row["pred"], row["answers"], own) for row, own in zip(rows, judged_by, strict=True)]

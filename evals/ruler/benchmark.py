@@ -41,6 +41,7 @@ class Ruler:
     prepared        take samples from here (simonjegou/ruler or files in its layout) instead of generating them
     question_aware  the question is part of what is compressed
     scoring         which score comes first, "official" or "kvpress"; the other is recorded beside it
+    first_token_may_end   false: the first token is never compared with end-of-text, as in kvpress's pipeline
     name            what this choice of tasks is called in the names of runs
     """
 
@@ -55,6 +56,7 @@ class Ruler:
         prepared: str | None = None,
         question_aware: bool = False,
         scoring: str = "official",
+        first_token_may_end: bool = True,
         name: str = "ruler",
     ) -> None:
         if ruler_version not in (2024, 2025):
@@ -66,6 +68,7 @@ class Ruler:
         self.name = f"{name}-{length}"
         self.length, self.samples, self.ruler_version, self.seed = length, samples, ruler_version, seed
         self.question_aware, self.scoring = question_aware, scoring
+        self.first_token_may_end = first_token_may_end
         self.sources = Sources(sources)
         self.prepared = prepared
         self.left_out: dict[str, str] = {}
@@ -153,6 +156,7 @@ class Ruler:
             answer_prefix=answer_prefix,
             references=prompt.answers,
             max_new_tokens=TOKENS_TO_GENERATE[definition.family],
+            first_token_may_end=self.first_token_may_end,
             extra={"length": prompt.length, "units": prompt.units},
         )
 
@@ -163,7 +167,7 @@ class Ruler:
         for name in names:
             if name not in found or name not in RULER:
                 raise ValueError(f"no RULER task {name} in {self.prepared}; it has: {', '.join(found)}")
-            samples = found[name][:wanted]
+            samples = [replace(s, first_token_may_end=self.first_token_may_end) for s in found[name][:wanted]]
             if self.question_aware:
                 samples = [replace(each, context=each.context + each.question, question="") for each in samples]
             self.done.append(name)
@@ -187,6 +191,7 @@ class Ruler:
             "seed": self.seed,
             "question_aware": self.question_aware,
             "scoring": self.scoring,
+            "first_token_may_end": self.first_token_may_end,
             "tasks": self.done,
             "not_rulers": [name for name in self.done if not TASKS[name].official],
             "left_out": self.left_out,

@@ -8,10 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from transformers.utils.logging import disable_progress_bar
 
 from evals.run.conf import CONF, GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create
@@ -46,7 +43,7 @@ def name_model_as_asked(message: str, run: Run) -> str:
     model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
     message = re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
     if re.match(r"no .* at .*: make it with", message):
-        first, *others = sorted(list_ready_methods(), key=lambda method: method != run.choices["scorer"])
+        first, *others = sorted(list_ready_methods(), key=lambda method: method != run.choices.get("scorer"))
         message += f". Without one: method={first}, or {', '.join(others)}"
     return message
 
@@ -61,7 +58,7 @@ def list_ready_methods() -> list[str]:
 def check_model(run: Run) -> None:
     """Say first of all if there is no model where the run looks for it."""
     model = run["model"]
-    Source(str(model["path"]), model.get("revision"), model.get("made_by")).check_there()
+    Source(str(model["path"]), model.get("revision"), model.get("made_by")).must_exist()
 
 
 def get_model(run: Run) -> LoadedModel:
@@ -76,10 +73,7 @@ def select_model_settings(run: Run) -> str:
 @lru_cache(maxsize=1)
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
-    options = json.loads(settings)
-    if Path(str(options["path"])).is_dir():  # nothing to download: a bar of milliseconds only hides what is said
-        disable_progress_bar()
-    return load(**options)
+    return load(**json.loads(settings))
 
 
 def build_method(run: Run) -> Method | None:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from omegaconf import OmegaConf
 
-from evals.run.conf import flatten
+from evals.run.conf import flatten, read_option
 from evals.run.instantiate import InputError
-from evals.run.old_names import translate_config
+from evals.run.old_names import add_new_keys, translate_config
 from evals.run.provenance import collect_provenance, fingerprint_inputs, quote_command, stamp_time
 from evals.run.settings import Run, select_identity
 from lukv.artifacts import write_atomically
@@ -113,8 +114,8 @@ class RunFolder:
         """The same folder means the same experiment: settings and input files are as they were when it was begun."""
         if not (self.path / "run.json").exists():
             return
-        was = read_settings(self.path / "config.yaml")
-        changes = list_differences(select_identity(was), self.run.identity)
+        was = select_identity(read_settings(self.path / "config.yaml"))
+        changes = list_differences(add_new_settings(was, self.run), self.run.identity)
         inputs = read_json(self.path / "run.json").get("inputs", {})
         changes += [f"content of {k}" for k, v in self.inputs.items() if inputs.get(k, v) != v]
         if changes:
@@ -204,6 +205,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is damaged (it has no settings): remove {path.parent} and run again")
     return translate_config(settings)
+
+
+def add_new_settings(was: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """A run's settings as an older version wrote them, with today's keys where the run has the default of their option
+    in conf/. A key that came later had no other value then."""
+    options = {group: read_option(group, option) for group, option in run.choices.items() if option}
+    return add_new_keys(was, run.identity, OmegaConf.create({**run.config, **options}))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 PLACES = {
     "evals.harness.calibrate.calibrate": "evals.jobs.job.Calibrate",
     "evals.harness.evaluate.evaluate": "evals.jobs.job.Evaluate",
@@ -58,6 +60,22 @@ def translate(node: Any) -> Any:
         for old, new in ARGUMENTS.get(node["_target_"], {}).items():
             node = {(new if key == old else key): value for key, value in node.items() if new or key != old}
     return node
+
+
+def add_new_keys(old: Mapping[str, Any], new: Mapping[str, Any], usual: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """`old` with those keys that only `new` has and in which it agrees with `usual`, the defaults in conf/."""
+    whole = dict(old)
+    for key, value in new.items():
+        path = f"{prefix}{key}"
+        if key not in old:
+            default = OmegaConf.select(usual, path)
+            if OmegaConf.is_config(default):
+                default = OmegaConf.to_container(default, resolve=True)
+            if default == value:
+                whole[key] = value
+        elif isinstance(old[key], Mapping) and isinstance(value, Mapping):
+            whole[key] = add_new_keys(old[key], value, usual, f"{path}.")
+    return whole
 
 
 def translate_override(text: str) -> str:

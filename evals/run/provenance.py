@@ -49,8 +49,9 @@ def fingerprint_inputs(config: Mapping[str, Any]) -> dict[str, str]:
         path = Path(value)
         if path.is_file():
             prints[value] = fingerprint(path)
-        elif key == "model.path" and path.is_dir():
-            prints.update({str(f): fingerprint(f) for f in sorted(path.glob("*.safetensors"))})
+        elif key in ("model.path", "allocator.path") and path.is_dir():
+            files = [f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".npy")]
+            prints.update({str(f): fingerprint(f) for f in files})
     return prints
 
 

@@ -44,9 +44,9 @@ def name_method(run: Run) -> list[str]:
     """The method with its scorer and whatever it does not choose by itself; its budget."""
     if not run.evicts:
         return [run["method"] or "none"]
-    usual = read_method_defaults(run["method"]) if run["method"] else run.choices
-    extra = [c for g, c in run.choices.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run["method"], run.choices["scorer"], *extra] if c is not None)]
+    usual = read_method_defaults(run["method"]) if run["method"] else run.parts
+    extra = [c for g, c in run.parts.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
+    parts = ["-".join(str(c) for c in [run["method"], run.parts["scorer"], *extra] if c is not None)]
     if run["budget"] is not None:
         parts.append(f"b{run['budget']:g}")
     elif run["budget_tokens"] is not None:

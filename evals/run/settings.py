@@ -29,6 +29,10 @@ RESULT_KEYS = (
 )
 """Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
 
+METHOD_PARTS = ("scorer", "allocator", "protection")
+CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
+"""The groups whose options make a run's settings."""
+
 
 @dataclass
 class Config:
@@ -60,7 +64,7 @@ class Config:
 class Run:
     """One run's settings, resolved to plain values.
 
-    choices: the options chosen in the groups. nested: the overrides of single values inside a group
+    choices: the option chosen in each group of CHOSEN. nested: the overrides of single values inside a group
     ("scorer.window=16").
     """
 
@@ -74,6 +78,11 @@ class Run:
     @property
     def evicts(self) -> bool:
         return self.config["scorer"] is not None
+
+    @property
+    def parts(self) -> dict[str, str | None]:
+        """The options chosen for the method's parts. None of each where nothing is evicted."""
+        return {group: self.choices.get(group) for group in METHOD_PARTS}
 
     @cached_property  # the benchmark is made to learn its name
     def id(self) -> str:
@@ -104,7 +113,8 @@ class Run:
         nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
-        return Run(config, dict.fromkeys(self.choices), select_data_settings(self.nested))
+        choices = {**self.choices, **dict.fromkeys(METHOD_PARTS)}
+        return Run(config, choices, select_data_settings(self.nested))
 
 
 def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,9 +166,9 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     for group in ("allocator", "protection") if config["scorer"] is not None else ():
         if config[group] is None and group not in ignored:
             raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
-    choices = {
-        g: hydra.runtime.choices.get(g) if config["scorer"] else None for g in ("scorer", "allocator", "protection")
-    }
+    choices = {group: hydra.runtime.choices.get(group) for group in CHOSEN}
+    if config["scorer"] is None:
+        choices.update(dict.fromkeys(METHOD_PARTS))
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
     return Run(config, choices, nested)
 

@@ -177,11 +177,14 @@ def answer(
     stop: Stop | None = None,
     pick: Callable[[Tensor], Tensor] | None = None,
     min_new_tokens: int = 0,
+    first_token_may_end: bool = True,
 ) -> Answer:
     """Append each row's question and decode until every row has ended, or max_new_tokens. The caller rolls back.
 
     pick: logits [rows still decoded, vocabulary] -> next tokens; greedy by default. min_new_tokens: each of the first
     so many tokens is the likeliest one that does not end the answer, neither by eos_ids nor by stop.
+    first_token_may_end: False never compares the first token with eos_ids, as kvpress's pipeline does; the answer goes
+    on after it.
     """
     begin = first = time.perf_counter()
     cache.reserve(max(map(len, question_ids)) + max_new_tokens)
@@ -189,7 +192,7 @@ def answer(
     depends = stop is not None or pick is not None or min_new_tokens > 0
     sync_every = 1 if depends else SYNC_EVERY.get(logits.device.type, 1)
     pick = pick or (lambda logits: logits.argmax(-1))
-    replies = Replies(len(logits), set(eos_ids), stop)
+    replies = Replies(len(logits), set(eos_ids), stop, first_token_may_end)
     rows = list(range(len(logits)))  # those that are decoded: a row that has ended runs along until it leaves
     unread: list[Tensor] = []  # tokens [rows] of the steps since the last synchronisation
     steps = 0
@@ -215,16 +218,17 @@ def answer(
 class Replies:
     """tokens: what each row has answered so far, without its end. running: has the row not ended yet?"""
 
-    def __init__(self, rows: int, ends: set[int], stop: Stop | None) -> None:
+    def __init__(self, rows: int, ends: set[int], stop: Stop | None, first_token_may_end: bool) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(rows)]
         self.running = [True] * rows
-        self._ends, self._stop = ends, stop
+        self._ends, self._stop, self._first_token_may_end = ends, stop, first_token_may_end
 
     def add(self, rows: Sequence[int], steps: Sequence[Sequence[int]]) -> None:
         """steps: of each step the token chosen for each of `rows`. What follows a row's end is ignored."""
         for chosen in steps:
             for row, token in zip(rows, chosen, strict=True):
-                if self.running[row] and token in self._ends:
+                may_end = self._first_token_may_end or self.tokens[row]
+                if self.running[row] and token in self._ends and may_end:
                     self.running[row] = False
                 elif self.running[row]:
                     self.tokens[row].append(token)

@@ -26,6 +26,9 @@ from lukv.scoring import PromptLayer, Scorer
 
 TokenIds = tuple[int, ...]
 
+LATER = {"own_sampling": False, "first_row": True, "starved": "sinks_first"}
+"""Settings that came later, with what was done before: a calibration that was begun without them goes on."""
+
 
 @dataclass(frozen=True)
 class CalibrationContext:
@@ -115,7 +118,8 @@ def fit(
     `state_path` holds the sums after each context; contexts that they include already are skipped. Raises ValueError
     for a state of other settings, and for a damaged one.
     """
-    about = [asdict(settings), [asdict(scorer) for scorer in scorers], asdict(protection), model.weights_hash]
+    parts = [list_settings(scorer) for scorer in scorers]
+    about = [list_settings(settings), parts, list_settings(protection), model.weights_hash]
     state = CalibrationState(state_path, hash_json(about))
     fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
     for scorer, each in zip(scorers, fits, strict=True):
@@ -144,7 +148,7 @@ def measure(
     `state_path` holds the means after each context; contexts that they include already are skipped. Raises ValueError
     for a state of other settings, for a damaged one, and for a context that a scorer's protection covers completely.
     """
-    about = [asdict(settings), *(describe(model, scorer, protection) for scorer in scorers)]
+    about = [list_settings(settings), *(describe(model, scorer, protection) for scorer in scorers)]
     state = CalibrationState(state_path, hash_json(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
@@ -220,6 +224,11 @@ class CalibrationState:
             for name, array in state.items()
         }
         write_tensors(self.path, arrays, {"made_for": self.made_for, "contexts": str(contexts)})
+
+
+def list_settings(node: Any) -> dict[str, Any]:
+    """A dataclass's fields, those of nested ones too, without those of LATER that ask for what was done before."""
+    return asdict(node, dict_factory=lambda fields: {k: v for k, v in fields if (k, v) not in LATER.items()})
 
 
 def hash_json(about: Any) -> str:

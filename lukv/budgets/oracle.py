@@ -13,7 +13,8 @@ Only the decode steps' rows are needed. So the prefill is ordinary flash attenti
 T x hidden exists.
 
 The settings offer three departures from the paper's code, which samples its answers: greedy or reference answers, the
-question's other rows counted too, and the paper's formula without the division by the layer's sum.
+question's other rows counted too, and the paper's formula without the division by the layer's sum. One setting follows
+that code: first_row=False leaves the question's last row out, because the code looks at forwards of one token only.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
+from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.ops import attention_mass
@@ -41,6 +43,9 @@ class OracleSettings:
     horizon: the largest number of decode steps; there are fewer if the answer ends before.
     continuation: the answer that is decoded. `greedy` takes the likeliest token. `sampled` draws at `temperature`, from
     a generator seeded by `seed` and the question's index. `reference` is the answer that is handed in.
+    own_sampling: `sampled` uses the top_k, top_p and repetition penalty of the model's generation config.
+    first_row: count the row that decides the answer's first token, the question's last. False looks at forwards of one
+    token only, as the authors' code does: 63 rows of 64 tokens.
     question_rows: also count the rows of the question's other tokens.
     normalise: divide the value weights by the layer's sum.
     """
@@ -49,6 +54,8 @@ class OracleSettings:
     continuation: str = "greedy"
     temperature: float = 0.7
     seed: int = 0
+    own_sampling: bool = False
+    first_row: bool = True
     question_rows: bool = False
     normalise: bool = True
 
@@ -59,6 +66,12 @@ class OracleSettings:
             raise ValueError(
                 f"continuation={self.continuation!r} is not known: choose one of {', '.join(CONTINUATIONS)}"
             )
+        if self.horizon == 1 and not self.first_row:
+            raise ValueError("horizon=1 with first_row=false looks at no row: raise the horizon")
+        if self.own_sampling and self.continuation != "sampled":
+            raise ValueError(f"own_sampling=true needs continuation=sampled, not {self.continuation}")
+        if self.question_rows and not self.first_row:
+            raise ValueError("question_rows=true counts the question's last row too: it goes with first_row=true only")
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature={self.temperature} must be above 0 (continuation=greedy takes the best token)"
@@ -120,14 +133,14 @@ class UtilityOracle:
         cache = compress(
             self.loaded.model, [list(ids)], attention=self.loaded.attention, observe=scorers, record_queries=True
         )
-        return MeasuredContext(self, cache, len(ids))
+        return MeasuredContext(self, cache, ids)
 
 
 class MeasuredContext:
     """One context in the cache: how scorers rank its tokens, and what these are worth to each question."""
 
-    def __init__(self, oracle: UtilityOracle, cache: RaggedCache, tokens: int) -> None:
-        self.oracle, self.cache, self.tokens = oracle, cache, tokens
+    def __init__(self, oracle: UtilityOracle, cache: RaggedCache, ids: Sequence[int]) -> None:
+        self.oracle, self.cache, self.ids, self.tokens = oracle, cache, ids, len(ids)
         self.weights = [
             value_weight(cache.view_entries(layer, 0)[1], gram, oracle.settings.normalise)
             for layer, gram in enumerate(oracle.grams)
@@ -172,14 +185,19 @@ class MeasuredContext:
         """[layers, K, T] on the CPU: the utility of the context's tokens to one question.
 
         `reference_answer` is decoded if continuation=reference. `index` gives each question random numbers of its own.
-        `stop` ends a decoded answer early. The cache is rolled back to the context afterwards.
+        `stop` ends a decoded answer early. The cache is rolled back to the context afterwards. The utility is zero
+        where no row counts: an answer of one token without the first row.
         """
         rows = self._decode(list(question), reference_answer, index, stop)
         layers = []
         for layer, weight in enumerate(self.weights):
+            keys = self.cache.view_entries(layer, 0)[0]
+            if rows == 0:
+                layers.append(weight.new_zeros(len(keys), self.tokens).cpu())
+                continue
             p = self.cache.evictable[layer].parameters
             queries = self.cache.read_queries(layer)[0, :, -rows:]
-            layers.append(utility(queries, self.cache.view_entries(layer, 0)[0], weight, p.scale, p.softcap).cpu())
+            layers.append(utility(queries, keys, weight, p.scale, p.softcap).cpu())
         self.cache.rollback()
         return torch.stack(layers)
 
@@ -198,23 +216,43 @@ class MeasuredContext:
             append(model, self.cache, [[*question, *reference_answer[: steps - 1]]])
         else:
             # with a pick of its own, `answer` stops right after the answer's last token, on a GPU too
-            pick = sampler(settings, index) if settings.continuation == "sampled" else greedy
+            pick = self._sampler(question, index) if settings.continuation == "sampled" else greedy
             eos = self.oracle.loaded.eos_ids
             steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
-        return steps + len(question) - 1 if settings.question_rows else steps
+        if settings.question_rows:
+            return steps + len(question) - 1
+        return steps if settings.first_row else steps - 1
+
+    def _sampler(self, question: Sequence[int], index: int) -> Callable[[Tensor], Tensor]:
+        settings = self.oracle.settings
+        if not settings.own_sampling:
+            return sampler(settings, index)
+        own = Sampling.of(self.oracle.loaded.model.generation_config)
+        return sampler(settings, index, own, [*self.ids, *question])
 
 
 def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def sampler(settings: OracleSettings, index: int) -> Callable[[Tensor], Tensor]:
-    """A function that draws a token [1] from logits [1, vocabulary]. The same seed and index give the same draws."""
+def sampler(
+    settings: OracleSettings, index: int, own: Sampling | None = None, prompt: Sequence[int] = ()
+) -> Callable[[Tensor], Tensor]:
+    """A function that draws a token [1] from logits [1, vocabulary]. The same seed and index give the same draws.
+
+    own: the model's own way to draw, which may look at the tokens of `prompt` and of the answer so far.
+    """
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + index)
+    seen = list(prompt)
 
     def pick(logits: Tensor) -> Tensor:
-        probabilities = (logits.float() / settings.temperature).softmax(-1).cpu()
-        return torch.multinomial(probabilities, 1, generator=generator)[:, 0].to(logits.device)
+        if own is None:
+            probabilities = (logits.float() / settings.temperature).softmax(-1).cpu()
+        else:
+            probabilities = own.probabilities(logits[0], seen, settings.temperature)[None]
+        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        seen.extend(drawn.tolist())
+        return drawn.to(logits.device)
 
     return pick
 

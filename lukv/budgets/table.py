@@ -175,12 +175,20 @@ class TableAllocator(Allocator):
 
     Their sum over all layers and heads is exactly round(budget * layers * K * T). Every head keeps at least one entry
     if the budget has one for each. Protection is a rank and not a floor: a head that keeps fewer entries than there are
-    protected tokens keeps the sinks first.
+    protected tokens keeps what `Protection.starved` says.
+
+    path: a `.safetensors` table, an `.npy` of the authors, or a folder that has one table for `scorer`.
+    any_weights: use the table for other weights of the same geometry too, such as another quantization of its
+    checkpoint.
     """
 
     path: str | Path
+    scorer: str = field(default="", kw_only=True)
+    any_weights: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        if Path(self.path).is_dir():
+            self.path = find_table(Path(self.path), self.scorer)
         self.table = BudgetTable.load(self.path)
         self._counts: dict[tuple[Budget, int], np.ndarray] = {}
 
@@ -201,7 +209,8 @@ class TableAllocator(Allocator):
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the table was made for this model (config and weights), this scorer with its
-        parameters, and this protection. A table without metadata, as the authors', is only checked for its shape."""
+        parameters, and this protection. A table without metadata, as the authors', is only checked for its shape, and
+        with `any_weights` the weights are not compared."""
         command = calibrate_command(model.name, scorer.name)
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
             geometry = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
@@ -209,9 +218,37 @@ class TableAllocator(Allocator):
         made_for, wanted = self.table.metadata, describe(model, scorer, protection)
         if not made_for:
             return
-        if "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
+        if self.any_weights or "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
             del wanted["weights_hash"]
-        check_made_for(self.path, made_for, wanted, command)
+        any_weights = {"weights_hash": ", or take it for these weights too, with allocator.any_weights=true"}
+        check_made_for(self.path, made_for, wanted, command, any_weights)
+
+    @property
+    def caveat(self) -> str | None:
+        """What cannot be known of a table without metadata (the authors' files); None where it says what it is for."""
+        if self.table.metadata:
+            return None
+        shape = f"{self.table.layers} layers of {self.table.kv_heads} KV heads"
+        return (
+            f"{self.path} says nothing of itself: it fits every model of {shape}, and whether it was made for this "
+            f"one's weights, for this scorer with these parameters and for this protection cannot be checked"
+        )
 
     def _refusal(self, other: str) -> str:
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {other}"
+
+
+def find_table(folder: Path, scorer: str) -> Path:
+    """The one table of a folder that is named after the scorer: keydiff.safetensors, else keydiff*.npy, or by initials
+    as the authors do (ea_... for expected_attention). Raises FileNotFoundError unless there is exactly one."""
+    ours = folder / f"{scorer}.safetensors"
+    if ours.is_file():
+        return ours
+    initials = "".join(word[0] for word in scorer.split("_") if word)
+    found = sorted(folder.glob("*.npy"))
+    named = [file for file in found if file.stem.split("_")[0] in (scorer, initials)]
+    if len(named) != 1:
+        there = ", ".join(file.name for file in named or found) or "none"
+        what = f"{len(named)} tables" if named else "no table"
+        raise FileNotFoundError(f"{folder} has {what} for scorer {scorer} (.npy files: {there}): name one file")
+    return named[0]

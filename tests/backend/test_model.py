@@ -99,6 +99,13 @@ def test_the_first_tokens_do_not_end_an_answer_that_must_have_some(loaded):
     forced = answer(loaded, cache, [question], 8, eos_ids=first, min_new_tokens=3).tokens[0]
     assert len(forced) >= 3
     assert first[0] not in forced
+    cache.rollback()
+    free = answer(loaded, cache, [question], 8).tokens[0]
+    cache.rollback()
+    again = free.index(first[0], 1) if first[0] in free[1:] else len(free)
+    unchecked = answer(loaded, cache, [question], 8, eos_ids=first, first_token_may_end=False).tokens[0]
+    assert unchecked == free[:again]  # the first one stays, the next like it ends the answer
+    assert len(unchecked) >= 1
 
 
 def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from evals.run import cli
+from evals.run.settings import Run
 from tests.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -19,7 +21,8 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_to_a_sweep(name: str) -> None:
-    planned = cli.plan([f"experiment={name}", "budget=0.2"]).planned  # composing takes a moment for each run
+    few = ["scorer=keydiff", "model=llama-3.1-8b-instruct"] if name.startswith("paper_") else []
+    planned = cli.plan([f"experiment={name}", "budget=0.2", *few]).planned  # composing takes a moment for each run
     assert len(planned) > 3
     last = planned[-1]  # the command that repeats one run of the sweep asks for that run
     assert cli.plan(shlex.split(last.command)[2:]).planned == [last]
@@ -33,14 +36,64 @@ def test_tasks_are_chosen_where_they_show(name: str) -> None:
     assert written["hydra"]["sweeper"]["params"]
 
 
-@pytest.mark.slow  # composing 300 runs
+@cache
+def plan_whole(name: str) -> list[cli.PlannedRun]:
+    return cli.plan([f"experiment={name}"]).planned
+
+
+@pytest.mark.slow  # composing 600 runs
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_takes_as_many_runs_as_it_says(name: str) -> None:
     text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
     said = re.findall(
         r"(\d+) (?:runs|calibrations)", text[text.index("# Takes: ") : text.index("# Needs: ")].split(".")[0]
     )
-    assert len(cli.plan([f"experiment={name}"]).planned) == sum(map(int, said))
+    assert len(plan_whole(name)) == sum(map(int, said))
+
+
+PARAMETERS = {"llama-3.1-8b-instruct": 8e9, "mistral-7b-instruct-v0.3": 7.2e9, "qwen2.5-32b-instruct": 32.8e9}
+WIDTH = {"llama-3.1-8b-instruct": 32 * 4096, "mistral-7b-instruct-v0.3": 32 * 4096, "qwen2.5-32b-instruct": 64 * 5120}
+"""Of a model: layers times hidden size."""
+
+
+def hours(run: Run) -> float:
+    """Of one run on an H100, as the headers say: prefill at 40% of 989e12 operations a second, 25 or 80 ms a step."""
+    name = run["model"]["name"]
+    ruler = "length" in run["benchmark"]
+    samples = (500 if run["limit"] is None else run["limit"]) * 13 if ruler else 3750
+    tokens = run["benchmark"]["length"] if ruler else 10_000
+    # the longest answers that there may be, LongBench's with 20 tokens more
+    mean_steps = (8 * 128 + 30 + 120 + 50 + 2 * 32) / 13 if ruler else 583_800 / 3750
+    prefill = samples * tokens * (2 * PARAMETERS[name] + 2 * WIDTH[name] * tokens) / (0.4 * 989e12)
+    step = 0.08 if "32b" in name else 0.025
+    return (prefill + samples / (8 if ruler else 4) * mean_steps * step) / 3600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper_ruler", "paper_longbench", "paper_budgets"])
+def test_the_papers_grid_is_whole_and_its_hours_are_those_it_says(name: str) -> None:
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    takes = text[text.index("# Takes: ") : text.index("# Needs: ")].replace("\n#  ", "")
+    stated = [(int(n), float(each)) for n, each in re.findall(r"(\d+) x ([\d.]+) \(", takes)]
+    total = re.search(r"([\d.]+) +hours in all", takes)
+    assert total is not None
+    assert sum(n * each for n, each in stated) == float(total[1])
+    groups: dict[tuple[bool, int], list[Run]] = {}
+    for planned in plan_whole(name):
+        run = planned.run
+        assert run is not None
+        key = "32b" in run["model"]["name"], run["benchmark"].get("length", 0)
+        groups.setdefault(key, []).append(run)
+    for (n, each), runs in zip(stated, (groups[key] for key in sorted(groups)), strict=True):
+        models = {run["model"]["name"] for run in runs}
+        assert n == len(runs) + len(models)  # and the full cache of each
+        assert each / 2 <= max(map(hours, runs)) <= each * 1.05
+        cells = {(run.choices["scorer"], run.choices["allocator"]) for run in runs}
+        scorers = "snapkv", "keydiff", "expected_attention"
+        allocators = "uniform", "pyramidkv", "adakv", "budget_table"
+        assert cells == {(scorer, allocator) for scorer in scorers for allocator in allocators}
+        assert {run["budget"] for run in runs} >= {0.1, 0.2}
+        assert {run["protection"]["sink"] for run in runs if run["method"] == "lukv"} == {4}
 
 
 SMALL = ["limit=1", "benchmark.tasks=[niah_single_1]", "benchmark.length=512", "calibration.benchmark.length=512"]

@@ -219,7 +219,8 @@ def test_every_calibration_can_be_made(path: Path, tmp_path: Path) -> None:
     from evals.run import cli
     from evals.run.instantiate import create
 
-    short = [] if path.stem != "file" else [f"calibration.benchmark.data={tmp_path}/questions.jsonl"]
+    needed = {"file": "calibration.benchmark.data", "authors": "calibration.path"}
+    short = [f"{needed[path.stem]}={tmp_path}/questions.jsonl"] if path.stem in needed else []
     [planned] = cli.plan(["job=calibrate", f"calibration={path.stem}", *short]).planned
     assert create(planned.run["job"]["data"]["benchmark"]).name
 

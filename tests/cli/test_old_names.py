@@ -14,9 +14,11 @@ import yaml
 
 from evals.run import cli
 from evals.run.conf import CONF
+from evals.run.folder import add_new_settings
 from evals.run.instantiate import find_targets, locate
 from evals.run.old_names import PLACES, translate_config, translate_override
 from evals.run.overrides import normalize_arguments
+from lukv.artifacts import read_tensors
 from tests.as_typed import Command
 
 OLD = Path(__file__).parent / "old_runs"
@@ -73,12 +75,44 @@ def test_an_unfinished_run_goes_on(command: Command, tmp_path: Path) -> None:
     assert len(json.loads((folder / "run.json").read_text())["resumed"]) == 1
 
 
+def test_a_calibration_that_was_begun_goes_on(command: Command, tmp_path: Path) -> None:
+    """Its two states have the hashes that the same command gave them at 79cc9a4, so what they hold is taken over."""
+    few = ["calibration.contexts=1", "calibration.benchmark.length=512", "calibration.benchmark.tasks=[niah_single_1]"]
+    typed = ["job=calibrate", "job.scorers=[keydiff,utility_probe]", "job.oracle.horizon=2", *few]
+    assert command(*typed, f"runs={tmp_path}") == 0
+    [folder] = tmp_path.iterdir()
+    made_for = {name: read_tensors(folder / f"{name}.safetensors")[1]["made_for"] for name in ("fit", "state")}
+    assert made_for == {"fit": "67f084df79637cb0", "state": "b0b462bdde9b6116"}
+
+
 def test_another_setting_is_still_refused(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = lay_down("evaluate", tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("vintage: 2025", "vintage: 2024"))
     assert command(*TYPED["evaluate"], f"runs={tmp_path}") == 2
     assert "benchmark.ruler_version: 2024 -> 2025" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("written", "asked"), [("", "false"), ("  first_token_may_end: null\n", "true")])
+def test_a_key_that_came_later_counts_as_its_default_only(
+    written: str, asked: str, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its default is true. What an old folder does not have was not false, and null is written."""
+    typed = [*TYPED["evaluate"], f"benchmark.first_token_may_end={asked}"]
+    folder = tmp_path / cli.plan(cli.normalize_arguments(typed)).planned[0].run.id
+    shutil.copytree(OLD / "evaluate", folder)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("  question_aware: false\n", f"  question_aware: false\n{written}"))
+    assert command(*typed, f"runs={tmp_path}") == 2
+    assert f"benchmark.first_token_may_end: None -> {asked.title()}" in capsys.readouterr().err
+
+
+def test_keys_that_came_later_in_a_reference() -> None:
+    """The run of the full cache beside another has its benchmark's defaults too."""
+    [planned] = cli.plan(["method=lukv"]).planned
+    reference = planned.run.make_reference()
+    old = {**reference.identity, "benchmark": {"_target_": "evals.ruler.Ruler", "length": 1024}}
+    assert add_new_settings(old, reference) == reference.identity
 
 
 def test_every_new_place_is_there() -> None:

@@ -6,15 +6,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, GenerationConfig
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
 from lukv.budgets.oracle import OracleSettings, UtilityOracle, output_gram, sampler, utility, value_weight
+from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
-from tests.core.small_models import small_model, text
+from tests.core.small_models import VOCABULARY, small_model, text
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2")
 CAPTURED: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # layer -> attention [H, T, T], values [K, T, dv]
@@ -45,11 +51,11 @@ def whole_text(loaded, ids):
     return logits
 
 
-def by_definition(loaded, context, question, answer, normalise=True, question_rows=False):
+def by_definition(loaded, context, question, answer, normalise=True, question_rows=False, first_row=True):
     """[layers, K, T]: every loop of the formula as a loop."""
     whole_text(loaded, [*context, *question, *answer])
     tokens, first = len(context), len(context) + len(question) - 1
-    rows = range(tokens if question_rows else first, first + len(answer))
+    rows = range(tokens if question_rows else first + (not first_row), first + len(answer))
     result = []
     for index, layer in enumerate(loaded.model.get_decoder().layers):
         attention, values = CAPTURED[index]
@@ -76,7 +82,7 @@ def greedy(loaded, ids, steps):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [{}, {"normalise": False}, {"question_rows": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"normalise": False}, {"question_rows": True}, {"first_row": False}], ids=str)
 def test_equals_the_definition(family, options):
     loaded, context = small_model(family), text(1, 70)
     measured = UtilityOracle(loaded, OracleSettings(horizon=7, **options)).prefill(context)
@@ -117,6 +123,45 @@ def test_sampled_answers_are_seeded_and_measured_as_drawn():
     other = again.utility(question, index=5)
     torch.testing.assert_close(again.utility(question, index=4), ours, rtol=0, atol=0)
     assert not torch.equal(other, ours)
+
+
+def test_an_answer_of_one_token_has_no_row_without_the_first():
+    loaded, context, question = small_model("llama"), text(1, 40), text(2, 5)
+    loaded.model.generation_config.eos_token_id = greedy(loaded, context + question, 1)[0]
+    measured = UtilityOracle(loaded, OracleSettings(horizon=6, first_row=False)).prefill(context)
+    assert measured.utility(question).count_nonzero() == 0
+    assert measured.utility(question).shape == (3, 2, 40)
+
+
+@pytest.mark.parametrize("stated", [{}, {"top_k": 5, "top_p": 0.6, "repetition_penalty": 1.7}, {"top_p": 0.3}], ids=str)
+def test_own_sampling_is_what_generate_draws_from(stated):
+    """Against transformers' own processors, in generate()'s order and with its defaults."""
+    settings = OracleSettings(continuation="sampled", own_sampling=True)
+    own = Sampling.of(GenerationConfig(**stated))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        logits, prompt = 3 * torch.randn(1, VOCABULARY, generator=generator), text(5, 9)
+        ids, expected = torch.tensor([prompt]), logits.clone()
+        expected = RepetitionPenaltyLogitsProcessor(stated.get("repetition_penalty", 1.0))(ids, expected)
+        expected = expected / settings.temperature
+        expected = TopKLogitsWarper(stated.get("top_k", 50))(ids, expected)
+        expected = TopPLogitsWarper(stated.get("top_p", 1.0))(ids, expected).softmax(-1)[0]
+        torch.testing.assert_close(own.probabilities(logits[0], prompt, settings.temperature), expected)
+        assert (expected > 0).sum() < VOCABULARY
+
+
+def test_own_sampling_looks_at_prompt_and_answer():
+    loaded, context, question = small_model("qwen2"), text(1, 60), text(2, 6)
+    loaded.model.generation_config.update(top_k=4, repetition_penalty=3.0)
+    settings = OracleSettings(continuation="sampled", own_sampling=True, first_row=False, horizon=5, seed=3)
+    ours = UtilityOracle(loaded, settings).prefill(context).utility(question, index=4)
+    own, drawing, answer = Sampling(4, 1.0, 3.0), torch.Generator().manual_seed(3 * 1_000_003 + 4), []
+    for _ in range(5):
+        ids = [*context, *question, *answer]
+        weights = own.probabilities(whole_text(loaded, ids)[-1], ids, settings.temperature)
+        answer.append(int(torch.multinomial(weights, 1, generator=drawing)))
+    expected = by_definition(loaded, context, question, answer, first_row=False)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("sync_every", [1, 4])
@@ -187,6 +232,9 @@ def test_normalised_weights_sum_to_one_over_the_layer():
         ({"horizon": 0}, "horizon=0"),
         ({"continuation": "beam"}, "greedy, sampled, reference"),
         ({"temperature": 0.0}, "temperature=0.0"),
+        ({"horizon": 1, "first_row": False}, "looks at no row"),
+        ({"question_rows": True, "first_row": False}, "goes with first_row=true"),
+        ({"own_sampling": True}, "needs continuation=sampled"),
     ],
 )
 def test_impossible_settings_are_one_line(options, message):

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 from lukv.allocation import Budget, HeadScores
 from lukv.artifacts import describe
+from lukv.budgets.controls import LayerMean
+from lukv.budgets.curve import CurveAllocator
 from lukv.budgets.solver import solve
 from lukv.budgets.table import BudgetTable, TableAllocator
 from lukv.eviction import Protection
@@ -168,12 +170,54 @@ def test_it_accepts_what_it_was_made_for_and_nothing_else(tmp_path):
         ours.counts(Budget(share=0.5), scores(0, 10, heads=4))
 
 
+@pytest.mark.parametrize("kind", [TableAllocator, CurveAllocator, LayerMean])
+def test_a_table_of_other_weights_is_taken_on_request_only(tmp_path, kind):
+    made = made_table()
+    heads = np.repeat(np.arange(LAYERS * HEADS), 2)
+    knots = np.stack([heads, np.tile([0, 5], LAYERS * HEADS), np.ones(len(heads))], axis=1)
+    replace(made, knots=knots).save(tmp_path / "a.safetensors")
+    other = Model(weights_hash="456")
+    with pytest.raises(ValueError, match=r"with allocator\.any_weights=true"):
+        kind(tmp_path / "a.safetensors").check(other, SCORER, PROTECTION)
+    ours = kind(tmp_path / "a.safetensors", any_weights=True)
+    ours.check(other, SCORER, PROTECTION)
+    with pytest.raises(ValueError, match="config_hash abc, not for def"):
+        ours.check(replace(other, config_hash="def"), SCORER, PROTECTION)
+    with pytest.raises(ValueError, match="scorer_parameters"):
+        ours.check(other, replace(SCORER, window=64), PROTECTION)
+
+
 def test_a_table_without_metadata_is_checked_for_its_shape_only(tmp_path):
     made_table().save_npy(tmp_path / "authors.npy")
     ours = TableAllocator(tmp_path / "authors.npy")
     ours.check(Model("llama", "whatever"), SCORER, PROTECTION)
     with pytest.raises(ValueError, match="KV heads"):
         ours.check(Model(layers=LAYERS + 1), SCORER, PROTECTION)
+    assert "3 layers of 2 KV heads" in ours.caveat
+    assert "\n" not in ours.caveat
+    assert allocator(tmp_path).caveat is None  # ours says what it is for
+
+
+AUTHORS = ("ea_0.02_sink4_win1_llama_avg_ratio", "keydiff_avg_ratio", "snapkv_maxpool_sink4_win_32_llama_avg_ratio")
+
+
+def test_a_folder_has_one_table_a_scorer(tmp_path):
+    """Named as in the authors' release."""
+    scorers = ("expected_attention", "keydiff", "snapkv")
+    for seed, name in enumerate(AUTHORS):
+        made_table(seed).save_npy(tmp_path / f"{name}.npy")
+    for seed, scorer in enumerate(scorers):
+        ours = TableAllocator(tmp_path, scorer=scorer)
+        np.testing.assert_allclose(ours.table.kept, made_table(seed).kept, atol=1e-12)
+        assert ours.path == tmp_path / f"{AUTHORS[seed]}.npy"
+        ours.check(Model(), SCORER, PROTECTION)
+    with pytest.raises(FileNotFoundError, match=r"has no table for scorer streaming \(\.npy files: ea_.*name one file"):
+        TableAllocator(tmp_path, scorer="streaming")
+    made_table().save_npy(tmp_path / "keydiff_other.npy")
+    with pytest.raises(FileNotFoundError, match="has 2 tables for scorer keydiff"):
+        TableAllocator(tmp_path, scorer="keydiff")
+    made_table(7).save(tmp_path / "keydiff.safetensors")  # with metadata: goes before the others
+    np.testing.assert_array_equal(TableAllocator(tmp_path, scorer="keydiff").table.kept, made_table(7).kept)
 
 
 @pytest.mark.parametrize(

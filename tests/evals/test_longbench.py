@@ -115,10 +115,10 @@ def test_all_tasks_make_samples(protocol: str, shared: Path, words: Words) -> No
         entry = CATALOG[task.name]
         for sample in task.samples:
             assert sample.max_new_tokens == entry.max_new_tokens + (20 if protocol in ("kvpress", "lukv") else 0)
-            assert sample.chat == (entry.chat or protocol in ("kvpress", "lukv"))
-            assert sample.stop == (("\n",) if task.name == "samsum" and protocol in ("official", "defensivekv") else ())
+            assert sample.chat == (entry.chat or protocol == "kvpress" or (protocol == "lukv" and entry.chinese))
+            assert sample.stop == (("\n",) if task.name == "samsum" and protocol not in ("kvpress", "lukv") else ())
             assert (sample.question == "") or protocol != "official"
-            assert len(words.encode(sample.context)) <= 302
+            assert len(words.encode(sample.context)[: sample.context_tokens]) <= 302
             scores = task.metric(sample.references[0], sample)
             assert next(iter(scores)) == ("kvpress" if protocol == "kvpress" else "official")
             assert next(iter(scores.values())) > 0.19
@@ -179,7 +179,13 @@ def test_the_last_rows_classes_judge_the_whole_file(tmp_path: Path, words: Words
     log = tmp_path / "predictions" / "trec.jsonl"
     log.parent.mkdir()
     write_log(log, ["A or B"] * 2, [["A"]] * 2, all_classes=[["A"], ["A", "B"]])
-    for protocol, expected in (("official", 0.5), ("kvpress", 1.0), ("defensivekv", 1.0)):
+    for protocol, expected in (
+        ("official", 0.5),
+        ("agnostic", 0.5),
+        ("kvpress", 1.0),
+        ("lukv", 1.0),
+        ("defensivekv", 1.0),
+    ):
         (task,) = LongBench(str(tmp_path), protocol=protocol).tasks(words, limit=1)
         assert next(iter(task.metric("A or B", task.samples[0]).values())) == expected
         (scored,) = score_predictions(log, protocol)
@@ -208,7 +214,7 @@ def test_no_network_is_one_line(words: Words, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"protocol": "theirs"}, "choose official, defensivekv, kvpress, lukv"),
+        ({"protocol": "theirs"}, "choose official, agnostic, defensivekv, kvpress, lukv"),
         ({"tasks": ["qaspr"]}, "did you mean qasper"),
         ({"tasks": ["musique"], "e": True}, "no LongBench-E task 'musique'"),
         ({"max_length": 1}, "must be auto or a number of tokens, at least 2"),
@@ -302,11 +308,15 @@ def test_catalog_is_longbenchs() -> None:
     assert sum(not entry.chat for entry in CATALOG.values()) == 6
 
 
+FITTED = [name for name, protocol in PROTOCOLS.items() if protocol.cut]
+"""The protocols that cut texts to the model's window. The other one cuts at what the tokenizer's files state."""
+
+
 class SmallWindow(Words):
     model_max_length = 500
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", FITTED)
 def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path: Path) -> None:
     write_rows(tmp_path, "qasper", [row(context="many words " * 500, input="What is it?")])
     tokenizer = SmallWindow()
@@ -325,7 +335,7 @@ def test_auto_length_leaves_room_for_question_and_answer(protocol: str, tmp_path
 
 
 @pytest.mark.parametrize("template", [0, 40, 60, 100, 300])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", FITTED)
 def test_auto_length_leaves_room_for_the_chat_template(protocol: str, template: int, tmp_path: Path) -> None:
     for name in ("qasper", "trec"):  # with a template, and in two protocols without
         write_rows(tmp_path, name, [row(context="many words " * 500, input="What is it?", all_classes=["Ann"])])

@@ -78,7 +78,7 @@ def authors(shape: tuple[int, ...], value: float) -> Callable[[Path], Path]:
 
 TABLES: list[tuple[str, Callable[[Path], Path], str]] = [
     ("missing", lambda folder: folder / "no.safetensors", "no budget table at "),
-    ("a folder", lambda folder: folder, "no budget table at "),
+    ("a folder", lambda folder: folder, "has no table for scorer keydiff"),
     ("empty", cut(0), "is not a budget table"),
     ("cut in its header", cut(0.01), "is not a budget table"),
     ("cut in its numbers", cut(0.7), "is not a budget table"),

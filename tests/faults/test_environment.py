@@ -91,7 +91,10 @@ def test_what_is_refused_leaves_no_folder(refuses: Refuses, short: list[str], tm
 def test_from_any_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the project names is the project's, what the user names is theirs; a refusal leaves nothing."""
     from evals.run import cli
+    from evals.run.conf import GROUPS, read_option
 
+    for name in GROUPS["model"]:
+        assert read_option("model", name)["tables"].startswith("${shipped:"), name
     monkeypatch.chdir(tmp_path)
     (planned,) = cli.plan(["model=hf", "model.path=theirs"]).planned
     assert planned.run.folder.parent == ROOT / "runs"
