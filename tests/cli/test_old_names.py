@@ -99,7 +99,7 @@ def test_a_key_that_came_later_counts_as_its_default_only(
 ) -> None:
     """Its default is true. What an old folder does not have was not false, and null is written."""
     typed = [*TYPED["evaluate"], f"benchmark.first_token_may_end={asked}"]
-    folder = tmp_path / cli.plan(cli.normalize_arguments(typed)).planned[0].run.id
+    folder = tmp_path / cli.plan(normalize_arguments(typed)).planned[0].run.id
     shutil.copytree(OLD / "evaluate", folder)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("  question_aware: false\n", f"  question_aware: false\n{written}"))
