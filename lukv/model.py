@@ -309,6 +309,9 @@ def tokenizer_of(path: str, **options: Any) -> Tokenizer:
     return tokenizer
 
 
+UNREACHABLE = "no such folder, not in the hub's local cache, and the hub cannot be reached"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model or tokenizer comes from: a folder or GGUF file is read offline, anything else is a hub id. holds:
@@ -346,15 +349,20 @@ class Source:
             raise
         except Exception as error:  # what a broken file does to its many readers has no common kind
             if offline and not self.local:
-                raise FileNotFoundError(
-                    f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
-                ) from error
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
     def must_exist(self) -> None:
+        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched.
+        Nothing is read."""
         path = Path(self.path)
-        if not self.local or (path.is_file() if is_gguf(path) else (path / self.holds).is_file()):
+        if not self.local:
+            cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
+            if not isinstance(cached, str) and not hub_answers():
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
+            return
+        if path.is_file() if is_gguf(path) else (path / self.holds).is_file():
             return
         lacks = f"there is no such {'file' if is_gguf(path) else 'folder'}"
         if path.exists():

@@ -50,6 +50,7 @@ FILES: list[tuple[str, bytes, str]] = [
     ("half a surrogate pair", rows(GOOD | {"answers": ["\ud800"]}), "line 6 is not Unicode"),
     ("no tokens", rows(GOOD | {"max_new_tokens": 0}), "line 6: 'max_new_tokens' is 0"),
     ("same id twice", rows(GOOD | {"id": 1}), "2 samples of the benchmark have the same id: bad-1"),
+    ("a task named as the mean of all", rows(GOOD | {"task": "mean"}), "a task cannot be named 'mean'"),
     ("empty context", rows(GOOD | {"context": ""}), "line 6: 'context' is empty"),
     ("longer than the model", rows(GOOD | {"context": "a" * 5000}), "random takes 4096"),
     ("answer longer than the model", rows(GOOD | {"max_new_tokens": 10**30}), "random takes 4096"),
