@@ -1,7 +1,8 @@
 """The one attention function, registered with transformers under one name for all models.
 
 transformers calls it with the post-RoPE queries and with the keys and values that the cache's layer returned from
-`update`. They carry a reference to that layer, which does the rest. Without a cache this is plain causal attention.
+`update`. They carry a reference to that update and its layer, which does the rest. Layers that share keys and values
+hand on the same tensors. Without a cache this is plain causal attention.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lukv.backend.dense import attend_causally
-from lukv.backend.layer import RaggedLayer
+from lukv.backend.layer import Update
 from lukv.backend.options import ATTENTION
 from lukv.backend.padding import find_range
 from lukv.backend.parameters import AttentionParameters
@@ -53,10 +54,19 @@ def attend(
     if attention_mask is not None and attention_mask.ndim != 2:
         raise NotImplementedError("only 2-D attention masks (1: token, 0: padding) are supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer: RaggedLayer | None = getattr(key, "ragged_layer", None)
-    if layer is not None:
-        parameters = AttentionParameters(query.shape[1], scale, softcap)
-        return layer.attend(query, key, value, attention_mask, parameters), None
+    update: Update | None = getattr(key, "ragged_update", None)
+    if update is not None:
+        same: bool = getattr(value, "ragged_update", None) is update
+        if not same:
+            raise NotImplementedError(
+                f"{type(module).__name__} attends over other values than those it gave to the cache, which this backend "
+                "does not support: it stores what the cache was given"
+            )
+        parameters = AttentionParameters(query.shape[1], scale, softcap, sliding_window)
+        layer = update.layer()
+        assert layer is not None  # its cache is the model's argument as long as the forward runs
+        out = layer.attend(update, query, key, value, attention_mask, parameters)
+        return out.contiguous(), None  # as transformers' own functions: some models take a view of it
     if query.shape[2] != key.shape[2]:
         raise RuntimeError(
             "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with "
