@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,9 +63,10 @@ class LoadedModel:
         """Layers that can be evicted: those with full attention."""
         return find_windows(self.config).count(None)
 
-    @property
+    @cached_property
     def kv_heads(self) -> int:
-        return self.config.num_key_value_heads
+        """KV heads of each layer that can be evicted."""
+        return count_kv_heads(self.model)
 
     @cached_property
     def weights_hash(self) -> str:

@@ -82,7 +82,13 @@ class RaggedCache(Cache):
                 "the model's generation config cuts prompts into chunks (prefill_chunk_size), and the cache would "
                 "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
             )
-        if (every is not None or stream) and count_readers(model.config):
+        readers = count_readers(model.config)
+        if readers and len({parameter.device for parameter in model.parameters()}) > 1:
+            raise ValueError(
+                f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
+                "must lie on the same device: use one device"
+            )
+        if readers and (every is not None or stream):
             raise ValueError(
                 f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
                 "cannot be evicted between the two: leave out every= and stream=, evict_again() evicts when asked"
@@ -247,12 +253,13 @@ class RaggedCache(Cache):
         return CacheState(self.get_seq_length(), self.tokens, layers)
 
     @classmethod
-    def from_state(cls, model: PreTrainedModel, state: CacheState, attention: str = "auto") -> RaggedCache:
-        """A cache for the same model with this state, which is the one that `rollback` goes back to."""
+    def from_state(
+        cls, model: PreTrainedModel, state: CacheState, devices: Sequence[torch.device], attention: str = "auto"
+    ) -> RaggedCache:
+        """A cache for the same model with this state, which is the one that `rollback` goes back to. devices: where each
+        layer's entries are to lie."""
         cache = cls(model, attention=attention)
-        modules = model.get_decoder().layers
-        for layer, part, module in zip(cache.layers, state.layers, modules, strict=True):
-            device = next(module.parameters()).device
+        for layer, part, device in zip(cache.layers, state.layers, devices, strict=True):
             arena = Arena(part.keys.to(device), part.values.to(device), part.lengths, batch=len(state.tokens))
             layer.restore(Stored.make(arena, part.positions.to(device), state.tokens.copy()), state.seen)
         return cache
