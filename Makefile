@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
+.PHONY: help setup demo smollm2 test test-slow test-faults test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 20
@@ -23,6 +23,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY) ## LU-KV on the embedded model at 20% of the cache, beside the full cache
 	$(PY) run.py method=lukv budget=0.2 limit=50
+
+smollm2: $(READY) ## fetch SmolLM2-135M-Instruct, 93 MB, for model=smollm2-135m-q4
+	$(PY) scripts/fetch_smollm2.py
 
 test: $(READY) ## the tests that need nothing but this machine, in minutes
 	$(PY) -m pytest

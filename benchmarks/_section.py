@@ -19,8 +19,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from evals.run.provenance import find_version, name_processor
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -83,31 +84,19 @@ def replace_section(page: str, name: str, section: str) -> str:
 def facts(name: str, arguments: list[str]) -> str:
     """Command, date, machine, versions and commit, in one line."""
     command = " ".join(["python -m benchmarks." + name, *(a for a in arguments if a != "--record")])
-    versions = ", ".join(f"{p} {v}" for p in ("torch", "transformers", "numpy") if (v := installed(p)))
+    versions = ", ".join(f"{p} {v}" for p in ("torch", "transformers", "numpy") if (v := find_version(p)))
     return (
         f"`{command}`, {datetime.date.today()}: {machine()}; Python {platform.python_version()}, {versions}; {commit()}"
     )
 
 
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def machine() -> str:
-    model = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = ""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         gpu = f"; {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return f"{model}, {os.cpu_count()} CPUs, {memory:.0f} GiB{gpu}"
+    return f"{name_processor()}, {os.cpu_count()} CPUs, {memory:.0f} GiB{gpu}"
 
 
 def commit() -> str:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -126,9 +127,15 @@ def describe(model: Target, scorer: Scorer, protection: Protection) -> dict[str,
     }
 
 
-def check_made_for(path: str | Path, metadata: Mapping[str, Any], wanted: Mapping[str, Any], command: str) -> None:
+def check_made_for(
+    path: str | Path,
+    metadata: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    command: str,
+    alternatives: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Raise ValueError unless the artifact's metadata holds every entry of `wanted`. The message names the first that
-    differs and the `command` that makes a fitting artifact."""
+    differs and the `command` that makes a fitting artifact; alternatives: for some entries, what else can be done."""
     for key, value in wanted.items():
         made = metadata.get(key)
         if made == value:
@@ -138,6 +145,7 @@ def check_made_for(path: str | Path, metadata: Mapping[str, Any], wanted: Mappin
             changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
             made, value = ({name: each.get(name) for name in changed} for each in (made, value))
             remedy += " and the scorer.NAME=VALUE of this run"
+        remedy += alternatives.get(key, "")
         raise ValueError(f"{path} was made for {key} {made}, not for {value}: {remedy}")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies
@@ -31,6 +32,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
+from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
@@ -40,9 +42,9 @@ SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat 
 
 @dataclass
 class LoadedModel:
-    """name: what results call it. path: folder or hub id. attention: the decode kernel asked for. chat: whether its
-    chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known. commit: the
-    hub's commit that was read, None for a folder."""
+    """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
+    whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
+    commit: the hub's commit that was read, None for a folder or file."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -143,15 +145,19 @@ def load(
     revision: str | None = None,
     chat: bool = True,
     max_length: int | None = None,
+    tokenizer: str | Path | None = None,
     made_by: str | None = None,
 ) -> LoadedModel:
-    """Load a folder as `save_pretrained` writes it, or a hub id. Raises one-line FileNotFoundError or ValueError.
+    """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
+    ValueError.
 
-    dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's own). device: cpu, cuda, cuda:N, or auto (cuda
+    A GGUF file is dequantized into a plain model. dtype: float32, bfloat16, float16, float64, or auto (the checkpoint's
+    own; bfloat16 for a GGUF file). device: cpu, cuda, cuda:N, or auto (cuda
     if there is one). device_map: "auto" spreads the layers over all GPUs (needs accelerate) and rules out `device`.
     attention: a decode kernel of lukv.backend.kernels, or auto. chat, max_length: see LoadedModel; by default a model
-    takes as many tokens as its config has positions. made_by: the command that makes the folder, for the message where
-    it is missing.
+    takes as many tokens as its config has positions. tokenizer: a folder, GGUF file or hub id to take the tokenizer and
+    its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
+    message where it is missing.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -160,24 +166,29 @@ def load(
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     place = torch_device(device)
+    if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
+        logging.disable_progress_bar()
     source = Source(str(path), revision, made_by)
     config = source.read("configuration", supported_config)
-    tokenizer = source.read("tokenizer", tokenizer_of)
+    its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
+    words = its_source.read("tokenizer", tokenizer_of)
     with enough_memory(str(path), str(place)):
-        options = {"config": config, "dtype": DTYPES.get(dtype, "auto"), "device_map": device_map}
-        model = source.read("weights", whole_model, **options)
+        options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
+        model = source.read("weights", whole_model, device_map=device_map, **options)
         if device_map is None:
             model = model.to(place)
+    if source.header:
+        model.generation_config.eos_token_id = end_ids(source.header)
     use_ragged_attention(model.eval())
     if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
         pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
-        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    tokenizer.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
+        words.model_max_length = min(words.model_max_length, longest)
+    words.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
     kind = hash_config(model.config)
-    return LoadedModel(model, tokenizer, label, str(path), kind, attention, chat, longest, source.commit)
+    return LoadedModel(model, words, label, str(path), kind, attention, chat, longest, source.commit)
 
 
 @contextmanager
@@ -217,7 +228,9 @@ def supported_config(path: str, **options: Any) -> PreTrainedConfig:
 
 def whole_model(path: str, **options: Any) -> PreTrainedModel:
     """From safetensors only: other formats are pickles. Weights that are missing or of another shape are an error,
-    where transformers fills in random numbers."""
+    where transformers fills in random numbers. A GGUF file's are dequantized."""
+    if "gguf_file" in options:
+        options |= dequantized()
     loud = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of such weights is a table of many lines
     try:
@@ -237,10 +250,15 @@ def whole_model(path: str, **options: Any) -> PreTrainedModel:
 
 
 def tokenizer_of(path: str, **options: Any) -> Tokenizer:
-    """As AutoTokenizer, but a tokenizer.json that is said to be complete is taken as it is: for some model types
-    (qwen2, phi3) transformers would put that type's own tokenizer class over it and split text otherwise."""
-    stated = get_tokenizer_config(path, **options).get("tokenizer_class")
-    whole = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    """As AutoTokenizer, but a tokenizer.json that is said to be complete is taken as it is, and so is that of a GGUF
+    file: for some model types (qwen2, phi3) transformers would put that type's own tokenizer class over it and split
+    text otherwise."""
+    if "gguf_file" in options:
+        check_tokenizers()
+        whole = True
+    else:
+        stated = get_tokenizer_config(path, **options).get("tokenizer_class")
+        whole = stated in ("TokenizersBackend", "PreTrainedTokenizerFast")
     tokenizer: Tokenizer = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(path, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up when the files are missing
         raise ValueError("it has no vocabulary: tokenizer.json is missing or empty")
@@ -249,16 +267,18 @@ def tokenizer_of(path: str, **options: Any) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a folder is read offline, anything else is a hub id."""
+    """Where a model or tokenizer comes from: a folder or GGUF file is read offline, anything else is a hub id. holds:
+    the file that a folder must have."""
 
     path: str
-    revision: str | None
+    revision: str | None = None
     made_by: str | None = None
+    holds: str = "config.json"
 
     @property
     def local(self) -> bool:
-        """A folder, there or not; anything else is a hub id."""
-        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1
+        """A folder or file, there or not; anything else is a hub id."""
+        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1 or is_gguf(self.path)
         return named or self.made_by is not None or Path(self.path).exists()
 
     @property
@@ -267,17 +287,17 @@ class Source:
         file = None if self.local else try_to_load_from_cache(self.path, "config.json", revision=self.revision)
         return Path(file).parent.name if isinstance(file, str) else None
 
+    @cached_property
+    def header(self) -> dict[str, Any] | None:
+        """A GGUF file's keys and values, None for what is not one."""
+        return read_header(self.path) if is_gguf(self.path) else None
+
     def read(self, what: str, from_pretrained: Callable[..., Any], **options: Any) -> Any:
-        folder = Path(self.path)
-        if self.local and not (folder / "config.json").is_file():
-            lacks = "it has no config.json" if folder.is_dir() else "there is no such folder"
-            instead = "give a folder written by save_pretrained, or a hub id"
-            if self.made_by:
-                instead = f"make it with: {self.made_by}"
-            raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
+        self.must_exist()
         offline = self.local or not hub_answers()
         try:
-            return from_pretrained(self.path, revision=self.revision, local_files_only=offline, **options)
+            with self.place() as place:
+                return from_pretrained(**place, local_files_only=offline, **options)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what a broken file does to its many readers has no common kind
@@ -287,6 +307,28 @@ class Source:
                 ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
+
+    def must_exist(self) -> None:
+        path = Path(self.path)
+        if not self.local or (path.is_file() if is_gguf(path) else (path / self.holds).is_file()):
+            return
+        lacks = f"there is no such {'file' if is_gguf(path) else 'folder'}"
+        if path.exists():
+            lacks = f"it has no {self.holds}" if path.is_dir() else "it is not a folder"
+        instead = "give a folder written by save_pretrained, a file named *.gguf, or a hub id"
+        if self.made_by:
+            instead = f"make it with: {self.made_by}"
+        raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
+
+    @contextmanager
+    def place(self) -> Iterator[dict[str, Any]]:
+        """Where from_pretrained is to look. For a GGUF file that is an empty folder: other files beside it, a
+        tokenizer.json for one, would be taken before what the file has."""
+        if self.header is None:
+            yield {"path": self.path, "revision": self.revision}
+            return
+        with TemporaryDirectory() as empty:
+            yield {"path": empty, "gguf_file": str(Path(self.path).absolute())}
 
 
 @cache

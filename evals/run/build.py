@@ -8,10 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from transformers.utils.logging import disable_progress_bar
 
 from evals.run.conf import CONF
 from evals.run.instantiate import InputError, create
@@ -58,10 +55,7 @@ def select_model_settings(run: Run) -> str:
 @lru_cache(maxsize=1)
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
-    options = json.loads(settings)
-    if Path(str(options["path"])).is_dir():  # nothing to download: a bar of milliseconds only hides what is said
-        disable_progress_bar()
-    return load(**options)
+    return load(**json.loads(settings))
 
 
 def build_method(run: Run) -> Method | None:

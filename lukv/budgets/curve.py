@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,8 +160,6 @@ class CurveAllocator(TableAllocator):
 
     Every head keeps at least one entry if the budget has one for each. Raises ValueError for a table without a curve.
     """
-
-    path: str | Path
 
     def __post_init__(self) -> None:
         super().__post_init__()

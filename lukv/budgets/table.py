@@ -176,9 +176,13 @@ class TableAllocator(Allocator):
     Their sum over all layers and heads is exactly round(budget * layers * K * T). Every head keeps at least one entry
     if the budget has one for each. Protection is a rank and not a floor: a head that keeps fewer entries than there are
     protected tokens keeps the sinks first.
+
+    any_weights: use the table for other weights of the same geometry too, such as another quantization of its
+    checkpoint.
     """
 
     path: str | Path
+    any_weights: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self.table = BudgetTable.load(self.path)
@@ -201,7 +205,8 @@ class TableAllocator(Allocator):
 
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the table was made for this model (config and weights), this scorer with its
-        parameters, and this protection. A table without metadata, as the authors', is only checked for its shape."""
+        parameters, and this protection. A table without metadata, as the authors', is only checked for its shape, and
+        with `any_weights` the weights are not compared."""
         command = calibrate_command(model.name, scorer.name)
         if (model.layers, model.kv_heads) != (self.table.layers, self.table.kv_heads):
             geometry = f"{model.name}, {model.layers} layers of {model.kv_heads} KV heads"
@@ -209,9 +214,10 @@ class TableAllocator(Allocator):
         made_for, wanted = self.table.metadata, describe(model, scorer, protection)
         if not made_for:
             return
-        if "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
+        if self.any_weights or "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
             del wanted["weights_hash"]
-        check_made_for(self.path, made_for, wanted, command)
+        any_weights = {"weights_hash": ", or take it for these weights too, with allocator.any_weights=true"}
+        check_made_for(self.path, made_for, wanted, command, any_weights)
 
     def _refusal(self, other: str) -> str:
         return f"{self.path} is for {self.table.layers} layers of {self.table.kv_heads} KV heads, not for {other}"

@@ -39,6 +39,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-7b-instruct-v0.3": ("mistral", {**TEXT, "sliding_window": None}),
     "qwen2.5-7b-instruct": ("qwen2", {k: v for k, v in TEXT.items() if k != "head_dim"}),
     "qwen2.5-32b-instruct": ("qwen2", {k: v for k, v in TEXT.items() if k != "head_dim"}),
+    "qwen2.5-coder-0.5b-instruct": ("qwen2", {k: v for k, v in TEXT.items() if k != "head_dim"}),
+    "smollm2-135m-instruct": ("llama", TEXT),
     "qwen3-8b": ("qwen3", TEXT),
     "gemma-3-4b-it": ("gemma3", {**TEXT, **SLIDING}),  # the checkpoint holds a vision tower, too
     "gemma-3-12b-it": ("gemma3", {**TEXT, **SLIDING}),

@@ -39,7 +39,7 @@ def test_settings(name: str) -> None:
     assert settings.path.count("/") == 1
     assert len(settings.revision) == 40
     assert settings.dtype == "bfloat16"
-    assert settings.max_length >= 32768
+    assert settings.max_length >= 8192
     instructed = "instruct" in name or name.endswith("-it") or name == "qwen3-8b"
     assert settings.get("chat", True) == instructed
 

@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 
 from lukv.allocation import Budget, HeadScores
 from lukv.artifacts import describe
+from lukv.budgets.controls import LayerMean
+from lukv.budgets.curve import CurveAllocator
 from lukv.budgets.solver import solve
 from lukv.budgets.table import BudgetTable, TableAllocator
 from lukv.eviction import Protection
@@ -166,6 +168,23 @@ def test_it_accepts_what_it_was_made_for_and_nothing_else(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="not for 3 layers of 4 KV heads"):
         ours.counts(Budget(share=0.5), scores(0, 10, heads=4))
+
+
+@pytest.mark.parametrize("kind", [TableAllocator, CurveAllocator, LayerMean])
+def test_a_table_of_other_weights_is_taken_on_request_only(tmp_path, kind):
+    made = made_table()
+    heads = np.repeat(np.arange(LAYERS * HEADS), 2)
+    knots = np.stack([heads, np.tile([0, 5], LAYERS * HEADS), np.ones(len(heads))], axis=1)
+    replace(made, knots=knots).save(tmp_path / "a.safetensors")
+    other = Model(weights_hash="456")
+    with pytest.raises(ValueError, match=r"with allocator\.any_weights=true"):
+        kind(tmp_path / "a.safetensors").check(other, SCORER, PROTECTION)
+    ours = kind(tmp_path / "a.safetensors", any_weights=True)
+    ours.check(other, SCORER, PROTECTION)
+    with pytest.raises(ValueError, match="config_hash abc, not for def"):
+        ours.check(replace(other, config_hash="def"), SCORER, PROTECTION)
+    with pytest.raises(ValueError, match="scorer_parameters"):
+        ours.check(other, replace(SCORER, window=64), PROTECTION)
 
 
 def test_a_table_without_metadata_is_checked_for_its_shape_only(tmp_path):

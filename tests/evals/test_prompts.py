@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.jobs.prompts import data_state, prepared
+from evals.jobs.prompts import describe_files, tokenize_benchmark
 
 MODEL = json.dumps({"path": "models/tiny", "name": "tiny"})
 
@@ -22,9 +22,9 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     settings = json.dumps({"_target_": "evals.jsonl.Jsonl", "data": str(path)})
     for name in ("Ann", "Bob"):
         write(path, name)
-        (prompt,), facts = prepared(MODEL, settings, None)
+        (prompt,), facts = tokenize_benchmark(MODEL, settings, None)
         assert prompt.sample.references == (name,)
-        assert prepared(MODEL, settings, None)[0][0] is prompt  # once for runs that share it
+        assert tokenize_benchmark(MODEL, settings, None)[0][0] is prompt  # once for runs that share it
         assert facts["sha256"]
 
 
@@ -33,9 +33,9 @@ def test_files_in_folders_count(nested: str, tmp_path: Path) -> None:
     folder = tmp_path / nested
     folder.mkdir(exist_ok=True)
     settings = {"source": {"data": str(tmp_path), "tasks": ["a", "b"], "length": 3, "none": None}}
-    empty = data_state(settings)
+    empty = describe_files(settings)
     write(folder / "qasper.jsonl", "Ann")
-    one = data_state(settings)
-    assert one == data_state(settings)
+    one = describe_files(settings)
+    assert one == describe_files(settings)
     write(folder / "qasper.jsonl", "Bob")
-    assert len({empty, one, data_state(settings)}) == 3
+    assert len({empty, one, describe_files(settings)}) == 3

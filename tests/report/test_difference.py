@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evals.report.compare import difference
+from evals.report.compare import compare
 
 
 def test_tasks_count_equally_in_the_mean_and_its_interval() -> None:
@@ -16,7 +16,7 @@ def test_tasks_count_equally_in_the_mean_and_its_interval() -> None:
         task: {i: score + change[task] + 0.01 * rng.standard_normal() for i, score in scores.items()}
         for task, scores in other.items()
     }
-    found = difference(mine, other, "x")
+    found = compare(mine, other, "x")
     assert found["mean"].mean == pytest.approx(0.2, abs=0.005)  # of all samples it is 0.11
     assert found["mean"].low < found["mean"].mean < found["mean"].high
     assert found["mean"].high - found["mean"].low < 0.01
