@@ -24,7 +24,7 @@ LONGEST_NAME = 200
 """Bytes of a folder's name. File systems take 255."""
 
 NAMED_ELSEWHERE = (
-    *("model.path", "model.name", "model.device", "model.device_map"),
+    *("model.path", "model.name", "model.device", "model.device_map", "model.check"),
     *("benchmark.length", "job.save"),
 )
 """Nested settings that the model's and the benchmark's names already tell, or that change no result."""

@@ -108,8 +108,10 @@ class Run:
 
 
 def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that can change the result. The tables' folder is not among them: the allocator's path is."""
-    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": drop_tables(config.get("model") or {})}
+    """The settings that can change the result. The tables' folder is not among them: the allocator's path is. Whether
+    the model was checked is not either."""
+    model = {key: value for key, value in drop_tables(config.get("model") or {}).items() if key != "check"}
+    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": model}
 
 
 def drop_tables(model: Mapping[str, Any]) -> dict[str, Any]:

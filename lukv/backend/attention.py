@@ -41,7 +41,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] -> [B, n, H, dv] and no attention weights.
 
-    attention_mask [B, n] bool: which columns are tokens (None: all).
+    attention_mask [B, 1, n, 1] bool: which columns are tokens (None: all), as `build_mask` makes it.
     """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(
@@ -51,7 +51,7 @@ def attend(
         raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
     if dropout or not getattr(module, "is_causal", True):
         raise NotImplementedError("only causal attention without dropout is supported: call model.eval()")
-    if attention_mask is not None and attention_mask.ndim != 2:
+    if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.shape[1::2] != (1, 1)):
         raise NotImplementedError("only 2-D attention masks (1: token, 0: padding) are supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     update: Update | None = getattr(key, "ragged_update", None)
@@ -73,7 +73,7 @@ def attend(
             "compress() first (Phi-3's generate() drops a cache if the prompt is longer than its original context)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(find_range, attention_mask.cpu().numpy())
+    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(find_range, attention_mask.flatten(1).cpu().numpy())
     for row, (a, b) in enumerate(rows):
         if a < b:
             q, k, v = (x[row, :, a:b] for x in (query, key, value))
@@ -92,7 +92,8 @@ def build_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """[B, n] bool: which of the n new columns are tokens; None: all. Attention itself applies causality and windows.
+    """[B, 1, n, 1] bool: which of the n new columns are tokens; None: all. Attention itself applies causality and
+    windows. It has four dimensions because models that leave out columns (gemma4) cut the third.
 
     transformers 5.2 tells n by `cache_position`, later releases tell it by `q_length`.
     """
@@ -107,7 +108,7 @@ def build_mask(
         )
     n = len(cache_position) if q_length is None else int(q_length)  # type: ignore[arg-type]
     new = attention_mask[:, -n:].to(torch.bool)
-    return None if bool(new.all()) else new
+    return None if bool(new.all()) else new[:, None, :, None]
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -131,8 +131,8 @@ class RaggedLayer(CacheLayerMixin):
     ) -> Tensor:
         """Attention of n new columns, which are the prompt or a chunk of it, or come after it.
 
-        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; valid [B, n] bool: which columns are tokens (None:
-        all). Returns [B, n, H, dv].
+        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; valid [B, 1, n, 1] bool: which columns are tokens
+        (None: all). Returns [B, n, H, dv].
         """
         ranges = self.options.masks.read(valid)
         if update.attended:
@@ -175,7 +175,8 @@ class RaggedLayer(CacheLayerMixin):
         parameters: AttentionParameters,
     ) -> Tensor:
         """Attention of another layer, which stores nothing, over what this one holds: all of the prompt while it comes
-        in, and later what was kept of it. Shapes as in `attend`."""
+        in, and later what was kept of it. Shapes as in `attend`, but queries and ranges may be of fewer columns, the
+        last ones (gemma4 computes only what it is asked for)."""
         if update.columns != self.seen:
             raise RuntimeError("attention over keys of an earlier forward, which the cache has left behind")
         self._check_lengths(self.tokens, self.tokens, parameters.window)

@@ -68,8 +68,8 @@ class MaskReader:
         self._ranges: list[Range] | None = None
 
     def read(self, valid: Tensor | None) -> list[Range] | None:
-        """valid [B, n] bool -> the valid range of each row. None means that every column is valid."""
+        """valid [B, 1, n, 1] bool -> the valid range of each row. None means that every column is valid."""
         if valid is not self._mask:
             self._mask = valid
-            self._ranges = None if valid is None else [find_range(row) for row in valid.cpu().numpy()]
+            self._ranges = None if valid is None else [find_range(row) for row in valid.flatten(1).cpu().numpy()]
         return self._ranges

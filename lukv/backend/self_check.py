@@ -34,7 +34,10 @@ def check_model(model: PreTrainedModel) -> None:
     key = hashlib.sha256(text.encode()).hexdigest()
     if key in checked:
         return
-    differences = measure_differences(model)
+    try:
+        differences = measure_differences(model)
+    except NotImplementedError as error:
+        raise ValueError(f"this {model.config.model_type} cannot be run: {error}") from error
     tolerance = find_tolerance(model.dtype)
     wrong = [layer for layer, difference in enumerate(differences) if not difference <= tolerance]
     if wrong:
@@ -42,8 +45,8 @@ def check_model(model: PreTrainedModel) -> None:
         where = f"from layer {wrong[0]} of {count} on" if wrong[0] < count else "in its logits"
         raise ValueError(
             f"this {model.config.model_type} answers otherwise with the eviction backend than with transformers' own "
-            f"attention, {where}: its outputs differ by {differences[wrong[0]]:.1g} of their norm, {model.dtype} explains "
-            f"{tolerance:.1g} (model.check=false goes on all the same)"
+            f"attention, {where}: its outputs differ by {differences[wrong[0]]:.1g} of their norm, where {model.dtype} "
+            f"explains {tolerance:.1g} (model.check=false goes on all the same)"
         )
     checked.add(key)
 
