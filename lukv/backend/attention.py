@@ -73,7 +73,11 @@ def attend(
             "compress() first (Phi-3's generate() drops a cache if the prompt is longer than its original context)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(find_range, attention_mask.flatten(1).cpu().numpy())
+    rows = (
+        [(0, query.shape[2])] * len(out)
+        if attention_mask is None
+        else map(find_range, attention_mask.flatten(1).cpu().numpy())
+    )
     for row, (a, b) in enumerate(rows):
         if a < b:
             q, k, v = (x[row, :, a:b] for x in (query, key, value))
