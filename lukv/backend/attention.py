@@ -59,8 +59,8 @@ def attend(
         same: bool = getattr(value, "ragged_update", None) is update
         if not same:
             raise NotImplementedError(
-                f"{type(module).__name__} attends over other values than those it gave to the cache, which this backend "
-                "does not support: it stores what the cache was given"
+                f"{type(module).__name__} attends over other values than those it gave to the cache, which this "
+                "backend does not support: it stores what the cache was given"
             )
         parameters = AttentionParameters(query.shape[1], scale, softcap, sliding_window)
         layer = update.layer()

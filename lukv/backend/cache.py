@@ -256,8 +256,10 @@ class RaggedCache(Cache):
     def from_state(
         cls, model: PreTrainedModel, state: CacheState, devices: Sequence[torch.device], attention: str = "auto"
     ) -> RaggedCache:
-        """A cache for the same model with this state, which is the one that `rollback` goes back to. devices: where each
-        layer's entries are to lie."""
+        """A cache for the same model with this state, which is the one that `rollback` goes back to.
+
+        devices: where each layer's entries are to lie.
+        """
         cache = cls(model, attention=attention)
         for layer, part, device in zip(cache.layers, state.layers, devices, strict=True):
             arena = Arena(part.keys.to(device), part.values.to(device), part.lengths, batch=len(state.tokens))

@@ -1,4 +1,4 @@
-"""Which lengths of a row a model's cached keys are right for. Some models change their rotary factors with the length."""
+"""Which lengths of a row a model's cached keys are right for: some models change rotary factors with the length."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def split_rows(key: Tensor, value: Tensor, n: int, ranges: Sequence[Range], toke
 def attend_rows(
     query: Tensor, rows: Sequence[Entries], ranges: Sequence[Range], parameters: AttentionParameters, window: int | None
 ) -> Tensor:
-    """query [B, H, n, d], of each row the keys and values up to its last valid column -> [B, n, H, dv], 0 where a column
-    is padding."""
+    """query [B, H, n, d], of each row the keys and values up to its last valid column -> [B, n, H, dv], 0 where a
+    column is padding."""
     batch, heads, n, _ = query.shape
     out = query.new_zeros(batch, n, heads, rows[0][1].shape[-1])
     for row, (a, b) in enumerate(ranges):

@@ -24,10 +24,11 @@ checked: set[str] = set()
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Raise ValueError if the model, which uses our attention, computes something else than with its own ("eager").
+    """Raise ValueError if the model, which uses our attention, computes something else than with its own.
 
-    The output of each layer may differ by `find_tolerance` of its norm, in the median of a forward's tokens: experts are
-    chosen anew where two are nearly equal, and move single tokens by more. Runs once for each config and dtype.
+    The output of each layer may differ by `find_tolerance` of its norm, in the median of a forward's tokens: where two
+    experts are nearly equal another may be chosen, which moves single tokens by more. Runs once for each config and
+    dtype.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
     text = json.dumps([str(model.dtype), config], sort_keys=True, default=str)
@@ -62,7 +63,7 @@ def find_tolerance(dtype: torch.dtype) -> float:
 def measure_differences(model: PreTrainedModel) -> list[float]:
     """How much the output of each layer, and at last the logits, differ from those of transformers' own attention: the
     norm of the difference as a share of the norm, the median of a forward's tokens, the larger of both forwards."""
-    words = min(256, model.get_input_embeddings().num_embeddings)
+    words = min(256, model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.arange(5, 5 + 37 * (PROMPT + MORE), 37, device=model.device)[None] % words
     try:
         model.set_attn_implementation("eager")
@@ -82,6 +83,7 @@ def measure_differences(model: PreTrainedModel) -> list[float]:
 
 
 def run(model: PreTrainedModel, ids: Tensor, cache: RaggedCache | None = None) -> list[Tensor]:
-    """The output of every layer [.., n, d] and the logits [1, n, vocabulary] of ids [1, n]."""
-    out = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None, output_hidden_states=True)
+    """The output of every layer [.., n, d] and the logits [1, n, vocabulary] of ids [1, n]. cache: None for the model's
+    own. Without any, gemma3n's layers do not share keys in transformers 5.2."""
+    out = model(input_ids=ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
     return [*(out.hidden_states or ())[1:], out.logits]

@@ -90,7 +90,7 @@ def test_dynamic_rotary_factors_past_the_original_length():
     assert torch.equal(append(model, compress(model, [row]), more), first)
     cache = compress(model, [row])
     append(model, cache, more)
-    with pytest.raises(ValueError, match="a row has 32 tokens, this llama takes at most 31 here: .*'dynamic'"):
+    with pytest.raises(ValueError, match=r"a row has 32 tokens, this llama takes at most 31 here: .*'dynamic'"):
         append(model, cache, rows([1]))
     with pytest.raises(ValueError, match="at most 31 here"):
         compress(model, rows([10, 32]))
@@ -110,7 +110,7 @@ def test_a_window_as_wide_as_the_positions():
     cache = compress(model, ids[:, :25])
     logits = append(model, cache, ids[:, 25:])
     assert (logits - model(ids).logits[:, -1]).abs().max() <= 1e-9
-    with pytest.raises(ValueError, match="a row has 33 tokens, this mistral takes at most 32 here: .*window"):
+    with pytest.raises(ValueError, match=r"a row has 33 tokens, this mistral takes at most 32 here: .*window"):
         append(model, cache, rows([1]))
     with pytest.raises(ValueError, match="a row has 40 tokens"):
         compress(model, rows([40]))

@@ -60,10 +60,11 @@ def find_kept(ragged: RaggedCache, row: int):
 
 @torch.no_grad()
 def reference(model, stages, ids):
-    """[n, vocabulary]: dense attention without a cache, where tokens from each stage on see only what was kept."""
+    """[n, vocabulary]: dense attention in one forward, where tokens from each stage on see only what was kept. With a
+    cache of its own: without one, gemma3n's layers do not share keys in transformers 5.2."""
     REFERENCE.stages, REFERENCE.windows = stages, [24, None] * 3
     model.set_attn_implementation("dense_reference")
-    logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+    logits = model(torch.tensor([ids]), use_cache=True).logits[0]
     use_ragged_attention(model)
     return logits
 
