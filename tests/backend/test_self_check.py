@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lukv.backend import self_check
+from lukv.backend.cache import RaggedCache
 from lukv.backend.options import ATTENTION
 from lukv.backend.self_check import check_model, find_tolerance, measure_differences
 from tests.reference.dense_reference import FAMILIES, tiny_model
@@ -33,13 +34,13 @@ def test_every_family_passes_by_far(family, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("wrong", [0, 2])
 def test_a_layer_that_attends_otherwise_is_named(monkeypatch, wrong, dtype):
-    """One layer attends with half of its scale when a cache is there."""
+    """One layer attends with another scale when our cache is there."""
     model = tiny_model("llama", dtype)
     attention = model.model.layers[wrong].self_attn
     forward = attention.forward
 
     def change(*args, past_key_values=None, **kwargs):
-        monkeypatch.setattr(attention, "scaling", 0.25 if past_key_values is None else 0.75)
+        monkeypatch.setattr(attention, "scaling", 0.75 if isinstance(past_key_values, RaggedCache) else 0.25)
         return forward(*args, past_key_values=past_key_values, **kwargs)
 
     monkeypatch.setattr(attention, "forward", change)
