@@ -31,7 +31,9 @@ from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
+from lukv.backend.self_check import check_model
 from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,9 +72,10 @@ class LoadedModel:
         """Layers that can be evicted: those with full attention."""
         return find_windows(self.config).count(None)
 
-    @property
+    @cached_property
     def kv_heads(self) -> int:
-        return self.config.num_key_value_heads
+        """KV heads of each layer that can be evicted."""
+        return count_kv_heads(self.model)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -176,6 +179,7 @@ def load(
     tokenizer: str | Path | None = None,
     made_by: str | None = None,
     date: str | None = None,
+    check: bool = True,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
     ValueError.
@@ -187,6 +191,7 @@ def load(
     takes as many tokens as its config has positions. tokenizer: a folder, GGUF file or hub id to take the tokenizer and
     its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
     message where it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
+    check: compare a few tokens with transformers' own attention first, once for each config (backend/self_check.py).
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -210,6 +215,8 @@ def load(
     if source.header:
         model.generation_config.eos_token_id = end_ids(source.header)
     use_ragged_attention(model.eval())
+    if check:
+        check_model(model)
     if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
         pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)

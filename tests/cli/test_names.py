@@ -25,7 +25,7 @@ BAD = [
     ("metod=lukv", "Did you mean 'method'?"),
     ("model.nam=x", "Did you mean 'model.name'?"),
     ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
-    ("model.max_length=9", "no setting named 'model.max_length'. model has device, device_map, dtype, "),
+    ("model.max_length=9", "no setting named 'model.max_length'. model has check, device, device_map, dtype, "),
     ("share_prefill=maybe", "share_prefill=maybe: true or false is expected"),
     ("-x", "unrecognized arguments: -x. Settings are NAME=VALUE"),
     ("--cfg", "argument --cfg/-c: invalid choice"),
