@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from evals.jobs.prompts import read_prompt
 from evals.plots import draw_budgets, draw_loss_curves
 from evals.run import build
 from evals.run.conf import CONF, GROUPS
@@ -56,7 +57,7 @@ def calibrate(folder: RunFolder) -> Calibration:
         tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
         groups = group_by_context([sample for task in tasks for sample in task.samples])
     data = {"name": job["data"]["name"], **dict(source.facts()), "hash": hash_data(groups)}
-    folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
+    folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, **build.describe_model(model)})
 
     def contexts() -> Iterable[CalibrationContext]:
         return (tokenize(group, model, job["data"]["answers"]) for group in groups)
@@ -132,9 +133,9 @@ def tokenize(group: Sequence[Sample], model: LoadedModel, answers: str) -> Calib
     questions: list[tuple[TokenIds, TokenIds]] = []
     context: list[int] = []
     for sample in group:
-        context, question = model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
+        context, question = read_prompt(sample, model)
         said = sample.references if answers == "all" else sample.references[:1]
-        reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
+        reference = model.text_ids(" " + ", ".join(said)) if said else []
         questions.append((tuple(question), tuple(reference)))
     longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:

@@ -34,7 +34,7 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         samples, facts = tokenize_benchmark(
             build.select_model_settings(run), json.dumps(run["benchmark"]), run["limit"]
         )
-    about = {"prompts": hash_prompts(samples), "benchmark": facts, "model_commit": model.commit}
+    about = {"prompts": hash_prompts(samples), "benchmark": facts, **build.describe_model(model)}
     with ExitStack() as opened:
         first = begin(folder, method, model, about)
         others = open_others(folder, sweep, model, about, opened)

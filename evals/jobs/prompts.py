@@ -14,6 +14,7 @@ from typing import Any
 from evals.run import build
 from evals.run.instantiate import InputError, create
 from evals.task import Sample, Task
+from lukv.model import LoadedModel
 
 BATCH_TOKENS = 2**16
 """Context tokens in a batch, at most, whatever batch_size says. One context always fits."""
@@ -77,9 +78,7 @@ def _tokenize(
         )
     for task in benchmark.tasks(model.tokenizer, limit):
         for sample in task.samples:
-            context, question = model.prompt_ids(
-                sample.context, sample.question, sample.answer_prefix, chat=sample.chat
-            )
+            context, question = read_prompt(sample, model)
             total = len(context) + len(question) + sample.max_new_tokens
             if longest is not None and total > longest:
                 raise InputError(
@@ -93,6 +92,14 @@ def _tokenize(
     if times > 1:
         raise InputError(f"{times} samples of the benchmark have the same id: {name}")
     return samples, dict(benchmark.facts())
+
+
+def read_prompt(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
+    """A sample's context and what follows it, as token ids. Raises InputError for what the model cannot be asked."""
+    try:
+        return model.prompt_ids(sample.context, sample.question, sample.answer_prefix, chat=sample.chat)
+    except ValueError as error:
+        raise InputError(f"{sample.id}: {error}") from error
 
 
 def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:

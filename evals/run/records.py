@@ -42,6 +42,7 @@ class RunRecord(BegunRun, total=False):
 
     prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
     benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
+    model_caveats: list[str]  # what makes the model's answers doubtful, a line each
     resumed: list[str]  # when the run went on after a stop
     attention: list[str] | None  # decode kernels in use
     finished: str

@@ -19,7 +19,7 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import answer, compress
 from lukv.model import load
 from tests.checkpoints.gguf_files import MERGES, Written, vocabulary, write
-from tests.cli.as_typed import ROOT
+from tests.as_typed import ROOT
 
 CASES = [("llama", "Q8_0"), ("llama", "Q4_1"), ("qwen2", "Q8_0"), ("qwen2", "F16")]
 CONTEXT = "in the in the then, 12345 the\nin " * 5

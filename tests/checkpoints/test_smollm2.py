@@ -13,7 +13,7 @@ import torch
 from lukv.backend.cache import RaggedCache
 from lukv.model import LoadedModel, load
 from tests.checkpoints.smollm2 import need_file
-from tests.cli.as_typed import ROOT
+from tests.as_typed import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
