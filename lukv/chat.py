@@ -41,7 +41,7 @@ def render(tokenizer: Any, content: str, thinking: bool = False) -> tuple[str, s
     if (times := text.count(end)) != 1:
         held = "does not hold the user's text" if times == 0 else f"holds the user's text {times} times"
         raise ValueError(f"its chat template {held}, it must be there once: use model.chat=false")
-    head, _, tail = text.partition(end)
+    head, _, tail = text.rpartition(end)  # a text may end with signs of that kind
     return head, tail if (opened := open_trace(tail)) is None else close_trace(tail, opened, thinking)
 
 

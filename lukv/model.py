@@ -140,8 +140,8 @@ class LoadedModel:
         if ids and max(ids) >= self._rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise ValueError(
-                f"token {max(ids)} ({token}) is beyond the {self._rows} rows of {self.name}'s embedding: "
-                "name the tokenizer that belongs to the model with model.tokenizer=FOLDER_OR_ID"
+                f"token {max(ids)} ({token}) is beyond the {self._rows} rows of the embedding of {self.path}: "
+                "name the tokenizer that belongs to it with model.tokenizer=FOLDER_OR_ID"
             )
         return ids
 
@@ -196,10 +196,10 @@ def load(
         raise ValueError(f"special_tokens={special_tokens} is not known: choose one of {', '.join(SPECIAL_TOKENS)}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
-    place = torch_device(device)
+    place, path = torch_device(device), str(path)
     if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
         logging.disable_progress_bar()
-    source = Source(str(path), revision, made_by)
+    source = Source(path, revision, made_by)
     config = source.read("configuration", supported_config)
     its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
     words = its_source.read("tokenizer", tokenizer_of)
@@ -212,7 +212,7 @@ def load(
             render(words, "x", thinking)
         except ValueError as error:
             raise ValueError(f"model {its_source.path}: {error}") from error
-    with enough_memory(str(path), str(place)):
+    with enough_memory(path, str(place)):
         options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
         model = source.read("weights", whole_model, device_map=device_map, **options)
         if device_map is None:
@@ -226,9 +226,9 @@ def load(
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
         words.model_max_length = min(words.model_max_length, longest)
     words.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
-    label = name or Path(path).name or str(path)
+    label = name or Path(path).name or path
     kind = hash_config(model.config)
-    about = (label, str(path), kind, attention, chat, longest, source.commit, thinking, special_tokens, caveats)
+    about = (label, path, kind, attention, chat, longest, source.commit, thinking, special_tokens, caveats)
     return LoadedModel(model, words, *about)
 
 

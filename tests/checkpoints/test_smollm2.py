@@ -12,8 +12,8 @@ import torch
 
 from lukv.backend.cache import RaggedCache
 from lukv.model import LoadedModel, load
-from tests.checkpoints.smollm2 import need_file
 from tests.as_typed import ROOT
+from tests.checkpoints.smollm2 import need_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -55,7 +55,6 @@ def test_the_ragged_cache_is_as_exact_as_stock(loaded: LoadedModel) -> None:
 
 def test_calibrates_and_evaluates_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import run
-    from evals.run import cli
 
     need_file()
     monkeypatch.chdir(ROOT)
@@ -63,7 +62,6 @@ def test_calibrates_and_evaluates_as_typed(tmp_path: Path, monkeypatch: pytest.M
 
     def typed(*args: str) -> int:
         monkeypatch.setattr(sys, "argv", ["run.py", *args, *common])
-        cli.faults.clear()
         return run.run()
 
     data = ["benchmark.length=768", "benchmark.tasks=[niah_single_1]"]
