@@ -211,7 +211,7 @@ def test_reference_answers_must_be_there():
         utility(torch.zeros(2, 5, 4), torch.zeros(1, 10, 4), torch.zeros(2, 8), 1.0)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_the_weights_of_quantized_layers():
     """torch's dynamically quantized layers hold theirs packed; other integers mean nothing without their scales."""
     loaded = small_model("llama")
