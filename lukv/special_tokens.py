@@ -74,7 +74,6 @@ class SpecialTokens:
         if model.get("unk_token") is not None:
             model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
         if "merges" in model:  # a merge of letters into a special token would make one of text
-            model["merges"] = [
-                m for m in model["merges"] if "".join(m if isinstance(m, list) else m.split()) not in names
-            ]
+            pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+            model["merges"] = [pair for pair in pairs if "".join(pair) not in names]
         return Backend.from_str(json.dumps(whole))

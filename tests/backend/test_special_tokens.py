@@ -36,7 +36,7 @@ def make(kind: str) -> PreTrainedTokenizerFast:
     words.decoder = decoders.Replace("▁", " ")
     added = [
         AddedToken(text, normalized=False, special=text != "<user>")
-        for text in ("<unk>", "<s>", "</s>", "<user>", "<bot>")
+        for text in ("<unk>", "<s>", "</s>", "<user>", "<bot>", "<bot>b")
     ]
     for token in added:
         words.add_special_tokens([token]) if token.special else words.add_tokens([token])

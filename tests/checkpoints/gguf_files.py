@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 LAYERS, HEADS, KV_HEADS, WIDTH, INNER, POSITIONS = 2, 4, 2, 64, 96, 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
-MERGES = ["t h", "th e", "Ġ the", "i n", "Ġ i", "Ġ Ġ"]
+MERGES = ["t h", "th e", "Ġ the", "i n", "Ġ i", "Ġ Ġ", "1 2"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

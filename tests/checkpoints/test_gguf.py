@@ -99,7 +99,7 @@ def test_every_end_that_the_file_names_ends_an_answer(
     assert load(write(tmp_path / "a.gguf", **ids).path, device="cpu").eos_ids == ends
 
 
-DIGITS = {"smollm": ["in", "ĠĠ", "1", "2"], "gpt-2": ["in", "Ġ", "Ġ", "1", "2"]}
+DIGITS = {"smollm": ["in", "ĠĠ", "1", "2"], "gpt-2": ["in", "Ġ", "Ġ", "12"]}
 
 
 @pytest.mark.parametrize("pre", DIGITS)
@@ -107,7 +107,7 @@ def test_texts_are_split_by_the_rule_that_the_file_names(pre: str, tmp_path: Pat
     """SmolLM2's tokenizer.json: Digits(individual_digits=True), then ByteLevel, so digits stand alone."""
     loaded = load(write(tmp_path / "a.gguf", pre=pre).path, device="cpu")
     assert loaded.tokenizer.tokenize("in  12") == DIGITS[pre]
-    assert loaded.tokenizer.tokenize("in the 12, then\n3") == ["in", "Ġthe", "Ġ", *"12,", "Ġthe", "n", "Ċ", "3"]
+    assert loaded.tokenizer.tokenize("in the 31, then\n3") == ["in", "Ġthe", "Ġ", *"31,", "Ġthe", "n", "Ċ", "3"]
     assert (loaded.caveats, caplog.messages) == ((), [])
 
 
