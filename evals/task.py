@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
+from lukv.chat import render
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,9 @@ def template_tokens(tokenizer: Tokenizer) -> int:
     rendered: whoever uses it says what is wrong with it."""
     if not getattr(tokenizer, "chat_template", None):
         return 0
-    message = [{"role": "user", "content": "x"}]
-    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     try:
-        return count_tokens(tokenizer, str(tokenizer.apply_chat_template(message, **options))) - 1  # type: ignore[attr-defined]
-    except (TemplateError, ValueError):
+        return count_tokens(tokenizer, "x".join(render(tokenizer, ""))) - 1
+    except ValueError:
         return 0
 
 

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 VERSIONS = (2, 3)
 SCALARS = dict(enumerate("BbHhIif?", start=0)) | {10: "Q", 11: "q", 12: "d"}  # GGUF's type number -> struct's letter
 STRING, ARRAY = 8, 9
 ENDS = ("eos", "eot", "eom", "padding")  # end of sequence, of turn, of message; nothing follows a padding token
 MOST = 2**24  # entries and dimensions that a sound file stays far below
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "granite-docling")
+"""Names of pre-tokenizers (llama.cpp, src/llama-vocab.cpp): each digit by itself, then as GPT-2; and as GPT-2."""
 INSTALL = "pip install 'gguf>=0.17'"
 
 
@@ -129,3 +133,22 @@ def check_tokenizers() -> None:
             f"transformers {transformers.__version__} reads a GGUF file's tokenizer wrongly: use transformers>=5.20, "
             "or name another one with model.tokenizer=FOLDER_OR_ID"
         )
+
+
+def set_pre_tokenizer(tokenizer: Any, header: dict[str, Any]) -> str | None:
+    """Split text as the file's `tokenizer.ggml.pre` says, where transformers has no rule for it and takes GPT-2's.
+
+    Only byte-level tokenizers have such rules. Returns a caveat for one that is unknown here, too.
+    """
+    backend, rule = tokenizer.backend_tokenizer, header.get("tokenizer.ggml.pre")
+    if header.get("tokenizer.ggml.model") != "gpt2" or not isinstance(backend.pre_tokenizer, ByteLevel):
+        return None  # transformers has a rule
+    if rule in SINGLE_DIGITS:
+        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    if rule in (*SINGLE_DIGITS, *AS_GPT2):
+        return None
+    named = "names no pre-tokenizer" if rule is None else f"names the pre-tokenizer {rule!r}, which is not known here"
+    return (
+        f"the file {named}: texts are split as for GPT-2, perhaps not as the model was trained; "
+        "model.tokenizer=FOLDER_OR_ID takes the original checkpoint's tokenizer"
+    )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,15 +35,16 @@ from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
 from lukv.backend.self_check import check_model
-from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header
+from lukv.chat import drop_trace, parse_date, render
+from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header, set_pre_tokenizer
+from lukv.special_tokens import SpecialTokens
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
-DATE_CODES = ("%-d", "%-m", "%d", "%m", "%y", "%Y", "%b", "%B", "%a", "%A", "%j")
-SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
 LAYOUTS = ("apart", "whole", "bare")
 """How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
+SPECIAL_TOKENS = ("text", "control")
 
 
 @dataclass
@@ -50,7 +52,9 @@ class LoadedModel:
     """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
     whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
     commit: the hub's commit that was read, None for a folder or file. date: what its chat template takes for today,
-    None: today."""
+    None: today. thinking: whether the model may think before it answers. special_tokens: what special tokens typed in a
+    prompt are, `text` or `control` tokens. caveats: what makes its results doubtful, each in a line that was logged,
+    too."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -62,6 +66,9 @@ class LoadedModel:
     max_length: int | None = None
     commit: str | None = None
     date: datetime.date | None = None
+    thinking: bool = False
+    special_tokens: str = "text"
+    caveats: tuple[str, ...] = ()
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -95,64 +102,88 @@ class LoadedModel:
     def prompt_ids(
         self, context: str, question: str, answer_prefix: str, chat: bool = True, layout: str = "apart"
     ) -> tuple[list[int], list[int]]:
-        """Token ids of (the part that is compressed, the part after it). Raises ValueError for an unknown layout.
+        """Token ids of (the part that is compressed, the part after it).
 
         apart: with a chat template the context is the user's message: everything up to the end of its text is
         compressed (BOS and system header included), then come the question, the rest of the template and the answer
-        prefix. Without one (or chat=False): BOS + context, then question + newline + prefix; where both are empty the
-        answer follows the context directly, and its last token is what the model is asked with. The parts are
-        tokenized apart, so that the compressed part does not depend on the question. (kvpress's protocol.)
+        prefix. Without one (or chat=False): BOS + context, then question + newline + prefix. The parts are tokenized
+        apart, so that the compressed part does not depend on the question. (kvpress's protocol.) A model that may think
+        gets no answer prefix, which would be in the trace.
 
         whole: all three are one text, the user's message where there is a chat template, and tokenized as one. It is
         cut behind the last token that the context would have without the question: a token that holds characters of
         both comes after. The two parts together are the prompt of a model that is asked without compression.
 
         bare: the texts as they are, without chat template, BOS or newline, tokenized apart.
+
+        Where nothing comes after the context, its last token is what the model is asked with. Raises a one-line
+        ValueError for an unknown layout and for what cannot be asked: a template that fails on this text, a context
+        without a token, a token that the model does not have.
         """
-        after = question + answer_prefix
-        if layout == "bare":
-            return self._ids(context), self._ids(after)
         if layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
-        if layout == "whole" and after:
-            head, tail = self._around(context + after, chat)
+        if self.special_tokens == "text":
+            context, question, answer_prefix = map(self._special.hide, (context, question, answer_prefix))
+        after = question + answer_prefix
+        if layout == "bare":
+            ids, rest = self._ids(context), self._ids(after)
+        elif layout == "whole" and after:
+            head, tail = self._surround(context + after, chat)
             ids = self._ids(head)
-            cut = min(common_start(ids, self._ids(self._around(context, chat)[0])), len(ids) - 1)
-            return ids[:cut], ids[cut:] + self._ids(tail or "")
-        head, tail = self._around(context, chat)
-        if tail is None and not after:
-            ids = self._ids(head)
-            return ids[:-1], ids[-1:]
-        return self._ids(head), self._ids(question + ("\n" if tail is None else tail) + answer_prefix)
+            cut = min(common_start(ids, self._ids(self._surround(context, chat)[0])), len(ids) - 1)
+            ids, rest = ids[:cut], ids[cut:] + self._ids(tail or "")
+        else:
+            head, tail = self._surround(context, chat)
+            if tail is not None:
+                after = question + tail + ("" if self.thinking else answer_prefix)
+            elif after:
+                after = f"{question}\n{answer_prefix}"
+            ids, rest = self._ids(head), self._ids(after)
+        if not rest:
+            ids, rest = ids[:-1], ids[-1:]
+        if not ids:
+            raise ValueError("the context has no token that could be compressed")
+        return ids, rest
 
-    def _around(self, text: str, chat: bool) -> tuple[str, str | None]:
+    def _surround(self, text: str, chat: bool) -> tuple[str, str | None]:
         """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""
         if chat and self.chat and self.tokenizer.chat_template:
-            return self._template(text)
+            return render(self.tokenizer, text, self.thinking, self.date)
         bos = self.tokenizer.bos_token or ""
         return (text if text.startswith(bos) else bos + text), None
 
-    def _template(self, context: str) -> tuple[str, str]:
-        """The rendered chat template around a user message: (up to the end of its text, the rest)."""
-        options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
-        if self.date is not None:
-            options["chat_template"] = pin_date(self.tokenizer.get_chat_template(), self.date)
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": context + SEPARATOR}], **options)
-        head, found, tail = str(text).rpartition(SEPARATOR)
-        if not found:
-            raise ValueError(f"the chat template of {self.name} does not contain the user's text: use chat=False")
-        return head, tail
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text that stands by itself, without BOS and template, as a reference answer does."""
+        return self._ids(self._special.hide(text) if self.special_tokens == "text" else text)
+
+    @cached_property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self.tokenizer)
+
+    @cached_property
+    def _rows(self) -> int:
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        ids = self._special.encode(text)
+        if ids and max(ids) >= self._rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise ValueError(
+                f"token {max(ids)} ({token}) is beyond the {self._rows} rows of the embedding of {self.path}: "
+                "name the tokenizer that belongs to it with model.tokenizer=FOLDER_OR_ID"
+            )
+        return ids
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without special ones."""
-        return len(self._ids(text))
+        return len(self.text_ids(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of an answer, special tokens left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """The text of an answer, without special tokens and without a trace: that is no answer."""
+        answer, thought = drop_trace(list(tokens), lambda ids: str(self.tokenizer.decode(ids)))
+        text = str(self.tokenizer.decode(answer, skip_special_tokens=True))
+        return text.lstrip() if thought else text
 
     def stop_at(self, strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
         """For `answer`: has one of these strings appeared in the answer so far? None without strings."""
@@ -180,6 +211,8 @@ def load(
     made_by: str | None = None,
     date: str | None = None,
     check: bool = True,
+    thinking: bool = False,
+    special_tokens: str = "text",
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
     ValueError.
@@ -192,22 +225,34 @@ def load(
     its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
     message where it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
     check: compare a few tokens with transformers' own attention first, once for each config (backend/self_check.py).
+    thinking, special_tokens: see LoadedModel.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
     if attention not in ("auto", *list_kernels()):
         raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(list_kernels())}")
+    if special_tokens not in SPECIAL_TOKENS:
+        raise ValueError(f"special_tokens={special_tokens} is not known: choose one of {', '.join(SPECIAL_TOKENS)}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     day = parse_date(date)
-    place = torch_device(device)
+    place, path = torch_device(device), str(path)
     if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
         logging.disable_progress_bar()
-    source = Source(str(path), revision, made_by)
+    source = Source(path, revision, made_by)
     config = source.read("configuration", supported_config)
     its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
     words = its_source.read("tokenizer", tokenizer_of)
-    with enough_memory(str(path), str(place)):
+    caveat = set_pre_tokenizer(words, its_source.header) if its_source.header else None
+    caveats = () if caveat is None else (f"model {its_source.path}: {caveat}",)
+    for line in caveats:
+        getLogger(__name__).warning(line)
+    if chat and words.chat_template:  # one that cannot be used is said before weights are read
+        try:
+            render(words, "x", thinking, day)
+        except ValueError as error:
+            raise ValueError(f"model {its_source.path}: {error}") from error
+    with enough_memory(path, str(place)):
         options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
         model = source.read("weights", whole_model, device_map=device_map, **options)
         if device_map is None:
@@ -223,23 +268,10 @@ def load(
     if longest is not None:  # benchmarks that cut prompts ask the tokenizer, and many do not know
         words.model_max_length = min(words.model_max_length, longest)
     words.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
-    label = name or Path(path).name or str(path)
+    label = name or Path(path).name or path
     kind = hash_config(model.config)
-    return LoadedModel(model, words, label, str(path), kind, attention, chat, longest, source.commit, day)
-
-
-def parse_date(text: str | None) -> datetime.date | None:
-    """YYYY-MM-DD as a date. Raises ValueError for anything else."""
-    try:
-        return None if text is None else datetime.date.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise ValueError(f"date={text} is no date: write it as 2024-07-26") from None
-
-
-def pin_date(template: str, day: datetime.date) -> str:
-    """The chat template with a `strftime_now` of its own, the function by which templates ask for today."""
-    said = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in DATE_CODES)
-    return f"{{% macro strftime_now(format) %}}{{{{ format{said} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+    about = (label, path, kind, attention, chat, longest, source.commit, day, thinking, special_tokens, caveats)
+    return LoadedModel(model, words, *about)
 
 
 @contextmanager
@@ -286,7 +318,12 @@ def whole_model(path: str, **options: Any) -> PreTrainedModel:
     logging.set_verbosity_error()  # its report of such weights is a table of many lines
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
+            path,
+            attn_implementation="eager",  # replaced by ours, whatever the config names and this machine lacks
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
         )
     except OSError as error:  # what it says of other formats misleads: they are not looked for
         raise OSError(f"no .safetensors files that can be read (others, pickles, are not): {error}") from error

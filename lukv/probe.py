@@ -52,13 +52,15 @@ LARGE_BLOCK = 8192  # tokens at a time on a GPU: few, large launches, and little
 @dataclass(frozen=True)
 class UtilityProbe(Scorer):
     """`path`: the file of the probe that job=calibrate has fitted for this model. `eps` and `ridge` are used in the fit
-    only."""
+    only. `any_weights`: use the probe for other weights of the same geometry too, such as another quantization of its
+    checkpoint."""
 
     needs_rope: ClassVar[bool] = True
     name: str = "utility_probe"
     path: str = ""
     eps: float = 1e-3
     ridge: float = 1e-2
+    any_weights: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.eps > 0 or not self.ridge >= 0:
@@ -73,9 +75,13 @@ class UtilityProbe(Scorer):
         return {"name": self.name, "sink": self.sink, "recent": self.recent, "probe": self.probe.hash}
 
     def check(self, model: Target) -> None:
-        """Raise ValueError unless the probe was fitted on this model, FileNotFoundError if there is none."""
-        command = calibrate_command(model.name, self.name)
-        check_made_for(self.path, self.probe.metadata, describe_model(model), command)
+        """Raise ValueError unless the probe was fitted on this model, FileNotFoundError if there is none. With
+        `any_weights` the weights are not compared."""
+        wanted, command = describe_model(model), calibrate_command(model.name, self.name)
+        if self.any_weights:
+            del wanted["weights_hash"]
+        any_weights = {"weights_hash": ", or take it for these weights too, with scorer.any_weights=true"}
+        check_made_for(self.path, self.probe.metadata, wanted, command, any_weights)
 
     def begin_fit(self) -> ProbeFit:
         """Empty sums, to be fitted with this scorer's `eps` and `ridge`."""

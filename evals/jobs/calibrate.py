@@ -60,7 +60,7 @@ def calibrate(folder: RunFolder) -> Calibration:
         tasks = source.tasks(model.tokenizer, job["data"]["contexts"])
         groups = group_by_context([sample for task in tasks for sample in task.samples])
     data = {"name": job["data"]["name"], **dict(source.facts()), "hash": hash_data(groups)}
-    folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, "model_commit": model.commit})
+    folder.begin({"prompts": {"calibration": data["hash"]}, "benchmark": data, **build.describe_model(model)})
 
     def contexts() -> Iterable[CalibrationContext]:
         return (tokenize(group, model, job["data"]["answers"]) for group in groups)
@@ -142,7 +142,7 @@ def tokenize(group: Sequence[Sample], model: LoadedModel, answers: str) -> Calib
     for sample in group:
         context, question = tokenize_sample(sample, model)
         said = sample.references if answers == "all" else sample.references[:1]
-        reference = model.tokenizer.encode(" " + ", ".join(said), add_special_tokens=False) if said else []
+        reference = model.text_ids(" " + ", ".join(said)) if said else []
         questions.append((tuple(question), tuple(reference)))
     longest = model.max_length
     if longest is not None and len(context) + max(len(q) + len(a) for q, a in questions) > longest:

@@ -38,7 +38,7 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         )
     about = {
         **{"prompts": hash_prompts(samples), "references": hash_references(samples), "benchmark": facts},
-        **{"model_commit": model.commit, "weights_hash": model.weights_hash},
+        **build.describe_model(model),
     }
     with ExitStack() as opened:
         first = begin(folder, method, model, about)

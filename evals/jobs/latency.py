@@ -44,7 +44,7 @@ def measure_run(folder: RunFolder) -> Latency:
         if run.evicts and run["reference"]:
             methods[run["reference"]] = None
         lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
-    folder.begin({"model_commit": model.commit})
+    folder.begin(build.describe_model(model))
     rows = [row for length in lengths for row in measure(methods, length, model, run)]
     return {
         "status": "done",

@@ -95,9 +95,13 @@ def _tokenize(
 
 
 def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:
-    """Token ids of (the part that is compressed, the part after it)."""
+    """Token ids of (the part that is compressed, the part after it). Raises InputError for what the model cannot be
+    asked."""
     parts = sample.context, sample.question, sample.answer_prefix
-    context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
+    try:
+        context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
+    except ValueError as error:
+        raise InputError(f"{sample.id}: {error}") from error
     return context[: sample.context_tokens], question
 
 

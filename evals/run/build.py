@@ -76,6 +76,15 @@ def load_model(settings: str) -> LoadedModel:
     return load(**json.loads(settings))
 
 
+def describe_model(model: LoadedModel) -> dict[str, Any]:
+    """What run.json says about the model as it was read."""
+    return {
+        "model_commit": model.commit,
+        "weights_hash": model.weights_hash,
+        "model_caveats": list(model.caveats),
+    }
+
+
 def build_method(run: Run) -> Method | None:
     """The method's parts; None keeps everything. They need no model: a missing table is said before one is loaded."""
     return Method(*(create(run[part]) for part in Method._fields)) if run.evicts else None

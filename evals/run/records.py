@@ -45,6 +45,7 @@ class RunRecord(BegunRun, total=False):
     weights_hash: str  # of the model as it was loaded; job=evaluate only
     benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
     caveats: list[str]  # what cannot be known of an input, such as a table that does not say what it was made for
+    model_caveats: list[str]  # what makes the model's answers doubtful, a line each
     resumed: list[str]  # when the run went on after a stop
     attention: list[str] | None  # decode kernels in use
     finished: str

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
@@ -267,8 +267,19 @@ def output_grams(loaded: LoadedModel) -> list[Tensor]:
         projection = getattr(attention, "o_proj", None)
         if projection is None:
             raise ValueError(f"{loaded.name}: layer {index} has no self_attn.o_proj, which the oracle needs")
-        grams.append(output_gram(projection.weight, loaded.config.num_attention_heads))
+        grams.append(
+            output_gram(read_weight(projection, f"{loaded.name}: layer {index}"), loaded.config.num_attention_heads)
+        )
     return grams
+
+
+def read_weight(projection: nn.Module, where: str) -> Tensor:
+    """The weight of a linear layer as floats. torch's dynamically quantized layers unpack theirs. Raises ValueError for
+    other quantized weights: their integers mean nothing without scales."""
+    weight = projection.weight() if callable(projection.weight) else projection.weight
+    if not isinstance(weight, Tensor) or not (weight.is_quantized or weight.is_floating_point()):
+        raise ValueError(f"{where} has quantized output weights, which the oracle cannot read: load it dequantized")
+    return weight.dequantize() if weight.is_quantized else weight
 
 
 def _accumulate(tensor: Tensor) -> torch.dtype:

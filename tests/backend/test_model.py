@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lukv.backend.config import hash_config
 from lukv.backend.generate import answer, compress
+from lukv.backend.options import ATTENTION
 from lukv.model import load
 from tests.reference.dense_reference import tiny_model
 
@@ -72,6 +74,51 @@ def test_prompt_ids_follow_the_chat_template(loaded):
     assert text(rest) == ["green", "?", "key"]
     continued, rest = loaded.prompt_ids("the grass is", "", "", chat=False)
     assert (text(continued), text(rest)) == (["<s>", "the", "grass"], ["is"])
+
+
+def test_a_question_of_no_token_begins_with_the_contexts_last(folder):
+    """A template without a tail leaves nothing else to ask with."""
+    loaded = load(folder, device="cpu")
+    text = loaded.tokenizer.convert_ids_to_tokens
+    loaded.tokenizer.chat_template = "{% for m in messages %}user {{ m['content'] }}{% endfor %}"
+    continued, rest = loaded.prompt_ids("the grass", "", "")
+    assert (text(continued), text(rest)) == (["user", "the"], ["grass"])
+    assert [text(part) for part in loaded.prompt_ids("the", "is", "")] == [["user", "the"], ["is"]]
+    loaded.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="the context has no token that could be compressed"):
+        loaded.prompt_ids("the", "", "")
+
+
+def test_tokens_that_the_model_does_not_have(folder):
+    loaded = load(folder, device="cpu")
+    loaded.tokenizer.add_tokens(["beyond", *(f"more{i}" for i in range(100))])
+    assert loaded.prompt_ids("the grass", "is", "")[1]
+    with pytest.raises(ValueError, match=r"token \d+ \(more90\) is beyond the 97 rows of the embedding of"):
+        loaded.prompt_ids("the more90 more3", "is", "")
+
+
+def test_a_thinking_model(folder):
+    """It gets no answer prefix while it may think, and its trace is no answer."""
+    template = TEMPLATE + "{% if enable_thinking %}assistant {% else %}key {% endif %}"
+    for thinking, asked in ((False, ["key", "value"]), (True, ["assistant"])):
+        loaded = load(folder, device="cpu", thinking=thinking)
+        loaded.tokenizer.chat_template = template
+        assert loaded.tokenizer.convert_ids_to_tokens(loaded.prompt_ids("the", "is", "value")[1])[3:] == asked
+    loaded.tokenizer.add_tokens(["<think>", "</think>"])
+    said = loaded.tokenizer.encode("<think> the grass </think> is green", add_special_tokens=False)
+    stop = loaded.stop_at(["grass"])
+    assert (loaded.decode(said), loaded.decode(said[:3]), stop(said)) == ("is green", "", False)
+
+
+def test_whatever_attention_the_config_names(folder, tmp_path):
+    """This backend replaces it, so that a package that is absent is not missed."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for name in ("attn_implementation", "_attn_implementation"):
+        (tmp_path / "config.json").write_text(json.dumps({**settings, name: "flash_attention_2"}))
+        loaded = load(tmp_path, device="cpu")
+        assert loaded.model.config._attn_implementation == ATTENTION
+        assert loaded.config_hash == load(folder, device="cpu").config_hash
 
 
 @pytest.fixture(scope="module")

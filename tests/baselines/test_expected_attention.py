@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from baselines.expected_attention import ExpectedAttention
+from lukv.allocation import Budget, Uniform
+from lukv.backend.cache import RaggedCache
+from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from tests.reference.dense_reference import rows, tiny_model
 
 THETA = 100.0
 
@@ -167,3 +171,12 @@ def test_without_rotary_embedding():
 def test_wrong_parameters(wrong):
     with pytest.raises(ValueError, match="expected_attention: "):
         ExpectedAttention(**wrong)
+
+
+def test_beam_search_is_refused_as_under_any_scorer():
+    model = tiny_model("llama", layers=2)
+    for tokens in (3, 30):
+        cache = RaggedCache(model, Eviction(ExpectedAttention(), Uniform(), Protection(0, 0), Budget(0.5)))
+        prompt = torch.tensor(rows([tokens]))
+        with pytest.raises(NotImplementedError, match="beam search is not supported"):
+            model.generate(prompt, past_key_values=cache, num_beams=2, max_new_tokens=4, do_sample=False)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 
 LAYERS, HEADS, KV_HEADS, WIDTH, INNER, POSITIONS = 2, 4, 2, 64, 96, 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot|>"]
-MERGES = ["t h", "th e", "Ġ the", "i n", "Ġ i"]
+MERGES = ["t h", "th e", "Ġ the", "i n", "Ġ i", "Ġ Ġ", "1 2"]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -89,8 +89,11 @@ def gguf_name(name: str) -> str:
     ] + f".{last}"
 
 
-def write(path: Path, kind: str = "llama", quantization: str = "Q8_0", **token_ids: int) -> Written:
-    """The file, and its dequantized tensors by hand in a plain model. token_ids: eos=2, eot=3, ..."""
+def write(
+    path: Path, kind: str = "llama", quantization: str = "Q8_0", pre: str | None = "", **token_ids: int
+) -> Written:
+    """The file, and its dequantized tensors by hand in a plain model. pre: the pre-tokenizer that it names
+    (None: it names none; by default its kind's). token_ids: eos=2, eot=3, ..."""
     quantity = GGMLQuantizationType[quantization]
     model = plain_model(kind)
     writer = GGUFWriter(path, kind)
@@ -105,7 +108,8 @@ def write(path: Path, kind: str = "llama", quantization: str = "Q8_0", **token_i
     tokens = vocabulary()
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2" if kind == "qwen2" else "smollm")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre or {"qwen2": "qwen2", "llama": "smollm"}[kind])
     writer.add_token_list(tokens)
     writer.add_token_types([CONTROL if token in SPECIAL else NORMAL for token in tokens])
     writer.add_token_merges(MERGES)

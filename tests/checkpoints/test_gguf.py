@@ -84,7 +84,7 @@ def test_another_tokenizer_can_be_named(llama: Path, tmp_path: Path) -> None:
     other.chat_template = "{% for m in messages %}the {{ m['content'] }}{% endfor %}"
     other.save_pretrained(tmp_path)
     loaded = load(llama, device="cpu", tokenizer=tmp_path)
-    assert loaded.tokenizer.convert_ids_to_tokens(loaded.prompt_ids(" in", "", "")[0]) == ["the", "Ġ", "Ġ", "in"]
+    assert loaded.tokenizer.convert_ids_to_tokens(loaded.prompt_ids(" in", "the", "")[0]) == ["the", "Ġ", "Ġ", "in"]
     with pytest.raises(FileNotFoundError, match=r"it has no tokenizer_config\.json"):
         load(llama, tokenizer=llama.parent)
 
@@ -96,6 +96,28 @@ def test_every_end_that_the_file_names_ends_an_answer(
     ids: dict[str, int], ends: tuple[int, ...], tmp_path: Path
 ) -> None:
     assert load(write(tmp_path / "a.gguf", **ids).path, device="cpu").eos_ids == ends
+
+
+DIGITS = {"smollm": ["in", "ĠĠ", "1", "2"], "gpt-2": ["in", "Ġ", "Ġ", "12"]}
+
+
+@pytest.mark.parametrize("pre", DIGITS)
+def test_texts_are_split_by_the_rule_that_the_file_names(pre: str, tmp_path: Path, caplog) -> None:
+    """SmolLM2's tokenizer.json: Digits(individual_digits=True), then ByteLevel, so digits stand alone."""
+    loaded = load(write(tmp_path / "a.gguf", pre=pre).path, device="cpu")
+    assert loaded.tokenizer.tokenize("in  12") == DIGITS[pre]
+    assert loaded.tokenizer.tokenize("in the 31, then\n3") == ["in", "Ġthe", "Ġ", *"31,", "Ġthe", "n", "Ċ", "3"]
+    assert (loaded.caveats, caplog.messages) == ((), [])
+
+
+@pytest.mark.parametrize(("pre", "says"), [("klingon", "names the pre-tokenizer 'klingon'"), (None, "names no pre-")])
+def test_an_unknown_rule_is_a_caveat(pre: str | None, says: str, tmp_path: Path, caplog) -> None:
+    loaded = load(write(tmp_path / "a.gguf", pre=pre).path, device="cpu")
+    assert caplog.messages == list(loaded.caveats)
+    (line,) = loaded.caveats
+    assert says in line
+    assert "\n" not in line
+    assert loaded.tokenizer.tokenize("in  12") == DIGITS["gpt-2"]
 
 
 def spoil(content: bytes, how: str) -> bytes:

@@ -16,7 +16,16 @@ from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
-from lukv.budgets.oracle import OracleSettings, UtilityOracle, output_gram, sampler, utility, value_weight
+from lukv.budgets.oracle import (
+    OracleSettings,
+    UtilityOracle,
+    output_gram,
+    output_grams,
+    read_weight,
+    sampler,
+    utility,
+    value_weight,
+)
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
@@ -248,3 +257,20 @@ def test_reference_answers_must_be_there():
         measured.utility(text(2, 3))
     with pytest.raises(ValueError, match="rows cannot come after"):
         utility(torch.zeros(2, 5, 4), torch.zeros(1, 10, 4), torch.zeros(2, 8), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_the_weights_of_quantized_layers():
+    """torch's dynamically quantized layers hold theirs packed; other integers mean nothing without their scales."""
+    loaded = small_model("llama")
+    loaded.model.float()
+    exact = output_grams(loaded)
+    loaded.model = torch.ao.quantization.quantize_dynamic(loaded.model, {torch.nn.Linear}, dtype=torch.qint8)
+    for ours, gram in zip(output_grams(loaded), exact, strict=True):
+        torch.testing.assert_close(ours, gram, rtol=0, atol=0.02 * float(gram.abs().max()))
+    worth = UtilityOracle(loaded, OracleSettings(horizon=2)).prefill(text(0, 30)).utility([5, 6])
+    assert worth.isfinite().all()
+    projection = torch.nn.Linear(4, 4)
+    projection.weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="m: layer 0 has quantized output weights, which the oracle cannot read"):
+        read_weight(projection, "m: layer 0")

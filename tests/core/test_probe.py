@@ -155,6 +155,13 @@ def test_a_probe_of_another_model_is_refused(tmp_path):
     for other in (Model(config_hash="def"), Model(weights_hash="456")):
         with pytest.raises(ValueError, match="job=calibrate model=tiny scorer=utility_probe"):
             scorer.check(other)
+    with pytest.raises(ValueError, match=r"or take it for these weights too, with scorer\.any_weights=true"):
+        scorer.check(Model(weights_hash="456"))
+    ours = UtilityProbe(path=str(path), any_weights=True)
+    ours.check(Model(weights_hash="456"))
+    assert ours.parameters() == scorer.parameters()  # a table for it serves both
+    with pytest.raises(ValueError, match="made for config_hash"):
+        ours.check(Model(config_hash="def", weights_hash="456"))
     assert scorer.probe.metadata["contexts"] == 3
     assert scorer.parameters()["probe"] == scorer.probe.hash
     with pytest.raises(ValueError, match="for 2 layers of 3 KV heads and 18 features"):

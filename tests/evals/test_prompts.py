@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evals.jobs.prompts import TokenizedSample, describe_files, hash_prompts, tokenize_benchmark
+from evals.run.instantiate import InputError
 from evals.task import Sample, Task
 
 MODEL = json.dumps({"path": "models/tiny", "name": "tiny"})
@@ -27,6 +28,30 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
         assert prompt.sample.references == (name,)
         assert tokenize_benchmark(MODEL, settings, None)[0][0] is prompt  # once for runs that share it
         assert facts["sha256"]
+
+
+def test_special_tokens_are_what_the_model_settings_say(tmp_path: Path) -> None:
+    """The setting is one of the model's, so it is part of a run's identity; the prompts' hash tells it, too."""
+    path = tmp_path / "mine.jsonl"
+    settings = json.dumps({"_target_": "evals.jsonl.Jsonl", "data": str(path)})
+    hashes = {}
+    for name in ("Ann", "<|end|>"):
+        write(path, name)
+        for kind in ("text", "control"):
+            model = json.dumps({**json.loads(MODEL), "special_tokens": kind})
+            (prompt,), _ = tokenize_benchmark(model, settings, None)
+            hashes[name, kind] = hash_prompts([prompt])
+            assert (2 in prompt.context) == (name == "<|end|>" and kind == "control")
+    assert hashes["Ann", "text"] == hashes["Ann", "control"]
+    assert hashes["<|end|>", "text"] != hashes["<|end|>", "control"]
+
+
+def test_a_prompt_that_cannot_be_asked_names_its_sample(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    write(path, "\ufdd0")
+    settings = json.dumps({"_target_": "evals.jsonl.Jsonl", "data": str(path)})
+    with pytest.raises(InputError, match=r"mine-1: the text holds the noncharacter U\+FDD0"):
+        tokenize_benchmark(MODEL, settings, None)
 
 
 @pytest.mark.parametrize("nested", ["", "sub"])

@@ -50,6 +50,21 @@ def pickled_weights(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(folder / "ran")))
 
 
+def template(text: str) -> Callable[[Path], None]:
+    return content("chat_template.jinja", text.encode())
+
+
+TEXT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def beyond(folder: Path) -> None:
+    """As a tokenizer of another model: one letter has an id that the embedding lacks."""
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"]["vocab"]["N"] = 500
+    path.write_text(json.dumps(whole))
+
+
 MODELS: list[tuple[str, Callable[[Path], None], str]] = [
     ("no config", without("config.json"), "it has no config.json"),
     ("empty config", content("config.json", b""), "cannot read its configuration"),
@@ -74,6 +89,13 @@ MODELS: list[tuple[str, Callable[[Path], None], str]] = [
         config(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=128, layer_types=None),
         "has a sliding window of 128: nothing to evict",
     ),
+    ("template that is no template", template("{% for"), "its chat template cannot be rendered, "),
+    ("template that raises", template("{{ raise_exception('no\\nuser') }}"), "rendered, no user: use model.chat=false"),
+    ("template that divides by zero", template("{{ 1 // 0 }}"), "its chat template cannot be rendered, "),
+    ("template without the text", template("hello"), "does not hold the user's text"),
+    ("template with the text twice", template(TEXT + TEXT), "holds the user's text 2 times"),
+    ("template that opens an unknown trace", template(TEXT + "<|think|>"), "may leave a trace open (<|think|>)"),
+    ("tokens beyond the embedding", beyond, "token 500 (N) is beyond the 105 rows of the embedding of"),
     (
         "its own code",
         config(auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}, model_type="evil"),
