@@ -2,6 +2,7 @@
 
 python report.py [--runs runs] [--out runs/report] [--against lukv]
 python report.py score --predictions PATH      LongBench scores of a file of predictions, without a model
+python report.py data --name NAME              docs/data/NAME.csv: one line a cell, what `make docs` writes tables from
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.report.compare import compare_group, find_label
+from evals.report.data import collect, write_data
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
-from evals.run.instantiate import suggest_nearest
-from evals.text import table
+from evals.text import suggest_nearest, table
+
+COMMANDS = ("score", "data")
 
 SAMPLES_A_TASK = 2
 """Samples of each task that the page shows of a run."""
@@ -101,6 +104,14 @@ def score(predictions: Path, protocol: str, e: bool) -> int:
     return 0
 
 
+def write_cells(runs: Path, only: str, file: Path) -> int:
+    """Write the cells of finished runs as csv."""
+    cells = collect(runs, only)
+    write_data(file, cells)
+    print(f"{len({cell.run_id for cell in cells})} runs, {len(cells)} cells: {file}")
+    return 0
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as run.py does."""
 
@@ -108,7 +119,7 @@ class Parser(argparse.ArgumentParser):
         """A mistyped option is named before its value is taken for a command. Each command checks its own options."""
         args = sys.argv[1:] if args is None else args
         known = ["--help", *re.findall(r"--\w+", self.format_usage())]
-        for option in (a.partition("=")[0] for a in takewhile(lambda a: a != "score", args) if a.startswith("--")):
+        for option in (a.partition("=")[0] for a in takewhile(lambda a: a not in COMMANDS, args) if a.startswith("--")):
             if not any(name.startswith(option) for name in known):
                 self.error(f"no option {option}.{suggest_nearest(option, known)}")
         return super().parse_known_args(args, namespace)
@@ -138,10 +149,17 @@ def main() -> int:
         "--protocol", default="official", help="whose scorer: official, agnostic, defensivekv, kvpress, lukv"
     )
     scoring.add_argument("--e", action="store_true", help="LongBench-E: scores by length")
+    data = commands.add_parser("data", help="finished runs as docs/data/NAME.csv, which `make docs` reads")
+    data.add_argument("--name", required=True, help="of the file")
+    data.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")
+    data.add_argument("--only", default="*", metavar="PATTERN", help="of the ids of the runs to take (default: all)")
+    data.add_argument("--to", type=Path, default=Path("docs/data"), help="folder to write to (default: docs/data)")
     args = parser.parse_args()
     try:
         if args.command == "score":
             return score(args.predictions, args.protocol, args.e)
+        if args.command == "data":
+            return write_cells(args.runs, args.only, args.to / f"{args.name}.csv")
         return write(args.runs, args.out or args.runs / "report", args.against)
     except (ValueError, OSError) as error:
         return stop(str(error))

@@ -28,12 +28,15 @@ AXES = {"kept_share": (100, "cache kept (% of the prompt's entries)"), "cache_by
 """What a score can be drawn against: the factor from a row's value to the axis's, and the axis's name."""
 
 
-def draw_scores(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, title: str, path: Path) -> None:
+def draw_scores(
+    x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, title: str, path: Path, description: str | None = None
+) -> None:
     """The mean score (per cent) of each method over x, with its 95% interval. The full cache is a dashed level.
 
     x       a key of AXES: what each row is placed by
     lines   label -> rows with kept_share, cache_bytes, score and ci95 (shares and scores in 0..1)
     full    the full cache's row: method, score and ci95
+    description  kept in the file, where nobody sees it
     """
     factor, name = AXES[x]
     # room for a legend of one line a method
@@ -53,7 +56,7 @@ def draw_scores(x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, ti
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
-    save(figure, title, path)
+    save(figure, title, path, description)
 
 
 COSTS = {
@@ -178,12 +181,12 @@ def draw_loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, 
     save(figure, f"Loss curves: {describe(table)}", path)
 
 
-def save(figure: Figure, title: str, path: Path | IO[bytes]) -> None:
-    """Write the figure as a PNG and forget it. Missing folders are made."""
+def save(figure: Figure, title: str, path: Path | IO[bytes], description: str | None = None) -> None:
+    """Write the figure as a PNG and forget it. Missing folders are made. description: a text in the file's metadata."""
     figure.suptitle(break_lines(title, 80), fontsize=9)
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata={"Description": description} if description else None)
     plt.close(figure)
 
 

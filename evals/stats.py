@@ -52,7 +52,7 @@ def mean_interval(
 
     Raises ValueError for scores outside 0..1, for none, and for what is not finite.
     """
-    arrays = [check(values) for values in groups]
+    arrays = [np.sort(check(values)) for values in groups]  # the same scores in any order have one interval
     if not arrays or any(array.min() < 0 or array.max() > 1 for array in arrays):
         raise ValueError("scores must be between 0 and 1, in at least one group")
     singles = [array for array in arrays if len(array) == 1]

@@ -9,6 +9,7 @@ from typing import Any
 
 from evals.run.files import read_json, read_settings
 from evals.run.folder import read_experiment, read_samples
+from evals.stats import mean_interval
 
 Result = Mapping[str, Any]
 """The content of a result.json."""
@@ -21,9 +22,23 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def read_results(runs: Path) -> list[Result]:
-    """The result of every finished evaluation in `runs`, sorted by run id, with what decides which stand together."""
+    """The result of every finished evaluation in `runs`, sorted by run id, with intervals of today's making and with
+    what decides which results stand together."""
     results = [(path.parent, read_json(path)) for path in sorted(runs.glob("*/result.json"))]
-    return [{**r, **read_experiment(folder)} for folder, r in results if "tasks" in r]
+    return [{**with_intervals(r, folder), **read_experiment(folder)} for folder, r in results if "tasks" in r]
+
+
+def with_intervals(r: Result, folder: Path) -> Result:
+    """The result with its intervals computed from the samples: what an older version wrote is then as any other.
+
+    Raises ValueError if the samples are not those of the result.
+    """
+    scores = read_scores(folder)
+    if {task: entry["n"] for task, entry in r["tasks"].items()} != {task: len(s) for task, s in scores.items()}:
+        raise ValueError(f"{folder}/samples.jsonl has other samples than result.json: remove {folder} and run again")
+    values = {task: list(scores[task].values()) for task in r["tasks"]}
+    tasks = {task: {**entry, "ci95": list(mean_interval([values[task]]))} for task, entry in r["tasks"].items()}
+    return {**r, "tasks": tasks, "ci95": list(mean_interval(list(values.values())))}
 
 
 def read_latencies(runs: Path) -> dict[str, list[Result]]:

@@ -13,9 +13,9 @@ SIGNIFICANT = 0.05
 """A difference with a smaller p value gets an asterisk."""
 
 NOTE = (
-    "Scores in per cent with 95% bootstrap intervals; kept: share of cache entries; cache: share of bytes. Bold: best "
-    "at its budget. Differences are of the mean, on the same samples, with the 95% interval of a paired bootstrap; an "
-    "asterisk: p < .05, corrected for the number of rows (Holm)."
+    "Scores in per cent with 95% intervals (evals/stats.py, mean_interval); kept: share of cache entries; cache: share "
+    "of bytes. Bold: best at its budget. Differences are of the mean, on the same samples, with the 95% interval of a "
+    "paired bootstrap; an asterisk: p < .05, corrected for the number of rows (Holm)."
 )
 
 

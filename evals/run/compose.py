@@ -20,9 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evals.run.conf import GROUPS, read_option
-from evals.run.instantiate import InputError, suggest_nearest
+from evals.run.instantiate import InputError
 from evals.run.old_names import translate_override
 from evals.run.settings import Run, drop_hydra, resolve_run
+from evals.text import suggest_nearest
 
 KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),

@@ -93,7 +93,7 @@ SampleLine = SampleRecord | FailedSample
 class TaskScore(TypedDict):
     score: float
     n: int
-    ci95: list[float]  # bootstrap interval [low, high]
+    ci95: list[float]  # evals.stats.mean_interval: [low, high]
 
 
 class BudgetReport(TypedDict):

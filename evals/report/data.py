@@ -1,0 +1,203 @@
+"""Finished runs as csv, one line a cell: a run's score in one task, or in the mean of its tasks.
+
+These files (docs/data) are what published tables and figures are made of, so a line says all that a table needs: the
+score with its interval and n, the full cache's score on the same samples, and how to get the number again.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evals.report.runs import (
+    Result,
+    Scores,
+    budget_label,
+    group_by_experiment,
+    keeps_all,
+    label,
+    read_results,
+    read_scores,
+)
+from evals.run.files import read_json
+from evals.stats import mean_interval
+
+MEAN = "mean"
+"""The task of the line that has the mean of a run's tasks."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A line of the file. Scores are in 0..1; empty texts are what does not apply."""
+
+    model: str
+    benchmark: str
+    protocol: str  # question-agnostic or question-aware, or the benchmark's own name for how it asks
+    method: str  # the row's name in a report: evals.report.runs.label
+    scorer: str
+    allocator: str
+    budget: str  # "0.2" (the share kept), "128 tokens", or "all"
+    task: str
+    score: float
+    low: float  # 95% interval: evals.stats.mean_interval
+    high: float
+    n: int  # samples
+    full: float | None  # the full cache's score on the same samples; None if it was not run
+    run_id: str
+    command: str
+    commit: str
+
+
+def collect(runs: Path, only: str = "*") -> list[Cell]:
+    """The cells of all finished evaluations in `runs` whose ids match the pattern `only`.
+
+    Of runs that differ in limit= alone, the one of most samples counts, and of the full cache each that such a run is
+    compared with. Raises ValueError where two runs would then fill the same cell, and where there is no run.
+    """
+    chosen = [r for r in read_results(runs) if fnmatchcase(r["run_id"], only)]
+    found = [r for group in group_by_experiment(chosen).values() for r in group]
+    if not found:
+        raise ValueError(f"no finished run in {runs}/ matches {only}: see  ls {runs}")
+    full = {r["experiment"]: read_scores(runs / r["run_id"]) for r in found if keeps_all(r)}
+    evicting = keep_largest([r for r in found if not keeps_all(r)])
+    if not evicting:
+        raise ValueError(f"of what matches {only}, only the full cache is finished: there is nothing to put beside it")
+    used = {r["experiment"] for r in evicting}
+    references = [r for r in found if keeps_all(r) and r["experiment"] in used]
+    order = sorted(evicting, key=lambda r: (label(r), r["config"]["budget"] or 0, r["config"]["budget_tokens"] or 0))
+    cells = [
+        cell
+        for r in [*sorted(references, key=count_samples), *order]
+        for cell in describe(r, runs / r["run_id"], full.get(r["experiment"]))
+    ]
+    check_unique(cells)
+    return cells
+
+
+def keep_largest(results: Iterable[Result]) -> list[Result]:
+    """Of results that differ in their number of samples alone, the one that has most."""
+    largest: dict[tuple[str, ...], Result] = {}
+    for r in results:
+        limit = r["config"]["limit"]
+        experiment = [part for part in r["experiment"].split("__") if limit is None or part != f"n{limit}"]
+        key = (label(r), budget_label(r), *experiment)
+        if key not in largest or count_samples(largest[key]) < count_samples(r):
+            largest[key] = r
+    return list(largest.values())
+
+
+def count_samples(r: Result) -> int:
+    return sum(task["n"] for task in r["tasks"].values())
+
+
+def describe(r: Result, folder: Path, full: Scores | None) -> list[Cell]:
+    """The cells of one run: the mean of its tasks, then each task. full: the full cache's scores of its experiment."""
+    about = read_json(folder / "run.json")
+    common = {
+        **{"model": r["model"], "benchmark": r["benchmark"], "protocol": name_protocol(about.get("benchmark", {}))},
+        **{"method": name_row(r), "scorer": r["config"].get("scorer") or ""},
+        **{"allocator": r["config"].get("allocator") or "", "budget": budget_label(r)},
+        **{"run_id": r["run_id"], "command": without_places(about["command"]), "commit": name_commit(about)},
+    }
+    mine = read_scores(folder)
+    theirs = None if full is None else pair(mine, full, r["run_id"])
+    cells = []
+    for task, chosen in {MEAN: list(r["tasks"]), **{task: [task] for task in r["tasks"]}}.items():
+        values = [list(mine[t].values()) for t in chosen]
+        low, high = mean_interval(values)
+        reference = None if theirs is None else mean_of_means([theirs[t] for t in chosen])
+        score, n = mean_of_means(values), sum(map(len, values))
+        cells.append(Cell(**common, task=task, score=score, low=low, high=high, n=n, full=reference))
+    return cells
+
+
+def pair(mine: Scores, full: Scores, run_id: str) -> dict[str, list[float]]:
+    """The full cache's scores on the samples of `mine`: task -> scores."""
+    for task, scores in mine.items():
+        if missing := scores.keys() - full.get(task, {}).keys():
+            raise ValueError(f"{run_id}: the full cache has no score of sample {min(missing)}: remove that run")
+    return {task: [full[task][i] for i in scores] for task, scores in mine.items()}
+
+
+def mean_of_means(groups: Sequence[Sequence[float]]) -> float:
+    return float(np.mean([np.mean(group) for group in groups]))
+
+
+def name_protocol(about: Mapping[str, Any]) -> str:
+    """How the benchmark asks, from its own description in run.json."""
+    if "protocol" in about:
+        return str(about["protocol"])
+    return "question-aware" if about.get("question_aware") else "question-agnostic"
+
+
+def name_row(r: Result) -> str:
+    """The row's label. That tables lie where the model's own always do (models/NAME/tables) is left out of it."""
+    usual = f"model.tables=models-{r['model']}-tables"  # as a run id spells it
+    return " ".join(part for part in label(r).split() if part != usual)
+
+
+def name_commit(about: Mapping[str, Any]) -> str:
+    """The commit that the run was made by, as git describes it: -dirty where files of the folder were not in it."""
+    return str(about.get("git_sha") or "")[:12] + ("-dirty" if about.get("dirty") else "")
+
+
+def without_places(command: str) -> str:
+    """The command with every path that leads out of the folder it was typed in cut down to its last name: where data
+    lie is the machine's affair.
+
+    >>> without_places("python run.py benchmark.sources=/data/ruler model.path=../models/x")
+    'python run.py benchmark.sources=ruler model.path=x'
+    """
+    outside = r"(?:(?<=^)|(?<=[=,\[]))(?:~|\.\.)?/(?:[^/,\]]*/)*([^/,\]]+)/?"
+    return shlex.join(re.sub(outside, r"\1", word) for word in shlex.split(command))
+
+
+def check_unique(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where two runs fill one cell. The full cache may have been run on several sets of samples."""
+    seen: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        many = cell.n if cell.budget == "all" else 0
+        key = (cell.model, cell.benchmark, cell.protocol, cell.method, cell.budget, cell.task, many)
+        if key in seen:
+            raise ValueError(
+                f"{seen[key].run_id} and {cell.run_id} would fill the same cells: choose runs with --only PATTERN"
+            )
+        seen[key] = cell
+
+
+def write_data(path: Path, cells: Iterable[Cell]) -> None:
+    """Write the file anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, [field.name for field in fields(Cell)], lineterminator="\n")
+        writer.writeheader()
+        for cell in cells:
+            row = asdict(cell)
+            numbers = {k: f"{v:.6g}" for k, v in row.items() if isinstance(v, float)}
+            writer.writerow({**row, **numbers})
+
+
+def read_data(path: Path) -> list[Cell]:
+    """Raises ValueError for a file that `write_data` did not write."""
+    with path.open(newline="", encoding="utf-8") as f:
+        reader = csv.DictReader(f)
+        if (reader.fieldnames or []) != (names := [field.name for field in fields(Cell)]):
+            raise ValueError(f"{path} has the columns {reader.fieldnames}, not {names}: write it with report.py data")
+        return [read_cell(row, f"{path}, line {reader.line_num}") for row in reader]
+
+
+def read_cell(row: Mapping[str, str], place: str) -> Cell:
+    try:
+        numbers: dict[str, Any] = {k: float(row[k]) for k in ("score", "low", "high")}
+        numbers |= {"n": int(row["n"]), "full": float(row["full"]) if row["full"] else None}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}") from None
+    return Cell(**{**row, **numbers})

@@ -1,0 +1,141 @@
+"""Write the tables and figures of README.md and docs/*.md from docs/data, as docs/data/tables.yaml says.
+
+    python -m scripts.docs            # what `make docs` runs
+    python -m scripts.docs --check    # write nothing; exit code 1 if a table or figure is not what its data say
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A figure is a file in docs/figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals.report.data import MEAN, Cell, read_data
+from evals.run.instantiate import suggest_nearest
+from scripts.doc_tables import ALL, Table
+
+ROOT = Path(__file__).parents[1]
+BEGIN = re.compile(r"^<!-- table: ", re.MULTILINE)
+BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
+
+
+class Documents:
+    """The repository's pages, with the tables and figures that docs/data/tables.yaml describes."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self.asked = yaml.safe_load((root / "docs/data/tables.yaml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def pages(self) -> list[Path]:
+        return [self.root / "README.md", *sorted((self.root / "docs").glob("*.md"))]
+
+    def read_cells(self, name: str) -> list[Cell]:
+        """Raises ValueError, with the command that makes the file, where there is none."""
+        path = self.root / "docs/data" / f"{name}.csv"
+        if not path.is_file():
+            raise ValueError(f"docs/data/{name}.csv is not there: python report.py data --name {name}")
+        return read_data(path)
+
+    def make_table(self, name: str) -> str:
+        tables = self.asked["tables"]
+        if name not in tables:
+            raise ValueError(f"no table {name} in docs/data/tables.yaml.{suggest_nearest(name, list(tables))}")
+        table = Table(names=self.asked["names"], **tables[name])
+        return table.markdown(self.read_cells(table.data))
+
+    def make_page(self, path: Path) -> str:
+        """The page with its tables made anew. Raises ValueError for a table that cannot be made."""
+        text = path.read_text(encoding="utf-8")
+        if len(BEGIN.findall(text)) != len(BLOCK.findall(text)):
+            raise ValueError(
+                f"{path.name}: a table's markers are <!-- table: NAME --> and <!-- end -->, each on a line"
+            )
+        return BLOCK.sub(lambda found: f"{found[1]}\n{self.make_table(found[2])}\n\n{found[4]}", text)
+
+    def plan_figure(self, name: str) -> dict[str, Any]:
+        """What is drawn: {lines, full, title} as evals.plots.draw_scores takes them."""
+        asked = self.asked["figures"][name]
+        cells = [c for c in self.read_cells(asked["data"]) if c.task == MEAN]
+        full = max((c for c in cells if c.budget == ALL), key=lambda c: c.n)
+        lines = {
+            self.asked["names"].get(label, label): [
+                {**as_row(c), "kept_share": float(c.budget)} for c in cells if c.method == label and c.budget != ALL
+            ]
+            for label in asked["rows"]
+        }
+        lines = {label: rows for label, rows in lines.items() if rows}
+        counts = sorted({c.n for c in cells})
+        title = f"{asked['title']}, n = {'/'.join(map(str, counts))} a point"
+        return {"lines": lines, "full": {**as_row(full), "method": "full"}, "title": title}
+
+    def find_figure(self, name: str) -> Path:
+        return self.root / "docs/figures" / f"{name}.png"
+
+
+def as_row(cell: Cell) -> dict[str, Any]:
+    return {"score": cell.score, "ci95": [cell.low, cell.high]}
+
+
+def fingerprint(plan: Mapping[str, Any]) -> str:
+    """Of what a figure shows. The file carries it, so that it need not be drawn again to be compared."""
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_fingerprint(path: Path) -> str | None:
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("Description")
+
+
+def find_stale(documents: Documents) -> list[Path]:
+    """The pages and figures that are not what their data say."""
+    pages = [p for p in documents.pages if documents.make_page(p) != p.read_text(encoding="utf-8")]
+    figures = {documents.find_figure(name): documents.plan_figure(name) for name in documents.asked["figures"]}
+    return [*pages, *(path for path, plan in figures.items() if read_fingerprint(path) != fingerprint(plan))]
+
+
+def write(documents: Documents) -> list[Path]:
+    """Write what is stale; the files written. Nothing is written where one of them cannot be made."""
+    from evals.plots import draw_scores
+
+    stale = find_stale(documents)
+    for page in set(documents.pages) & set(stale):
+        page.write_text(documents.make_page(page), encoding="utf-8")
+    for name in documents.asked["figures"]:
+        path, plan = documents.find_figure(name), documents.plan_figure(name)
+        if path in stale:
+            draw_scores("kept_share", **plan, path=path, description=fingerprint(plan))
+    return stale
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if something is stale")
+    check = parser.parse_args().check
+    documents = Documents()
+    try:
+        stale = find_stale(documents) if check else write(documents)
+    except ValueError as error:
+        print(f"docs: {error}", file=sys.stderr)
+        return 2
+    for path in stale:
+        print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
