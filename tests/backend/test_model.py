@@ -212,3 +212,18 @@ def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):
     sliding = tmp_path / "sliding"
     tiny_model("mistral", layers=1, sliding_window=24).save_pretrained(sliding)
     assert "nothing to evict" in message(sliding)
+
+
+def test_a_pinned_date_is_what_the_template_takes_for_today(folder, tmp_path):
+    """Only the date differs, in whatever format it is asked for."""
+    today = "\n {{ strftime_now('%d %B %Y, %-d %b %y') }} "
+    dated = shutil.copytree(folder, tmp_path / "dated")
+    (dated / "chat_template.jinja").write_text(today + TEMPLATE)
+    written = shutil.copytree(folder, tmp_path / "written")
+    (written / "chat_template.jinja").write_text("\n 06 July 2024, 6 Jul 24 " + TEMPLATE)
+    asked = "the grass", "green ?", ""
+    pinned = load(dated, device="cpu", date="2024-07-06")
+    assert pinned._template("the grass") == load(written, device="cpu")._template("the grass")
+    assert pinned.prompt_ids(*asked) == load(written, device="cpu").prompt_ids(*asked)
+    with pytest.raises(ValueError, match="date=today is no date: write it as 2024-07-26"):
+        load(dated, device="cpu", date="today")
