@@ -20,7 +20,8 @@ from evals.report.data import collect, write_data
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.conf import read_method_defaults
-from evals.run.folder import read_json, read_samples
+from evals.run.files import read_json
+from evals.run.folder import read_samples
 from evals.run.instantiate import suggest_nearest
 from evals.text import table
 
@@ -40,7 +41,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     own_scorer = read_method_defaults(method).get("scorer")
     others = {name: find_label(method, own_scorer, group) for name, group in groups.items()}
     if against is not None and not any(others.values()):
-        known = sorted({label(r) for r in results if not keeps_all(r)})
+        known = sorted({label(r) for group in groups.values() for r in group if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
     from evals.report.figures import draw_experiment, draw_latencies
     from evals.report.page import write_page
@@ -65,7 +66,8 @@ def write(runs: Path, out: Path, against: str | None) -> int:
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    write_page([add_details(r, runs / r["run_id"]) for r in results], figures, out / "leaderboard.html")
+    shown = [add_details(r, runs / r["run_id"]) for group in groups.values() for r in group]
+    write_page(shown, figures, out / "leaderboard.html")
     print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html")
     return 0
 

@@ -50,6 +50,9 @@ def result_table(result: Mapping[str, Any], full: Mapping[str, Any] | None = Non
     `full` is the full cache's result. Its scores and costs get a column beside the run's.
     """
     beside = [f"{full['method']}"] if full else []
+    beside_of = {**full["tasks"]} if full else {}
+    if full and set(full["tasks"]) == set(result["tasks"]):  # means of other tasks say nothing about each other
+        beside_of["mean of tasks"] = full
     rows = [["task", "score", "95% interval", "n", *beside]]
     for name, task in [*result["tasks"].items(), ("mean of tasks", None)]:
         task = task or {
@@ -59,7 +62,7 @@ def result_table(result: Mapping[str, Any], full: Mapping[str, Any] | None = Non
         }
         row = [name, percent(task["score"]), "{}..{}".format(*map(percent, task["ci95"])), str(task["n"])]
         if full:
-            row.append(percent(full["tasks"][name]["score"] if name in full["tasks"] else full["score"]))
+            row.append(percent(beside_of[name]["score"]) if name in beside_of else "-")
         rows.append(row)
     left = result.get("left_out", ())
     missing = f"\nleft out, run.json says why: {', '.join(left)}" if left else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_head
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
+DATE_CODES = ("%-d", "%-m", "%d", "%m", "%y", "%Y", "%b", "%B", "%a", "%A", "%j")
 SEPARATOR = "#" * 10  # marks the end of the user's text inside a rendered chat template
 LAYOUTS = ("apart", "whole", "bare")
 """How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
@@ -45,7 +47,8 @@ LAYOUTS = ("apart", "whole", "bare")
 class LoadedModel:
     """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
     whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
-    commit: the hub's commit that was read, None for a folder or file."""
+    commit: the hub's commit that was read, None for a folder or file. date: what its chat template takes for today,
+    None: today."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -56,6 +59,7 @@ class LoadedModel:
     chat: bool = True
     max_length: int | None = None
     commit: str | None = None
+    date: datetime.date | None = None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -128,6 +132,8 @@ class LoadedModel:
     def _template(self, context: str) -> tuple[str, str]:
         """The rendered chat template around a user message: (up to the end of its text, the rest)."""
         options: dict[str, Any] = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
+        if self.date is not None:
+            options["chat_template"] = pin_date(self.tokenizer.get_chat_template(), self.date)
         text = self.tokenizer.apply_chat_template([{"role": "user", "content": context + SEPARATOR}], **options)
         head, found, tail = str(text).rpartition(SEPARATOR)
         if not found:
@@ -169,6 +175,7 @@ def load(
     max_length: int | None = None,
     tokenizer: str | Path | None = None,
     made_by: str | None = None,
+    date: str | None = None,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
     ValueError.
@@ -179,7 +186,7 @@ def load(
     attention: a decode kernel of lukv.backend.kernels, or auto. chat, max_length: see LoadedModel; by default a model
     takes as many tokens as its config has positions. tokenizer: a folder, GGUF file or hub id to take the tokenizer and
     its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
-    message where it is missing.
+    message where it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -187,6 +194,7 @@ def load(
         raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(list_kernels())}")
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
+    day = parse_date(date)
     place = torch_device(device)
     if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
         logging.disable_progress_bar()
@@ -210,7 +218,21 @@ def load(
     words.deprecation_warnings[TOO_LONG] = True  # texts are cut, and prompts that are too long refused, elsewhere
     label = name or Path(path).name or str(path)
     kind = hash_config(model.config)
-    return LoadedModel(model, words, label, str(path), kind, attention, chat, longest, source.commit)
+    return LoadedModel(model, words, label, str(path), kind, attention, chat, longest, source.commit, day)
+
+
+def parse_date(text: str | None) -> datetime.date | None:
+    """YYYY-MM-DD as a date. Raises ValueError for anything else."""
+    try:
+        return None if text is None else datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"date={text} is no date: write it as 2024-07-26") from None
+
+
+def pin_date(template: str, day: datetime.date) -> str:
+    """The chat template with a `strftime_now` of its own, the function by which templates ask for today."""
+    said = "".join(f" | replace('{code}', '{day.strftime(code)}')" for code in DATE_CODES)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{said} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
 
 
 @contextmanager

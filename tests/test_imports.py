@@ -48,7 +48,7 @@ RULES = [  # modules in these packages, but not in those, import nothing of thes
     (PACKAGES, ("lukv.model", "lukv.gguf", "lukv.backend", "models"), ("transformers",), ()),
     (("evals.run",), (), ("evals.jobs", "evals.report"), ()),
     (("evals.jobs",), (), ("evals.report",), ()),
-    (("evals.report",), (), ("evals.run", "evals.jobs"), ("evals.run.folder",)),
+    (("evals.report",), (), ("evals.run", "evals.jobs"), ("evals.run.folder", "evals.run.files")),
 ]
 
 

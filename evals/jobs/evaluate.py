@@ -14,7 +14,7 @@ from typing import Any
 
 from evals.jobs.decode import ActiveRun, answer_within_memory, split_by_need
 from evals.jobs.progress import Progress
-from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, tokenize_benchmark
+from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references, tokenize_benchmark
 from evals.jobs.result import summarize
 from evals.run import build
 from evals.run.folder import FolderInUse, RunFolder
@@ -35,7 +35,10 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         samples, facts = tokenize_benchmark(
             build.select_model_settings(run), json.dumps(run["benchmark"]), run["limit"]
         )
-    about = {"prompts": hash_prompts(samples), "benchmark": facts, "model_commit": model.commit}
+    about = {
+        **{"prompts": hash_prompts(samples), "references": hash_references(samples), "benchmark": facts},
+        **{"model_commit": model.commit, "weights_hash": model.weights_hash},
+    }
     with ExitStack() as opened:
         first = begin(folder, method, model, about)
         others = open_others(folder, sweep, model, about, opened)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from evals.run.files import read_json
+from evals.run.fingerprint import fingerprint
 from evals.run.folder import FolderInUse, RunFolder
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command
@@ -66,13 +68,9 @@ class Job:
         return outcome.result
 
     def open(self, wait: bool) -> Outcome:
-        with RunFolder(self.get_recorded_run(), wait) as folder:
+        with RunFolder(self.run, wait) as folder:
             result = folder.read_result()
             return Outcome(self.compute(folder)) if result is None else Outcome(result, found=True)
-
-    def get_recorded_run(self) -> Run:
-        """The run as its folder records it."""
-        return self.run
 
     def compute(self, folder: RunFolder) -> Result:
         """Begin the run, compute its result and write it into the folder."""
@@ -99,23 +97,29 @@ class Evaluate(Job):
     def show(self, result: Result) -> None:
         reference = self.run.make_reference()
         beside = Evaluate(reference, self.sweep).finish(wait=True) if reference else None
+        if reference is not None and (tasks := self.list_other_prompts(reference)):
+            print(
+                f"{reference.id} was asked other prompts in {', '.join(tasks)}: it is not shown beside. If the chat "
+                f"template says today's date, model.date=YYYY-MM-DD pins it"
+            )
+            beside = None
         print(result_table(result, beside))
         print(f"\n{self.run.folder}/")
+
+    def list_other_prompts(self, reference: Run) -> list[str]:
+        """Tasks in which both runs have prompts, and not the same ones."""
+        mine, theirs = (read_json(run.folder / "run.json").get("prompts", {}) for run in (self.run, reference))
+        return sorted(task for task in mine if task in theirs and mine[task] != theirs[task])
 
 
 class Calibrate(Job):
     """Make a budget table and a loss curve for each scorer: contexts and questions -> oracle -> solver."""
 
-    ignores = ("method", "allocator", "budget", "budget_tokens", "scorer.path")
+    ignores = ("method", "allocator", "budget", "budget_tokens", "benchmark", "limit", "scorer.path")
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str:
         return f"calibrate-{config['job']['data']['name']}"
-
-    def get_recorded_run(self) -> Run:
-        """Without job.save: what is done with the tables does not make another run."""
-        job = {key: value for key, value in self.run["job"].items() if key != "save"}
-        return Run({**self.run.config, "job": job}, self.run.choices, self.run.nested)
 
     def compute(self, folder: RunFolder) -> Result:
         from evals.jobs.calibrate import calibrate
@@ -125,7 +129,24 @@ class Calibrate(Job):
     def open(self, wait: bool) -> Outcome:
         if not self.run.evicts:
             raise InputError("job=calibrate makes a table for a scorer: name one, as in scorer=keydiff")
+        if self.run["job"]["save"] and not self.run["job"]["overwrite"]:
+            self.check_free()
         return super().open(wait)
+
+    def check_free(self) -> None:
+        """Raise InputError, before hours of work, where job.save=true would overwrite another table. What this very run
+        made is no other one."""
+        names = self.run["job"]["scorers"] or self.run["scorer"]["name"]
+        for name in [names] if isinstance(names, str) else names:
+            self.find_copy(f"{name}.safetensors")
+
+    def find_copy(self, name: str) -> Path:
+        """Where job.save=true puts a table. Raises InputError where another one is, unless job.overwrite=true."""
+        copy, made = Path(self.run["model"]["tables"]) / name, self.run.folder / "tables" / name
+        same = made.is_file() and copy.is_file() and fingerprint(made) == fingerprint(copy)
+        if copy.exists() and not same and not self.run["job"]["overwrite"]:
+            raise InputError(f"{copy} is another table: job.overwrite=true replaces it, model.tables=FOLDER keeps both")
+        return copy
 
     def show(self, result: Result) -> None:
         """Print what each table says. job.save=true copies the tables into the model's table folder."""
@@ -135,13 +156,15 @@ class Calibrate(Job):
             if name in result.get("summaries", {}):
                 print(result["summaries"][name])
             if self.run["job"]["save"]:
-                copy = Path(self.run["model"]["tables"]) / name
+                copy = self.find_copy(name)
                 write_atomically(copy, path.read_bytes())
                 print(f"saved as {copy}")
 
 
 class Latency(Job):
     """Measure how long the method takes and how many bytes, beside the full cache, at several context lengths."""
+
+    ignores = ("benchmark", "limit")
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str:

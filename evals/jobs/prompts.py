@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -102,13 +102,25 @@ def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list
 
 
 def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:
-    """Task and version -> a hash of everything that the model is given."""
+    """Task and version -> a hash of everything that decides an answer besides the model."""
+    return hash_tasks((s, [s.context, s.question, s.sample.max_new_tokens, *list_rules(s.sample)]) for s in samples)
+
+
+def list_rules(sample: Sample) -> list[Any]:
+    """What ends an answer besides its length. Nothing where nothing does: so it was before such rules were hashed."""
+    rules = [sample.min_new_tokens, sample.first_token_may_end, list(sample.stop)]
+    return [] if rules == [0, True, []] else rules
+
+
+def hash_references(samples: Sequence[TokenizedSample]) -> dict[str, str]:
+    """Task and version -> a hash of the right answers."""
+    return hash_tasks((s, [s.sample.id, s.sample.references]) for s in samples)
+
+
+def hash_tasks(parts: Iterable[tuple[TokenizedSample, Any]]) -> dict[str, str]:
     hashes: dict[str, Any] = {}
-    for s in samples:
-        key = f"{s.task.name} v{s.task.version}"
-        hashes.setdefault(key, hashlib.sha256()).update(
-            json.dumps([s.context, s.question, s.sample.max_new_tokens]).encode()
-        )
+    for s, part in parts:
+        hashes.setdefault(f"{s.task.name} v{s.task.version}", hashlib.sha256()).update(json.dumps(part).encode())
     return {task: h.hexdigest()[:16] for task, h in hashes.items()}
 
 

@@ -29,6 +29,7 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
         "status": "done",
         "run_id": run.id,
         "experiment": run.comparison_id,
+        "label": run.label,
         "score": float(np.mean([np.mean(s) for s in by_task.values()])),
         "ci95": [low, high],
         "tasks": {

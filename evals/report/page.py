@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evals.report.runs import group_by_experiment, label
+from evals.report.runs import label
 from evals.text import percent, size
 
 ASSETS = Path(__file__).parent / "assets"
@@ -71,7 +71,9 @@ Shade: compared with the full cache.</p>
 
 def sort_tables(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows of each table, which are one experiment's. The full cache comes first, then the largest budget."""
-    groups = group_by_experiment(rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["experiment"], []).append(row)
     return [sorted(groups[name], key=lambda row: (-budget(row), -row["score"])) for name in sorted(groups)]
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.run.folder import read_json, read_samples, read_settings
+from evals.run.files import read_json, read_settings
+from evals.run.folder import read_experiment, read_samples
 from evals.stats import mean_interval
 
 Result = Mapping[str, Any]
 """The content of a result.json."""
+
+CUT = 200
+"""Characters of an older run id that was too long."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """task -> sample id -> score (0..1)."""
 
 
 def read_results(runs: Path) -> list[Result]:
-    """The result of every finished evaluation in `runs`, sorted by run id, with intervals of today's making."""
-    results = [(read_json(path), path.parent) for path in sorted(runs.glob("*/result.json"))]
-    return [with_intervals(r, folder) for r, folder in results if "tasks" in r]
+    """The result of every finished evaluation in `runs`, sorted by run id: with intervals of today's making, and with
+    what decides which stand together."""
+    results = [(path.parent, read_json(path)) for path in sorted(runs.glob("*/result.json"))]
+    return [with_intervals({**r, **read_experiment(folder)}, folder) for folder, r in results if "tasks" in r]
 
 
 def with_intervals(r: Result, folder: Path) -> Result:
@@ -66,11 +72,34 @@ def read_scores(folder: Path) -> Scores:
 
 
 def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results that may stand in one table, because model, benchmark, samples and seed are the same."""
-    groups: dict[str, list[Result]] = {}
+    """Results that may stand in one table: model, prompts, answers, tasks and seed are the same. Experiment's name
+    -> results, with this name as their `experiment` and with labels that differ at each budget.
+
+    An older run that does not record its weights and its right answers stands with the newer ones, if these agree.
+    """
+    alike: dict[tuple[str, ...], dict[str | None, list[Result]]] = {}
     for r in results:
-        groups.setdefault(r["experiment"], []).append(r)
+        alike.setdefault((r["asked"], *sorted(r["tasks"])), {}).setdefault(r["known"], []).append(r)
+    found = []
+    for by_content in alike.values():
+        unknown = by_content.pop(None, [])
+        if len(by_content) == 1:
+            unknown += next(iter(by_content.values()))
+            by_content.clear()
+        found += [sorted(group, key=lambda r: str(r["run_id"])) for group in (unknown, *by_content.values()) if group]
+    names = [next((r for r in group if "label" in r), group[0])["experiment"] for group in found]
+    groups: dict[str, list[Result]] = {}
+    for name, group in sorted(zip(names, found, strict=True), key=lambda pair: str(pair[0])):
+        own = f"{name}__{group[0]['data']}" if names.count(name) > 1 else name
+        groups[own] = [{**r, "experiment": own, "label": text} for r, text in zip(group, name_rows(group), strict=True)]
     return groups
+
+
+def name_rows(group: Sequence[Result]) -> list[str]:
+    """The label of each result. Where two of one budget have the same, as with two tables of one name, the hash of the
+    settings and contents tells them apart."""
+    count = Counter((label(r), budget_label(r)) for r in group)
+    return [f"{label(r)} {r['config_hash'][:8]}" if count[label(r), budget_label(r)] > 1 else label(r) for r in group]
 
 
 def keeps_all(r: Result) -> bool:
@@ -81,11 +110,16 @@ def keeps_all(r: Result) -> bool:
 def label(r: Result) -> str:
     """The row's name: method, scorer, and each setting that is not the method's own choice ("scorer.window=16").
 
-    It is what the run id has beyond the experiment and the budget.
+    An older result does not have it: then it is what the run id has beyond the experiment and the budget. Where the id
+    was cut, its end is no setting.
     """
+    if "label" in r:
+        return str(r["label"])
     shared = r["experiment"].split("__")
     _, method, *rest = r["run_id"].split("__")
     own = [part for part in rest if part not in shared]
+    if len(r["run_id"]) == CUT:
+        own = own[:-1]
     return " ".join([method, *(own if keeps_all(r) else own[1:])])  # the first of its own parts is the budget
 
 

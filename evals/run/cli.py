@@ -108,7 +108,7 @@ def plan_runs(args: Namespace, folder: Path | None) -> Sweep:
         runs = [(check_run(common), fixed)]
     planned: list[PlannedRun] = []
     for run, job in runs:
-        if all(run != p.run for p in planned):  # without eviction a run is the same at any budget
+        if all(run.id != p.run.id for p in planned):  # without eviction a run is the same at any budget
             finished = (run.folder / "result.json").exists()
             planned.append(PlannedRun(run, finished, "python run.py " + shlex.join(job)))
     return Sweep(planned, launches_plainly(args, overrides, common.hydra))
@@ -135,6 +135,7 @@ def do(asked: Run | DictConfig, sweep: Sweep) -> None:
     before = signal.signal(signal.SIGTERM, raise_interrupt)
     try:
         run = asked if isinstance(asked, Run) else resolve_run(asked)
+        run.look_again()
         find_job(run.config)(run, sweep).do()
     except KeyboardInterrupt:
         stop(130, STOPPED)
@@ -165,7 +166,7 @@ def describe_fault(error: Exception) -> Fault:
 
 def note_fault(folder: Path, line: str) -> None:
     """Leave the reason in the folder of a run that had begun."""
-    from evals.run.folder import write_json
+    from evals.run.files import write_json
 
     if (folder / "run.json").exists():
         with suppress(OSError):  # the line is on the terminal; the disk may be what is at fault
@@ -200,7 +201,7 @@ def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
 
 def judge(p: PlannedRun, sweep: Sweep) -> tuple[str, str]:
     """done, skipped (it was finished before) or failed, and the score or the reason."""
-    from evals.run.folder import read_json
+    from evals.run.files import read_json
 
     if p.run.id in sweep.faults:
         return "failed", sweep.faults[p.run.id].line

@@ -16,18 +16,17 @@ import os
 import platform
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
-from omegaconf import OmegaConf
 
-from evals.run.conf import flatten, read_option
+from evals.run.conf import flatten
+from evals.run.files import read_json, read_settings, write_json
+from evals.run.identity import describe_experiment, list_changes
 from evals.run.instantiate import InputError
-from evals.run.old_names import add_new_keys, translate_config
-from evals.run.provenance import collect_provenance, fingerprint_inputs, quote_command, stamp_time
-from evals.run.settings import Run, select_identity
+from evals.run.provenance import collect_provenance, quote_command, stamp_time
+from evals.run.settings import Run
 from lukv.artifacts import write_atomically
 
 
@@ -82,22 +81,22 @@ class RunFolder:
         if not began and not any(self.path.iterdir()):
             self.path.rmdir()
 
-    @cached_property
+    @property
     def inputs(self) -> dict[str, str]:
-        """Path -> fingerprint of the run's input files."""
-        return fingerprint_inputs(self.run.identity)
+        """Setting -> fingerprint of the file or folder that it names."""
+        return self.run.inputs
 
     def _check_same(self) -> None:
-        """The same folder means the same experiment: settings and input files are as they were when it was begun."""
+        """The same folder means the same experiment. Only another process that has just begun here is told so: a run
+        whose name is taken has another folder (identity.find_folder)."""
         if not (self.path / "run.json").exists():
             return
-        was = select_identity(read_settings(self.path / "config.yaml"))
-        changes = list_differences(add_new_settings(was, self.run), self.run.identity)
-        inputs = read_json(self.path / "run.json").get("inputs", {})
-        changes += [f"content of {k}" for k, v in self.inputs.items() if inputs.get(k, v) != v]
+        was = read_settings(self.path / "config.yaml")
+        changes = list_changes(was, read_json(self.path / "run.json"), self.run)
         if changes:
             raise InputError(
-                f"{self.path} was made with other settings ({'; '.join(changes)}): remove that folder to run it anew"
+                f"{self.path} was made with other settings ({'; '.join(changes)}). "
+                f"The same command again takes another folder"
             )
 
     def begin(self, facts: Mapping[str, Any]) -> None:
@@ -109,7 +108,8 @@ class RunFolder:
             changes = list_differences(old.get("prompts", {}), dict(facts.get("prompts", {})))
             if changes:
                 raise InputError(
-                    f"{self.path}: the prompts have changed since it was begun ({'; '.join(changes)}). Remove it"
+                    f"{self.path}: the prompts have changed since it was begun ({'; '.join(changes)}). If the chat "
+                    f"template says today's date, model.date=YYYY-MM-DD pins it; else remove that folder"
                 )
             write_json(path, {**old, "resumed": [*old.get("resumed", []), stamp_time()]})
             return
@@ -147,6 +147,11 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
 
+def read_experiment(folder: Path) -> dict[str, str | None]:
+    """What the results that stand in one table with this folder's agree in: identity.describe_experiment."""
+    return describe_experiment(read_settings(folder / "config.yaml"), read_json(folder / "run.json"))
+
+
 def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
     """The lines of a samples.jsonl. repair: cut off a torn last line."""
     if not path.exists():
@@ -166,42 +171,7 @@ def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} is damaged ({e}): remove {path.parent} and run again") from e
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """A run folder's config.yaml. What an older version wrote is translated."""
-    try:
-        settings = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as e:
-        raise ValueError(f"{path} is damaged ({' '.join(str(e).split())}): remove {path.parent} and run again") from e
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is damaged (it has no settings): remove {path.parent} and run again")
-    return translate_config(settings)
-
-
-def add_new_settings(was: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """A run's settings as an older version wrote them, with today's keys where the run has the default of their option
-    in conf/. A key that came later had no other value then."""
-    options = {group: read_option(group, option) for group, option in run.choices.items() if option}
-    return add_new_keys(was, run.identity, OmegaConf.create({**run.config, **options}))
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n"
-    write_atomically(path, text.encode())
-
-
 def list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """["budget: 0.2 -> 0.3", ...] between two nested mappings."""
     a, b = dict(flatten(old)), dict(flatten(new))
-    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if unwrap(a.get(k)) != unwrap(b.get(k))]
-
-
-def unwrap(value: Any) -> Any:
-    """benchmark.tasks=vt is benchmark.tasks=[vt], and both lead to one folder."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in sorted({*a, *b}) if a.get(k) != b.get(k)]

@@ -1,7 +1,7 @@
 """Names that have changed, so that older command lines, yaml files and run folders are still understood.
 
 Classes have moved and a few settings have better names. What is read is translated here, once. What is written has the
-new names, except in run ids: a run's folder keeps the name it was begun under.
+new names. A run that was begun keeps its folder, whose name may have the old ones (identity.py finds it).
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 PLACES = {
     "evals.harness.calibrate.calibrate": "evals.jobs.job.Calibrate",
@@ -62,32 +60,10 @@ def translate(node: Any) -> Any:
     return node
 
 
-def add_new_keys(old: Mapping[str, Any], new: Mapping[str, Any], usual: DictConfig, prefix: str = "") -> dict[str, Any]:
-    """`old` with those keys that only `new` has and in which it agrees with `usual`, the defaults in conf/."""
-    whole = dict(old)
-    for key, value in new.items():
-        path = f"{prefix}{key}"
-        if key not in old:
-            default = OmegaConf.select(usual, path)
-            if OmegaConf.is_config(default):
-                default = OmegaConf.to_container(default, resolve=True)
-            if default == value:
-                whole[key] = value
-        elif isinstance(old[key], Mapping) and isinstance(value, Mapping):
-            whole[key] = add_new_keys(old[key], value, usual, f"{path}.")
-    return whole
-
-
 def translate_override(text: str) -> str:
     """KEY=VALUE as typed, with today's key."""
     sign, key, rest = split_override(text)
     return sign + SETTINGS.get(key, key) + rest
-
-
-def restore_in_run_id(text: str) -> str:
-    """KEY=VALUE with the key that run ids have: one experiment has one folder, whichever key was typed."""
-    sign, key, rest = split_override(text)
-    return sign + {new: old for old, new in SETTINGS.items()}.get(key, key) + rest
 
 
 def split_override(text: str) -> tuple[str, str, str]:

@@ -1,29 +1,23 @@
-"""Where a run was made: which code, which packages, which machine, and which contents its input files had."""
+"""Where a run was made: which code, which packages, which machine."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import datetime, timezone
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from evals.run.conf import ROOT, flatten
+from evals.run.conf import ROOT
 from evals.run.records import Provenance
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "scipy"),
     *("hydra-core", "omegaconf", "safetensors", "triton", "flash-attn"),
 )
-HASHED_WHOLE = 256 * 2**20
-"""Files up to this size are told apart by content, larger ones by size and modification time."""
 
 
 def collect_provenance() -> Provenance:
@@ -38,34 +32,6 @@ def collect_provenance() -> Provenance:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else name_processor(),
         "machine": {"system": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
     }
-
-
-def fingerprint_inputs(config: Mapping[str, Any]) -> dict[str, str]:
-    """Path -> fingerprint of every file that the settings name: budget tables, data, the weights in a model folder."""
-    prints = {}
-    for key, value in flatten(config):
-        if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-            continue
-        path = Path(value)
-        if path.is_file():
-            prints[value] = fingerprint(path)
-        elif key in ("model.path", "allocator.path") and path.is_dir():
-            files = [f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".npy")]
-            prints.update({str(f): fingerprint(f) for f in files})
-    return prints
-
-
-def fingerprint(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size > HASHED_WHOLE:
-        return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-    return _hash_content(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _hash_content(path: Path, *_: int) -> str:
-    """The runs of a sweep name the same files. A file that changes gets another time, and is read again."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def quote_command() -> str:

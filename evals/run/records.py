@@ -30,8 +30,8 @@ class BegunRun(Provenance):
     """What every run.json has from the start."""
 
     run_id: str
-    config_hash: str  # of the settings that can change the result
-    inputs: dict[str, str]  # path of an input file -> fingerprint
+    config_hash: str  # of everything that can change the result: settings, and contents of input files
+    inputs: dict[str, str]  # setting that names a file or folder -> fingerprint of its content
     model_commit: str | None
     command: str
     started: str  # ISO 8601, UTC
@@ -41,6 +41,8 @@ class RunRecord(BegunRun, total=False):
     """run.json."""
 
     prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
+    references: dict[str, str]  # task and version -> hash of the right answers; job=evaluate only
+    weights_hash: str  # of the model as it was loaded; job=evaluate only
     benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
     caveats: list[str]  # what cannot be known of an input, such as a table that does not say what it was made for
     resumed: list[str]  # when the run went on after a stop
@@ -122,12 +124,12 @@ class MemoryReport(TypedDict):
     peak_bytes: int  # of the GPU, or without one of the process
 
 
-class Evaluation(TypedDict):
-    """result.json of job=evaluate."""
+class OlderEvaluation(TypedDict):
+    """What every result.json of job=evaluate has."""
 
     status: Literal["done"]
     run_id: str
-    experiment: str  # Run.comparison_id: results with the same one may stand in one table
+    experiment: str  # Run.comparison_id: how a table of such results is called
     score: float  # mean of the tasks' scores
     ci95: list[float]
     tasks: dict[str, TaskScore]
@@ -141,6 +143,12 @@ class Evaluation(TypedDict):
     config: dict[str, Any]  # budget, budget_tokens, seed, limit, and the options chosen for the method's parts
     config_hash: str
     left_out: list[str]  # tasks; run.json says why
+
+
+class Evaluation(OlderEvaluation, total=False):
+    """result.json of job=evaluate."""
+
+    label: str  # the method and each setting of its own: the row's name in a table
 
 
 class LatencyRow(TypedDict):

@@ -1,6 +1,7 @@
 """The name of a run's folder: what decides its result, readable, and nothing else.
 
-model__method-scorer__budget__benchmark__seed, then whatever departs from the method's own choices or the defaults
+model__method-scorer__budget__benchmark__seed, then whatever departs from the method's own choices or the defaults.
+identity.py says which folder is whose.
 """
 
 from __future__ import annotations
@@ -10,28 +11,44 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from evals.run.conf import read_method_defaults
 from evals.run.instantiate import InputError, create, locate
-from evals.run.old_names import restore_in_run_id
-
-if TYPE_CHECKING:
-    from evals.run.settings import Run
 
 LONGEST_NAME = 200
 """Bytes of a folder's name. File systems take 255."""
 
-NAMED_ELSEWHERE = (
-    *("model.path", "model.name", "model.device", "model.device_map"),
-    *("benchmark.length", "job.save"),
-)
-"""Nested settings that the model's and the benchmark's names already tell, or that change no result."""
+
+class Described(Protocol):
+    """What names are made of; evals.run.settings.Run is one."""
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def parts(self) -> Mapping[str, str | None]: ...
+
+    @property
+    def evicts(self) -> bool: ...
+
+    @property
+    def departures(self) -> Mapping[str, Any]: ...
+
+    @property
+    def inputs(self) -> Mapping[str, str]: ...
 
 
-def make_run_id(run: Run) -> str:
-    return join_name([run["model"]["name"], *name_method(run), *name_setting(run)])
+TOLD = {"model.name", "job.data.name"}
+"""Nested settings that other parts of a name already tell."""
+
+
+TOLD_BY_DATA = ("benchmark.length", "benchmark.protocol")
+"""Settings that benchmarks end their own names with."""
+
+
+def make_name(run: Described) -> str:
+    return join_name([run.config["model"]["name"], *name_method(run), *name_setting(run)])
 
 
 def join_name(parts: Sequence[str]) -> str:
@@ -40,37 +57,54 @@ def join_name(parts: Sequence[str]) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{hash_text(name)}"
 
 
-def name_method(run: Run) -> list[str]:
+def name_method(run: Described) -> list[str]:
     """The method with its scorer and whatever it does not choose by itself; its budget."""
     if not run.evicts:
-        return [run["method"] or "none"]
-    usual = read_method_defaults(run["method"]) if run["method"] else run.parts
-    extra = [c for g, c in run.parts.items() if g != "scorer" and run[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run["method"], run.parts["scorer"], *extra] if c is not None)]
-    if run["budget"] is not None:
-        parts.append(f"b{run['budget']:g}")
-    elif run["budget_tokens"] is not None:
-        parts.append(f"t{run['budget_tokens']}")
+        return [run.config["method"] or "none"]
+    usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.parts
+    extra = [c for g, c in run.parts.items() if g != "scorer" and run.config[g] is not None and c != usual.get(g)]
+    parts = ["-".join(str(c) for c in [run.config["method"], run.parts["scorer"], *extra] if c is not None)]
+    if run.config["budget"] is not None:
+        parts.append(f"b{show_value(run.config['budget'])}")
+    elif run.config["budget_tokens"] is not None:
+        parts.append(f"t{run.config['budget_tokens']}")
     return parts
 
 
-def name_setting(run: Run) -> list[str]:
-    """What the method is tried on, and the nested settings."""
+def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:
+    """What the method is tried on, and the nested settings of these groups (of all groups without any) that are not
+    the chosen options' own."""
     parts = [name_data(run.config)]
-    if run["limit"] is not None:
-        parts.append(f"n{run['limit']}")
-    parts.append(f"s{run['seed']}")
-    if run["attention"] != "auto":
-        parts.append(run["attention"])
-    unsaid = NAMED_ELSEWHERE if reads_tables(run) else (*NAMED_ELSEWHERE, "model.tables")
-    return parts + sorted(restore_in_run_id(n) for n in run.nested if n.split("=")[0] not in unsaid)
+    if run.config["limit"] is not None:
+        parts.append(f"n{run.config['limit']}")
+    parts.append(f"s{run.config['seed']}")
+    if run.config["attention"] != "auto":
+        parts.append(run.config["attention"])
+    return parts + list_departures(run, groups)
 
 
-def reads_tables(run: Run) -> bool:
-    """Whether the scorer or the allocator reads a file from model.tables."""
-    folder = Path(str(run["model"].get("tables")))
-    files = [run[group].get("path") for group in ("scorer", "allocator") if run[group]]
-    return any(folder in Path(file).parents for file in files if file)
+def list_departures(run: Described, groups: Sequence[str] = ()) -> list[str]:
+    """KEY=VALUE for each nested setting that is not what the chosen option says. A file or folder stands with the first
+    eight digits of its content, wherever it lies."""
+    told = name_data(run.config)
+    parts = []
+    for key, value in run.departures.items():
+        group = key.partition(".")[0]
+        by_name = key in TOLD or (key.endswith(TOLD_BY_DATA) and told.endswith(f"-{value}"))
+        if by_name or (groups and group not in groups):
+            continue
+        shown = run.inputs[key][:8] if key in run.inputs else show_value(value)
+        parts.append(f"{key.replace('job.data.', 'calibration.', 1)}={shown}")
+    return sorted(parts)
+
+
+def show_value(value: Any) -> str:
+    """A setting's value as it is typed. Numbers have all the digits that tell them apart."""
+    if isinstance(value, list):
+        return ",".join(map(show_value, value))
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def name_data(config: Mapping[str, Any]) -> str:
@@ -99,12 +133,16 @@ def _name_benchmark(settings: str) -> str:
 
 
 def make_slug(text: str) -> str:
-    """The text as a part of a folder's name: only safe characters, and short. What is cut off goes into a hash."""
-    clean = (
-        re.sub(r"__+", "_", re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)).strip(".-_")
-        or "x"
-    )
-    return clean if len(clean) <= 60 else f"{clean[:50]}-{hash_text(text)}"
+    """The text as a part of a folder's name: only safe characters, and short. What that loses goes into a hash, so that
+    different texts have different slugs."""
+    clean = clean_text(text)
+    return clean if clean == text and len(text) <= 60 else f"{clean[:50]}-{hash_text(text)}"
+
+
+def clean_text(text: str) -> str:
+    """The text in safe characters: letters, digits and a few signs."""
+    safe = re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)
+    return re.sub(r"__+", "_", safe).strip(".-_") or "x"
 
 
 def hash_text(text: str) -> str:

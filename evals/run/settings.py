@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,16 +16,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evals.run.conf import GROUPS, ROOT, read_method_defaults
+from evals.run.conf import GROUPS, ROOT, read_method_defaults, read_option
+from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
+from evals.run.identity import NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
-from evals.run.run_id import find_job, join_name, make_run_id, make_slug, name_setting
-
-RESULT_KEYS = (
-    *("method", "model", "scorer", "allocator", "protection", "benchmark"),
-    *("budget", "budget_tokens", "seed", "limit", "attention", "job"),
-)
-"""Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
+from evals.run.run_id import clean_text, find_job, join_name, list_departures, make_name, name_method, name_setting
 
 METHOD_PARTS = ("scorer", "allocator", "protection")
 CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
@@ -65,7 +59,7 @@ class Run:
     """One run's settings, resolved to plain values.
 
     choices: the option chosen in each group of CHOSEN. nested: the overrides of single values inside a group
-    ("scorer.window=16").
+    ("scorer.window=16"), as typed.
     """
 
     config: Mapping[str, Any]
@@ -84,9 +78,10 @@ class Run:
         """The options chosen for the method's parts. None of each where nothing is evicted."""
         return {group: self.choices.get(group) for group in METHOD_PARTS}
 
-    @cached_property  # the benchmark is made to learn its name
+    @cached_property
     def id(self) -> str:
-        return make_run_id(self)
+        """The name of its folder, from the name that its settings give and the folders that are there."""
+        return find_folder(self, make_name(self))
 
     @property
     def folder(self) -> Path:
@@ -95,16 +90,56 @@ class Run:
     @cached_property
     def comparison_id(self) -> str:
         """What this run has in common with those of other methods and budgets. They may stand in one table."""
-        data = Run(self.config, self.choices, select_data_settings(self.nested))
-        return join_name([self["model"]["name"], *name_setting(data)])
+        return join_name([self["model"]["name"], *name_setting(self, ("model", "benchmark"))])
 
     @property
+    def label(self) -> str:
+        """What tells it from the other methods of a table: the method, and each setting that is not its own choice."""
+        own = list_departures(self, [group for group in NESTED if group not in ("model", "benchmark")])
+        return " ".join([name_method(self)[0], *own])
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
+        """Dotted setting -> value: what can change the result."""
         return select_identity(self.config)
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Dotted setting -> fingerprint of the file or folder that it names."""
+        return fingerprint_inputs({key: value for key, value in self.identity.items() if value is not None})
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_identity(self.identity, self.inputs)
+
+    @cached_property
+    def usual(self) -> dict[str, Any]:
+        """The identity that the chosen options have by themselves."""
+        return select_usual(self.config, self.choices)
+
+    @cached_property
+    def departures(self) -> dict[str, Any]:
+        """Nested settings whose value is not the chosen option's own. Of an option that is no file in conf/, those that
+        were typed. The same content at another path is the same."""
+        typed = {text.split("=")[0] for text in self.nested}
+        out = {}
+        for key in sorted({*self.identity, *self.usual}):
+            group, _, nested = key.partition(".")
+            value, usual = self.identity.get(key), self.usual.get(key)
+            known = read_option(group, str(self.choices.get(group)))
+            if not nested or value == usual or self.config[group] is None or not (known or key in typed):
+                continue
+            path = find_path(key, usual)
+            if path is None or key not in self.inputs or fingerprint(path, group == "model") != self.inputs[key]:
+                out[key] = value
+        return out
+
+    def look_again(self) -> None:
+        """Read anew which files there are, where some were lacking: an earlier run of the sweep may have made them."""
+        tables = (key for key in self.identity if key in ("scorer.path", "allocator.path"))
+        if any(key not in self.inputs for key in tables):
+            for name in ("inputs", "departures", "id", "comparison_id"):
+                self.__dict__.pop(name, None)
 
     def make_reference(self) -> Run | None:
         """The run that this one is compared with. It differs in the method only, which keeps everything."""
@@ -114,22 +149,12 @@ class Run:
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
         choices = {**self.choices, **dict.fromkeys(METHOD_PARTS)}
-        return Run(config, choices, select_data_settings(self.nested))
-
-
-def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that can change the result. The tables' folder is not among them: the allocator's path is."""
-    return {**{key: config.get(key) for key in RESULT_KEYS}, "model": drop_tables(config.get("model") or {})}
+        return Run(config, choices, tuple(n for n in self.nested if n.split(".")[0] in ("model", "benchmark")))
 
 
 def drop_tables(model: Mapping[str, Any]) -> dict[str, Any]:
     """The model's own settings. Where its budget tables lie is the method's business."""
     return {key: value for key, value in model.items() if key != "tables"}
-
-
-def select_data_settings(nested: tuple[str, ...]) -> tuple[str, ...]:
-    """The nested settings that are about the model and the benchmark, and so not the method's. Tables are its."""
-    return tuple(n for n in nested if n.split(".")[0] in ("model", "benchmark") and not n.startswith("model.tables="))
 
 
 def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
@@ -157,20 +182,39 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
     ignored = find_job(config).ignores
-    for key in ignored:
-        group, _, rest = key.partition(".")
-        if rest:
-            config[group] = {k: v for k, v in (config[group] or {}).items() if k != rest} or None
-        else:
-            config[key] = None
+    config = drop_ignored(config, ignored)
     for group in ("allocator", "protection") if config["scorer"] is not None else ():
         if config[group] is None and group not in ignored:
             raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
     choices = {group: hydra.runtime.choices.get(group) for group in CHOSEN}
     if config["scorer"] is None:
         choices.update(dict.fromkeys(METHOD_PARTS))
+    if config["method"] is not None and config["scorer"] is not None:
+        config["method"] = find_method(config["method"], choices)
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
-    return Run(config, choices, nested)
+    run = Run(config, choices, nested)
+    check_model_path(run)
+    return run
+
+
+def find_method(method: str, choices: Mapping[str, str | None]) -> str:
+    """What a run is called: by the method whose own scorer and allocator it has, whatever method= it started from;
+    where no method has just these two, by that one."""
+
+    def is_own(name: str) -> bool:
+        usual = read_method_defaults(name)
+        return all(usual.get(group) == choices[group] for group in ("scorer", "allocator"))
+
+    return next((name for name in (method, *GROUPS["method"]) if is_own(name)), method)
+
+
+def check_model_path(run: Run) -> None:
+    """Raise InputError where another checkpoint would run under the name of one that lies here."""
+    path = run.departures.get("model.path")
+    if path is not None and find_path("model.path", run.usual.get("model.path")) is not None:
+        raise InputError(
+            f"model.path={path} is another checkpoint than model={run.choices['model']}: run it by model=hf:{path}"
+        )
 
 
 def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
@@ -208,7 +252,7 @@ def drop_hydra(cfg: DictConfig) -> DictConfig:
 
 
 def name_model(path: Any) -> str:
-    return make_slug(Path(str(path)).name.lower())
+    return clean_text(Path(str(path)).name.lower())
 
 
 def find_shipped(path: str) -> str:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.run.folder import read_json, read_samples, read_settings
+from evals.run.files import read_json, read_settings
+from evals.run.folder import read_samples
 from evals.run.instantiate import create
 from evals.run.run_id import name_data
 

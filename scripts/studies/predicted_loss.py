@@ -25,7 +25,7 @@ import yaml
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from evals.run.folder import read_json
+from evals.run.files import read_json
 from evals.run.instantiate import create
 from evals.text import percent, table
 from lukv.allocation import Budget

@@ -14,7 +14,7 @@ import yaml
 
 from evals.run import cli
 from evals.run.conf import CONF
-from evals.run.folder import add_new_settings
+from evals.run.identity import list_changes
 from evals.run.instantiate import find_targets, locate
 from evals.run.old_names import PLACES, translate_config, translate_override
 from lukv.artifacts import read_tensors
@@ -84,34 +84,31 @@ def test_a_calibration_that_was_begun_goes_on(command: Command, tmp_path: Path) 
     assert made_for == {"fit": "67f084df79637cb0", "state": "b0b462bdde9b6116"}
 
 
-def test_another_setting_is_still_refused(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_setting_is_another_run(tmp_path: Path) -> None:
     folder = lay_down("evaluate", tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("vintage: 2025", "vintage: 2024"))
-    assert command(*TYPED["evaluate"], f"runs={tmp_path}") == 2
-    assert "benchmark.ruler_version: 2024 -> 2025" in capsys.readouterr().err
+    [planned] = cli.plan(cli.normalize_arguments([*TYPED["evaluate"], f"runs={tmp_path}"])).planned
+    assert planned.run.id != folder.name
 
 
 @pytest.mark.parametrize(("written", "asked"), [("", "false"), ("  first_token_may_end: null\n", "true")])
-def test_a_key_that_came_later_counts_as_its_default_only(
-    written: str, asked: str, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_that_came_later_counts_as_its_default_only(written: str, asked: str, tmp_path: Path) -> None:
     """Its default is true. What an old folder does not have was not false, and null is written."""
-    typed = [*TYPED["evaluate"], f"benchmark.first_token_may_end={asked}"]
-    folder = tmp_path / cli.plan(cli.normalize_arguments(typed)).planned[0].run.id
-    shutil.copytree(OLD / "evaluate", folder)
+    typed = [*TYPED["evaluate"], f"benchmark.first_token_may_end={asked}", f"runs={tmp_path}"]
+    folder = lay_down("evaluate", tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("  question_aware: false\n", f"  question_aware: false\n{written}"))
-    assert command(*typed, f"runs={tmp_path}") == 2
-    assert f"benchmark.first_token_may_end: None -> {asked.title()}" in capsys.readouterr().err
+    assert cli.plan(cli.normalize_arguments(typed)).planned[0].run.id != folder.name
 
 
-def test_keys_that_came_later_in_a_reference() -> None:
+def test_keys_that_came_later_in_a_reference(tmp_path: Path) -> None:
     """The run of the full cache beside another has its benchmark's defaults too."""
-    [planned] = cli.plan(["method=lukv"]).planned
+    [planned] = cli.plan(["method=lukv", f"runs={tmp_path}"]).planned
     reference = planned.run.make_reference()
-    old = {**reference.identity, "benchmark": {"_target_": "evals.ruler.Ruler", "length": 1024}}
-    assert add_new_settings(old, reference) == reference.identity
+    assert reference is not None
+    old = {**reference.config, "benchmark": {"_target_": "evals.ruler.Ruler", "length": 1024}}
+    assert list_changes(old, {"inputs": reference.inputs}, reference) == []
 
 
 def test_every_new_place_is_there() -> None:

@@ -13,10 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from evals.run.fingerprint import fingerprint
 from tests.as_typed import ROOT, Command, process
 
 RUN = "random__snapkv-snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
-FULL = RUN.replace("snapkv-snapkv__b0.2", "full")
+
+
+@pytest.fixture
+def run_id(model: Path) -> str:
+    """Of the run in `finished`: a model without a yaml of its own stands with its content."""
+    return f"{RUN}__model.path={fingerprint(model, model=True)[:8]}"
 
 
 def lines(folder: Path) -> list[dict]:
@@ -29,9 +35,11 @@ def same(a: list[dict], b: list[dict]) -> bool:
 
 
 @pytest.fixture
-def finished(command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def finished(
+    command: Command, settings: list[str], run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Path:
     assert command(*settings, "method=snapkv", "budget=0.2") == 0
-    return tmp_path / RUN
+    return tmp_path / run_id
 
 
 def test_folder_and_table(
@@ -48,7 +56,8 @@ def test_folder_and_table(
         "time per token",
     ):
         assert word in shown
-    assert {p.name for p in finished.parent.iterdir()} == {RUN, FULL}
+    full = finished.name.replace("snapkv-snapkv__b0.2", "full")
+    assert {p.name for p in finished.parent.iterdir()} == {finished.name, full}
     result = json.loads((finished / "result.json").read_text())
     assert result["status"] == "done"
     assert {name: task["n"] for name, task in result["tasks"].items()} == {"niah_single_1": 2, "niah_multikey_2": 2}
@@ -92,7 +101,7 @@ def test_batches_do_not_change_answers(finished: Path, command: Command, setting
     together = [*alone[:-3], f"runs={tmp_path}/together", "model.dtype=float64", "batch_size=4"]
     for args in (alone, together):
         assert command(*args, "method=snapkv") == 0
-    name = f"{RUN}__model.dtype=float64"
+    name = finished.name.replace("__model.path=", "__model.dtype=float64__model.path=")
     a, b = (sorted(lines(tmp_path / folder / name), key=lambda s: s["id"]) for folder in ("alone", "together"))
     assert [(s["prediction"], s["kept"], s["cache_bytes"]) for s in a] == [
         (s["prediction"], s["kept"], s["cache_bytes"]) for s in b
@@ -122,19 +131,25 @@ def test_questions_of_a_context_may_have_answers_of_different_length(
     assert sorted(line["id"] for line in lines(run.parent)) == sorted(f"data-{row['id']}" for row in rows)
 
 
-def test_a_changed_config_is_refused(
-    finished: Path, command: Command, settings: list[str], model: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("file", "was", "other"),
+    [("config.yaml", "window: 32", "window: 16"), ("run.json", '"model.path": "', '"model.path": "0')],
+)
+def test_a_name_that_another_experiment_has_gets_a_hash(
+    file: str, was: str, other: str, finished: Path, command: Command, settings: list[str]
 ) -> None:
-    config = (finished / "config.yaml").read_text()
-    (finished / "config.yaml").write_text(config.replace("window: 32", "window: 16"))
-    assert command(*settings, "method=snapkv", "budget=0.2") == 2
-    err = capsys.readouterr().err
-    assert "scorer.window: 16 -> 32" in err
-    (finished / "config.yaml").write_text(config)
-    about = finished / "run.json"
-    about.write_text(about.read_text().replace('model.safetensors": "', 'model.safetensors": "0'))
-    assert command(*settings, "method=snapkv", "budget=0.2") == 2
-    assert "content of" in capsys.readouterr().err
+    """Its valid result stays as it is, and the new run is computed: again, it is done."""
+    text = (finished / file).read_text()
+    assert was in text
+    (finished / file).write_text(text.replace(was, other))
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    for _ in range(2):
+        assert command(*settings, "method=snapkv", "budget=0.2") == 0
+    names = {path.name for path in finished.parent.glob("*__snapkv-snapkv__*")}
+    (new,) = names - {finished.name}
+    assert new.startswith(f"{finished.name}__")
+    assert json.loads((finished.parent / new / "result.json").read_text())["run_id"] == new
+    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
 def test_two_processes_on_one_folder(
@@ -203,7 +218,7 @@ def test_other_jobs(command: Command, settings: list[str], tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(settings: list[str], tmp_path: Path, command: Command) -> None:
+def test_killed_at_any_moment(settings: list[str], run_id: str, tmp_path: Path, command: Command) -> None:
     """kill -9 again and again, at later and later moments: at last the samples are those of a run left alone."""
     args = [*settings, "method=snapkv", "batch_size=1", "limit=6"]
     killed = 0
@@ -221,7 +236,7 @@ def test_killed_at_any_moment(settings: list[str], tmp_path: Path, command: Comm
         assert code == 0
         break
     assert killed
-    name = RUN.replace("n2", "n6")
+    name = run_id.replace("n2", "n6")
     alone = [s for s in args if not s.startswith("runs=")] + [f"runs={tmp_path}/alone"]
     assert command(*alone) == 0
     assert same(lines(tmp_path / name), lines(tmp_path / "alone" / name))

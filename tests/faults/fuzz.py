@@ -29,7 +29,8 @@ from evals.longbench.score import parse_classes, score_file
 from evals.rows import read_rows
 from evals.run.compose import check_options, join_lines
 from evals.run.conf import GROUPS
-from evals.run.folder import read_json, read_samples
+from evals.run.files import read_json
+from evals.run.folder import read_samples
 from evals.run.instantiate import InputError
 from evals.run.run_id import join_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up

@@ -57,13 +57,17 @@ def evaluate(
     return dict(summarize(run, lines)), lines
 
 
-def write_evaluation(runs: Path, scores: Mapping[str, Sequence[float]], *overrides: str) -> str:
-    """Write runs/<run id>/ and return the run id."""
+def write_evaluation(
+    runs: Path, scores: Mapping[str, Sequence[float]], *overrides: str, about: Mapping[str, Any] | None = None
+) -> str:
+    """Write runs/<run id>/ and return the run id. about: more of run.json."""
     result, lines = evaluate(scores, "benchmark.length=512", "limit=40", *overrides)
     folder = runs / result["run_id"]
     folder.mkdir(parents=True)
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "run.json").write_text(json.dumps({"command": f"python run.py {' '.join(overrides)}"}))
+    (folder / "run.json").write_text(json.dumps({"command": f"python run.py {' '.join(overrides)}", **(about or {})}))
+    config = compose("benchmark.length=512", "limit=40", *overrides).config
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
     (folder / "result.json").write_text(json.dumps(result))
     return str(result["run_id"])
 

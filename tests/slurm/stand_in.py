@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from evals.jobs.job import Job
-from evals.run.folder import RunFolder, write_json
+from evals.run.files import write_json
+from evals.run.folder import RunFolder
 
 
 class Work(Job):
