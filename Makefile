@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smollm2 docs test test-slow test-faults test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
+.PHONY: help setup demo smollm2 docs test test-slow test-faults test-mutations test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 20
@@ -38,6 +38,9 @@ test-slow: $(READY) ## the long suites
 
 test-faults: $(READY) ## kills at every write, 100 000 fuzzed inputs, a soak: half an hour (docs/reliability.md)
 	$(PY) -m pytest -m faults tests/faults --timeout 3600 -s
+
+test-mutations: $(READY) ## before a release: do the tests see the faults of tests/mutations/faults.yaml, put in one at a time?
+	$(PY) -m tests.mutations
 
 test-versions: ## the backend under the oldest supported and the newest transformers, each in an environment of its own
 	bash scripts/test_transformers_versions.sh

@@ -22,8 +22,9 @@ from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
-from evals.run.instantiate import suggest_nearest
-from evals.text import table
+from evals.run.settings import find_shipped
+from evals.run.signals import survive_closed_pipe
+from evals.text import suggest_nearest, table
 
 COMMANDS = ("score", "data")
 
@@ -36,6 +37,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     results, latencies = read_results(runs), read_latencies(runs)
     if not results and not latencies:
         return stop(f"no finished run in {runs}/: start with  python run.py method=lukv budget=0.2")
+    said: list[str] = []  # printed last: whoever reads it may close the pipe
     groups = group_by_experiment(results)
     method = against or "lukv"
     own_scorer = read_method_defaults(method).get("scorer")
@@ -52,7 +54,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     figures: dict[str, Path] = {}
     for name, group in groups.items():
         compared = compare_group(group, others[name], runs)
-        print(f"{name}\n{overview(group, compared)}\n")
+        said.append(f"{name}\n{overview(group, compared)}\n")
         drawings = draw_experiment(name, group, out)
         sections += [markdown(name, group, compared), *links(drawings)]
         rows += [row for r in group for row in csv_rows(r, compared)]
@@ -68,7 +70,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
         writer.writerows(rows)
     shown = [add_details(r, runs / r["run_id"]) for group in groups.values() for r in group]
     write_page(shown, figures, out / "leaderboard.html")
-    print(f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html")
+    print(*said, f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html", sep="\n")
     return 0
 
 
@@ -138,7 +140,9 @@ def stop(line: str) -> int:
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders (default: runs)")
+    parser.add_argument(
+        "--runs", type=Path, default=find_shipped("runs"), help="folder of the run folders (default: runs)"
+    )
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report)")
     parser.add_argument("--against", metavar="METHOD", help="compare the others with it, on the same samples (lukv)")
     commands = parser.add_subparsers(dest="command")
@@ -157,11 +161,13 @@ def main() -> int:
     data.add_argument("--to", type=Path, default=Path("docs/data"), help="folder to write to (default: docs/data)")
     args = parser.parse_args()
     try:
-        if args.command == "score":
-            return score(args.predictions, args.protocol, args.e)
-        if args.command == "data":
-            return write_cells(args.runs, args.only, args.to / f"{args.name}.csv")
-        return write(args.runs, args.out or args.runs / "report", args.against)
+        with survive_closed_pipe():
+            if args.command == "score":
+                return score(args.predictions, args.protocol, args.e)
+            if args.command == "data":
+                return write_cells(args.runs, args.only, args.to / f"{args.name}.csv")
+            return write(args.runs, args.out or args.runs / "report", args.against)
+        return 0
     except (ValueError, OSError) as error:
         return stop(str(error))
 

@@ -6,6 +6,7 @@ python run.py --help
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
@@ -15,12 +16,13 @@ from omegaconf import DictConfig
 from evals.run import cli, slurm
 from evals.run.compose import join_lines
 from evals.run.conf import CONF
+from evals.run.overrides import normalize_arguments
 from evals.run.sweep import Sweep
 
 
 def run() -> int:
     """Do what the command line asks for; the exit code."""
-    sys.argv[1:] = cli.normalize_arguments(sys.argv[1:])
+    sys.argv[1:] = normalize_arguments(sys.argv[1:])
     try:
         sweep = cli.plan(sys.argv[1:])
         if sweep.in_process:
@@ -38,6 +40,8 @@ def run() -> int:
 
 def launch(sweep: Sweep) -> None:
     """Let Hydra launch the runs: its launcher may send them elsewhere, and --help and its like are its own."""
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints what a launcher raises, and ends the process
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def main(cfg: DictConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -13,6 +12,7 @@ from evals import metrics
 from evals.rouge import google_rouge_l, rouge_l
 from evals.rows import check_columns, check_references, read_rows
 from evals.task import Sample, Task, Tokenizer
+from evals.text import suggest_nearest
 
 VERSION = 2
 
@@ -57,9 +57,8 @@ class Jsonl:
         question_aware: bool = False,
     ) -> None:
         if metric not in METRICS:
-            near = get_close_matches(metric, METRICS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"benchmark.metric={metric}: no such metric; {hint}there are: {', '.join(METRICS)}")
+            near = suggest_nearest(metric, METRICS)
+            raise ValueError(f"benchmark.metric={metric}: no such metric.{near} There are: {', '.join(METRICS)}")
         if max_new_tokens < 1:
             raise ValueError(f"benchmark.max_new_tokens={max_new_tokens} must be at least 1")
         self.path = Path(data).expanduser()

@@ -67,6 +67,13 @@ class Task:
     samples: Sequence[Sample]
     metric: Metric
 
+    def __post_init__(self) -> None:
+        if self.name == "mean":
+            raise ValueError(
+                f"a task cannot be named 'mean' ({self.description}): tables and scores.csv have the mean of all tasks "
+                f"under that name"
+            )
+
 
 class Tokenizer(Protocol):
     """What a benchmark may ask of a model's tokenizer; any transformers tokenizer is one."""

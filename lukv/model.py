@@ -31,7 +31,9 @@ from transformers.utils import logging
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
+from lukv.backend.self_check import check_model
 from lukv.gguf import check_tokenizers, dequantized, end_ids, is_gguf, read_header
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,9 +72,10 @@ class LoadedModel:
         """Layers that can be evicted: those with full attention."""
         return find_windows(self.config).count(None)
 
-    @property
+    @cached_property
     def kv_heads(self) -> int:
-        return self.config.num_key_value_heads
+        """KV heads of each layer that can be evicted."""
+        return count_kv_heads(self.model)
 
     @cached_property
     def weights_hash(self) -> str:
@@ -176,6 +179,7 @@ def load(
     tokenizer: str | Path | None = None,
     made_by: str | None = None,
     date: str | None = None,
+    check: bool = True,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
     ValueError.
@@ -187,6 +191,7 @@ def load(
     takes as many tokens as its config has positions. tokenizer: a folder, GGUF file or hub id to take the tokenizer and
     its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
     message where it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
+    check: compare a few tokens with transformers' own attention first, once for each config (backend/self_check.py).
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
@@ -210,6 +215,8 @@ def load(
     if source.header:
         model.generation_config.eos_token_id = end_ids(source.header)
     use_ragged_attention(model.eval())
+    if check:
+        check_model(model)
     if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
         pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -309,6 +316,9 @@ def tokenizer_of(path: str, **options: Any) -> Tokenizer:
     return tokenizer
 
 
+UNREACHABLE = "no such folder, not in the hub's local cache, and the hub cannot be reached"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model or tokenizer comes from: a folder or GGUF file is read offline, anything else is a hub id. holds:
@@ -346,15 +356,20 @@ class Source:
             raise
         except Exception as error:  # what a broken file does to its many readers has no common kind
             if offline and not self.local:
-                raise FileNotFoundError(
-                    f"model {self.path}: no such folder, not in the hub's local cache, and the hub cannot be reached"
-                ) from error
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}") from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
     def must_exist(self) -> None:
+        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched.
+        Nothing is read."""
         path = Path(self.path)
-        if not self.local or (path.is_file() if is_gguf(path) else (path / self.holds).is_file()):
+        if not self.local:
+            cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
+            if not isinstance(cached, str) and not hub_answers():
+                raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
+            return
+        if path.is_file() if is_gguf(path) else (path / self.holds).is_file():
             return
         lacks = f"there is no such {'file' if is_gguf(path) else 'folder'}"
         if path.exists():

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from evals.jobs.progress import show_progress
 from evals.jobs.prompts import tokenize_sample
 from evals.plots import draw_budgets, draw_loss_curves
 from evals.run import build
@@ -49,6 +50,7 @@ def calibrate(folder: RunFolder) -> Calibration:
     run = folder.run
     job = run["job"]
     with build.input_errors(run):
+        build.check_model(run)
         scorers, protection = create_scorers(run), create(run["protection"])
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")
@@ -85,13 +87,15 @@ def make_tables(
     learnt = [scorer for scorer in scorers if isinstance(scorer, LearnedScorer)]
     if learnt:
         ready: dict[str, Scorer] = {}
-        learners = fit(model, learnt, protection, contexts(), settings, folder / "fit.safetensors", total)
+        with show_progress(f"{folder.name}: fit", total, "contexts") as reached:
+            learners = fit(model, learnt, protection, contexts(), settings, folder / "fit.safetensors", reached)
         for each, learner in zip(learnt, learners, strict=True):
             files.append(f"{each.name}.probe.safetensors")
             learner.save(tables / files[-1], facts)
             ready[each.name] = each.load_fit(tables / files[-1])
         scorers = [ready.get(scorer.name, scorer) for scorer in scorers]
-    means = measure(model, scorers, protection, contexts(), settings, folder / "state.safetensors", total)
+    with show_progress(f"{folder.name}: measure", total, "contexts") as reached:
+        means = measure(model, scorers, protection, contexts(), settings, folder / "state.safetensors", reached)
     for scorer, mean in zip(scorers, means, strict=True):
         samples, tokens = mean.solution.state["samples"], mean.solution.mean("tokens")
         count = {"samples": int(samples), "mean_tokens": round(float(tokens), 1)}

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from evals.jobs.decode import ActiveRun, answer_within_memory, split_by_need
-from evals.jobs.progress import Progress
+from evals.jobs.progress import show_progress
 from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references, tokenize_benchmark
 from evals.jobs.result import summarize
 from evals.run import build
@@ -29,6 +29,7 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
     """Do what is left of the run and of its group. The result is the run's; those of the others are in the sweep."""
     run = folder.run
     with build.input_errors(run):
+        build.check_model(run)
         method = build.build_method(run)
         build.check_tracker(run)
         model = build.get_model(run)
@@ -106,22 +107,24 @@ def answer(
     together = sum(sweep.holds(each.run) for each in runs) > 1
     run = runs[0].run
     name = f"{run.comparison_id}, {len(runs)} runs" if together else run.id
-    progress = Progress(name, len(samples) * len(runs), sum(len(each.done) for each in runs))
-    for batch in cut_batches(samples, run["batch_size"]):
-        able = [each for each in runs if each.failure is None]
-        answered = (
-            lines
-            for part, some in split_by_need(batch, able)
-            if some
-            for lines in answer_within_memory(part, some, model, together)
-        )
-        with finish_first("the batch at hand"):
-            for each, lines in answered:
-                new = each.record(lines)
-                progress.update(len(new))
-                for line in new if each is runs[0] else ():
-                    tracker.sample(line)
-    progress.close()
+    done = sum(len(each.done) for each in runs)
+    with show_progress(name, len(samples) * len(runs)) as reached:
+        reached(done)
+        for batch in cut_batches(samples, run["batch_size"]):
+            able = [each for each in runs if each.failure is None]
+            answered = (
+                lines
+                for part, some in split_by_need(batch, able)
+                if some
+                for lines in answer_within_memory(part, some, model, together)
+            )
+            with finish_first("the batch at hand"):
+                for each, lines in answered:
+                    new = each.record(lines)
+                    done += len(new)
+                    reached(done)
+                    for line in new if each is runs[0] else ():
+                        tracker.sample(line)
 
 
 def conclude(each: ActiveRun, samples: Sequence[TokenizedSample], facts: Mapping[str, Any]) -> Outcome:

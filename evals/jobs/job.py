@@ -1,7 +1,7 @@
 """What job= names: from a run's folder to its result.
 
-Every job is open -> finished result, or compute -> show. What is finished is read and shown without torch or a model:
-the modules that compute are imported only where there is something to compute.
+Every job is open -> finished result, or compute -> describe. What is finished is read and described without torch or a
+model: the modules that compute are imported only where there is something to compute.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class Job:
     """One run of a sweep at work.
 
     ignores: settings that make no difference to this job, as "budget" or "scorer.path". They stay out of run ids.
+    leaves_result: a run of it is done if and only if its folder has a result.json.
     """
 
     run: Run
     sweep: Sweep
     ignores: ClassVar[tuple[str, ...]] = ()
+    leaves_result: ClassVar[bool] = True
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str | None:
@@ -42,10 +44,12 @@ class Job:
         return None
 
     def do(self) -> None:
+        """All work comes before the first word: whoever reads it may close the pipe."""
         result = self.finish()
+        text = self.describe(result)
         if self.sweep.outcomes[self.run.id].found:
             print(f"{self.run.id}: already done")
-        self.show(result)
+        print(text)
 
     def finish(self, wait: bool = False) -> Result:
         """The result: known in this sweep, or read from the folder, or computed now. wait: for another process that has
@@ -76,8 +80,8 @@ class Job:
         """Begin the run, compute its result and write it into the folder."""
         raise NotImplementedError
 
-    def show(self, result: Result) -> None:
-        """Print the result, and do with it whatever else was asked for."""
+    def describe(self, result: Result) -> str:
+        """The result in words, after doing with it whatever else was asked for."""
         raise NotImplementedError
 
     def write(self, folder: RunFolder, result: Result) -> Result:
@@ -94,17 +98,17 @@ class Evaluate(Job):
 
         return compute_group(folder, self.sweep)
 
-    def show(self, result: Result) -> None:
+    def describe(self, result: Result) -> str:
         reference = self.run.make_reference()
         beside = Evaluate(reference, self.sweep).finish(wait=True) if reference else None
+        note = ""
         if reference is not None and (tasks := self.list_other_prompts(reference)):
-            print(
-                f"{reference.id} was asked other prompts in {', '.join(tasks)}: it is not shown beside. If the chat "
-                f"template says today's date, model.date=YYYY-MM-DD pins it"
-            )
             beside = None
-        print(result_table(result, beside))
-        print(f"\n{self.run.folder}/")
+            note = (
+                f"{reference.id} was asked other prompts in {', '.join(tasks)}: it is not shown beside. If the chat "
+                f"template says today's date, model.date=YYYY-MM-DD pins it\n"
+            )
+        return f"{note}{result_table(result, beside)}\n\n{self.run.folder}/"
 
     def list_other_prompts(self, reference: Run) -> list[str]:
         """Tasks in which both runs have prompts, and not the same ones."""
@@ -148,17 +152,19 @@ class Calibrate(Job):
             raise InputError(f"{copy} is another table: job.overwrite=true replaces it, model.tables=FOLDER keeps both")
         return copy
 
-    def show(self, result: Result) -> None:
-        """Print what each table says. job.save=true copies the tables into the model's table folder."""
+    def describe(self, result: Result) -> str:
+        """What each table says. job.save=true copies the tables into the model's table folder."""
+        lines = []
         for name in result["tables"]:
             path = self.run.folder / "tables" / name
-            print(f"\n{path}")
+            lines.append(f"\n{path}")
             if name in result.get("summaries", {}):
-                print(result["summaries"][name])
+                lines.append(result["summaries"][name])
             if self.run["job"]["save"]:
                 copy = self.find_copy(name)
                 write_atomically(copy, path.read_bytes())
-                print(f"saved as {copy}")
+                lines.append(f"saved as {copy}")
+        return "\n".join(lines)
 
 
 class Latency(Job):
@@ -175,13 +181,14 @@ class Latency(Job):
 
         return self.write(folder, measure_run(folder))
 
-    def show(self, result: Result) -> None:
-        print(latency_table(result["rows"]))
-        print(f"\n{self.run.folder}/")
+    def describe(self, result: Result) -> str:
+        return f"{latency_table(result['rows'])}\n\n{self.run.folder}/"
 
 
 class Info(Job):
     """Print what a bug report needs. Nothing is written."""
+
+    leaves_result = False
 
     def do(self) -> None:
         about = {"command": quote_command(), **collect_provenance(), "settings": self.run.config}

@@ -31,6 +31,7 @@ def measure_run(folder: RunFolder) -> Latency:
     run = folder.run
     job = run["job"]
     with build.input_errors(run):
+        build.check_model(run)
         method = build.build_method(run)
         for name in ("repeats", "new_tokens", "batch"):
             if job[name] is None or job[name] < 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from evals.longbench.catalog import CATALOG, ENGLISH, Entry
@@ -11,6 +10,7 @@ from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
 from evals.task import NO_WINDOW, SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
+from evals.text import suggest_nearest
 
 VERSION = 1
 FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and for chat templates of usual length
@@ -175,10 +175,8 @@ def choose(tasks: str | Sequence[str], e: bool) -> list[str]:
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     for name in names:
         if name not in every:
-            near = get_close_matches(name, every, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(
-                f"benchmark.tasks: no LongBench{'-E' if e else ''} task {name!r}; {hint}"
-                f"there are: available, all, english, {', '.join(every)}"
+                f"benchmark.tasks: no LongBench{'-E' if e else ''} task {name!r}.{suggest_nearest(name, every)} "
+                f"There are: available, all, english, {', '.join(every)}"
             )
     return names

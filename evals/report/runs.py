@@ -22,10 +22,10 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def read_results(runs: Path) -> list[Result]:
-    """The result of every finished evaluation in `runs`, sorted by run id: with intervals of today's making, and with
-    what decides which stand together."""
+    """The result of every finished evaluation in `runs`, sorted by run id, with intervals of today's making and with
+    what decides which results stand together."""
     results = [(path.parent, read_json(path)) for path in sorted(runs.glob("*/result.json"))]
-    return [with_intervals({**r, **read_experiment(folder)}, folder) for folder, r in results if "tasks" in r]
+    return [{**with_intervals(r, folder), **read_experiment(folder)} for folder, r in results if "tasks" in r]
 
 
 def with_intervals(r: Result, folder: Path) -> Result:

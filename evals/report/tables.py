@@ -89,7 +89,8 @@ def markdown_head(names: Sequence[str]) -> list[str]:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    """A cell may hold any text: what would end it or the row is escaped."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def format_score(score: Mapping[str, Any], bold: bool = False) -> str:

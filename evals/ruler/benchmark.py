@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,6 +17,7 @@ from evals.ruler.split import split
 from evals.ruler.suite import RULER, STAND_INS, TASKS, TOKENS_TO_GENERATE, Definition
 from evals.ruler.words import WONDERWORDS
 from evals.task import SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
+from evals.text import suggest_nearest
 
 VERSION = 1
 CONTROL = re.compile(r"[\x00-\x1f]")
@@ -204,7 +204,6 @@ class Ruler:
 def check_names(names: list[str]) -> list[str]:
     for name in names:
         if name not in TASKS:
-            near = get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"benchmark.tasks: no ruler task {name!r}; {hint}there are: available, {', '.join(TASKS)}")
+            near = suggest_nearest(name, TASKS)
+            raise ValueError(f"benchmark.tasks: no ruler task {name!r}.{near} There are: available, {', '.join(TASKS)}")
     return names

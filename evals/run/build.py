@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evals.run.conf import CONF
+from evals.run.conf import CONF, GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from lukv.allocation import Budget
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
-from lukv.model import LoadedModel, load
+from lukv.model import LoadedModel, Source, load
 
 
 class Method(NamedTuple):
@@ -37,10 +37,28 @@ def input_errors(run: Run) -> Iterator[None]:
 
 
 def name_model_as_asked(message: str, run: Run) -> str:
-    """The message, with the model as this run's command line names it: lukv/ knows only the model's name."""
+    """The message, with the model as this run's command line names it, and with the methods that need no file made for
+    it: lukv/ knows only the model's name."""
     option = run["model"]["name"] if (CONF / "model" / f"{run['model']['name']}.yaml").is_file() else "hf"
     model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
-    return re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
+    message = re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
+    if re.match(r"no .* at .*: make it with", message):
+        first, *others = sorted(list_ready_methods(), key=lambda method: method != run.choices.get("scorer"))
+        message += f". Without one: method={first}, or {', '.join(others)}"
+    return message
+
+
+def list_ready_methods() -> list[str]:
+    """The methods that evict and read no file: they work at once with any model."""
+    usual = {method: read_method_defaults(method) for method in GROUPS["method"]}
+    parts = {m: [read_option(g, u.get(g) or "") for g in ("scorer", "allocator")] for m, u in usual.items()}
+    return [m for m in parts if usual[m].get("scorer") and not any("path" in part for part in parts[m])]
+
+
+def check_model(run: Run) -> None:
+    """Say first of all if there is no model where the run looks for it."""
+    model = run["model"]
+    Source(str(model["path"]), model.get("revision"), model.get("made_by")).must_exist()
 
 
 def get_model(run: Run) -> LoadedModel:

@@ -7,14 +7,13 @@ A traceback only with debug=true. `run.py --help` imports this module, so nothin
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import signal
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,44 +26,26 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from evals.run.compose import check_run, compose_config, compose_run, expand_sweep, join_lines, parse_overrides
-from evals.run.conf import CONF, GROUPS, flatten, read_option
+from evals.run.compose import check_hydra, check_run, compose_config, compose_run, join_lines
+from evals.run.conf import CONF
 from evals.run.instantiate import InputError
-from evals.run.old_names import translate_override
+from evals.run.overrides import expand_sweep, parse_overrides
+from evals.run.provenance import find_version
 from evals.run.run_id import find_job
 from evals.run.settings import Run, resolve_run
+from evals.run.signals import survive_closed_pipe
 from evals.run.sweep import Fault, PlannedRun, Sweep
 
 STOPPED = "stopped. What is done is kept: the same command goes on from there"
 
 
-def normalize_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments as Hydra takes them.
-
-    GROUP=OPTION:VALUE is short for an option and the one value it lacks: calibration=file:PATH, model=hf:PATH. A ~/
-    after the = is the home folder, which shells leave alone there. Options such as -m may stand between settings: they
-    go first, where Hydra's parser looks for them. Old names of settings become the new ones.
-    """
-    argv = sorted(argv, key=lambda a: bool(re.match(r"[+~]*\w[^=]*=|~", a)))  # stable
-    out = []
-    for typed in argv:
-        argument = re.sub(r"^([\w.]+=(?:\w+:)?)~(?=/|$)", lambda m: m[1] + str(Path.home()), translate_override(typed))
-        short = re.fullmatch(r"(\w+)=([\w-]+):([^,]+)", argument)
-        if short and short[2] in GROUPS.get(short[1], []):
-            lacking = [key for key, value in flatten(read_option(short[1], short[2])) if value == "???"]
-            if len(lacking) == 1:
-                out += [f"{short[1]}={short[2]}", f"{short[1]}.{lacking[0]}={short[3]}"]
-                continue
-        out.append(argument)
-    return out
-
-
 def plan(argv: Sequence[str]) -> Sweep:
     """Compose and check every run of the command line. Exits with code 2 and one line if any of them cannot be."""
     args = parse_arguments(argv)
-    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+    if args.help or args.hydra_help or args.shell_completion:
         return Sweep()
     try:
+        check_modes(args)
         folder = None if args.config_dir is None else Path(args.config_dir).resolve()
         if folder is not None and not folder.is_dir():
             raise InputError(f"--config-dir {args.config_dir} is no folder")
@@ -80,22 +61,36 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     """Hydra's options and the settings. What its parser says in many lines becomes one."""
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), redirect_stdout(io.StringIO()):
             return get_args_parser().parse_args(list(argv))
     except SystemExit as e:
         if not e.code:  # --version
+            print(f"LU-KV {find_version('lukv') or '(not installed)'}")
             raise
         line = said.getvalue().strip().rpartition("error: ")[2]
         stop(2, f"{line}. Settings are NAME=VALUE, as in method=lukv; all of them: python run.py --help")
+
+
+def check_modes(args: Namespace) -> None:
+    """Hydra's own check of these ends in a traceback."""
+    modes = {"--run": args.run, "-m": args.multirun, "--cfg": args.cfg, "--info": args.info}
+    if len(asked := [mode for mode, given in modes.items() if given]) > 1:
+        raise InputError(f"{' and '.join(asked)} do not go together: leave one of them out")
+    if args.resolve and not args.cfg:
+        raise InputError("--resolve goes with --cfg: python run.py --cfg job --resolve")
 
 
 def plan_runs(args: Namespace, folder: Path | None) -> Sweep:
     """The runs that the arguments ask for, each once. folder: configs of the user's own, beside conf/."""
     search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
     overrides = parse_overrides(args.overrides, known_files=folder is None)
+    if args.cfg or args.info:  # Hydra shows it
+        compose_config(args.overrides, search)
+        return Sweep()
     swept = [o for o in overrides if o.is_sweep_override()]
     fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
     common = compose_config(fixed, search)
+    check_hydra(common)
     if any(o.key_or_group == "experiment" for o in swept):
         raise InputError("experiment= takes one name: each is a sweep of its own, run one after the other")
     runs: list[tuple[Run, list[str]]] = []
@@ -107,11 +102,13 @@ def plan_runs(args: Namespace, folder: Path | None) -> Sweep:
     else:
         runs = [(check_run(common), fixed)]
     planned: list[PlannedRun] = []
-    for run, job in runs:
+    for task, (run, job) in enumerate(runs):
         if all(run.id != p.run.id for p in planned):  # without eviction a run is the same at any budget
             finished = (run.folder / "result.json").exists()
-            planned.append(PlannedRun(run, finished, "python run.py " + shlex.join(job)))
-    return Sweep(planned, launches_plainly(args, overrides, common.hydra))
+            planned.append(PlannedRun(run, finished, "python run.py " + shlex.join(job), task))
+    slurm = common.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
+    logs = str(common.hydra.launcher.submitit_folder) if slurm else None
+    return Sweep(planned, launches_plainly(args, overrides, common.hydra), logs)
 
 
 def launches_plainly(args: Namespace, overrides: Iterable[Override], hydra: DictConfig) -> bool:
@@ -136,15 +133,17 @@ def do(asked: Run | DictConfig, sweep: Sweep) -> None:
     try:
         run = asked if isinstance(asked, Run) else resolve_run(asked)
         run.look_again()
-        find_job(run.config)(run, sweep).do()
+        with survive_closed_pipe():
+            find_job(run.config)(run, sweep).do()
     except KeyboardInterrupt:
         stop(130, STOPPED)
     except Exception as error:
         if asked["debug"]:
             traceback.print_exc()
         fault = describe_fault(error)
+        if fault not in sweep.faults.values():  # one cause may stop many runs
+            print(f"run.py: {fault.line}", file=sys.stderr, flush=True)
         sweep.faults[run.id if run else "?"] = fault
-        print(f"run.py: {fault.line}", file=sys.stderr, flush=True)
         if run is not None:
             note_fault(run.folder, fault.line)
     finally:
@@ -182,21 +181,31 @@ def remove_if_empty(folder: Path) -> None:
 def summarize(sweep: Sweep) -> int:
     """Print what became of each run of a sweep, judged by the files in its folder; the exit code of the command."""
     states = [(p, *judge(p, sweep)) for p in sweep.planned]
-    if len(states) > 1:
-        print("\n" + "\n".join(list_states(states)))
+    if len(states) > 1 or sweep.slurm_logs is not None:  # what a run here printed, one on Slurm has in its log
+        with survive_closed_pipe():
+            print("\n" + "\n".join(list_states(states)))
     unexplained = any(name == "failed" and p.run.id not in sweep.faults for p, name, _ in states)
     return max([int(unexplained), *(fault.code for fault in sweep.faults.values())])
 
 
 def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
-    """A line for each run with its score or the reason why there is none; the commands that try again; the counts."""
+    """A line for each run with its score, and for each reason why there is none; commands that try again; the counts.
+
+    Where a reason stopped several runs, the same command tries them again.
+    """
+    failed: dict[str, list[PlannedRun]] = {}
     for p, name, what in states:
-        yield f"{p.run.id}  {name}  {what}"
-    for p, name, _ in states:
         if name == "failed":
-            yield f"failed: {p.command}"
+            failed.setdefault(what, []).append(p)
+        else:
+            yield f"{p.run.id}  {name}  {what}"
+    for what, runs in failed.items():
+        yield f"{runs[0].run.id}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}  failed  {what}"
+    for runs in failed.values():
+        if len(runs) == 1:
+            yield f"failed: {runs[0].command}"
     count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
-    yield f"{len(states)} runs: {', '.join(count)}"
+    yield f"{len(states)} run{'s' * (len(states) > 1)}: {', '.join(count)}"
 
 
 def judge(p: PlannedRun, sweep: Sweep) -> tuple[str, str]:
@@ -214,7 +223,9 @@ def judge(p: PlannedRun, sweep: Sweep) -> tuple[str, str]:
             return "failed", read_json(error)["error"]
     except ValueError as e:
         return "failed", join_lines(e)
-    return ("failed", "no result.json: killed, or still running") if p.run.folder.exists() else ("done", "")
+    if not find_job(p.run.config).leaves_result:
+        return "done", ""
+    return "failed", "no result.json: killed, or still running" if p.run.folder.exists() else "left nothing behind"
 
 
 def stop(code: int, line: str) -> NoReturn:

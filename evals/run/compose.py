@@ -10,19 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evals.run.conf import GROUPS, read_option
-from evals.run.instantiate import InputError, suggest_nearest
-from evals.run.old_names import translate_override
+from evals.run.conf import CONF, GROUPS, read_option
+from evals.run.instantiate import InputError
 from evals.run.settings import Run, drop_hydra, resolve_run
+from evals.text import suggest_nearest
 
 KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
@@ -31,40 +27,6 @@ KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
 }
 """What an option's file shows -> what is asked for, in words and types. A text may stand for a list or a number
 ("available", "auto"), and null says nothing: these are left to the class."""
-
-
-def parse_overrides(texts: Sequence[str], known_files: bool) -> list[Override]:
-    """Hydra's overrides. known_files: every option of a group has to be a file in conf/."""
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(list(texts))
-    if known_files:
-        check_options(overrides)
-    return overrides
-
-
-def expand_sweep(texts: Sequence[str], hydra: DictConfig, known_files: bool) -> list[list[str]]:
-    """The overrides of each run of a sweep, those of the experiment's yaml included."""
-    params = [translate_override(f"{k}={v}") for k, v in (hydra.sweeper.get("params") or {}).items()]
-    return BasicSweeper.split_arguments(parse_overrides([*params, *texts], known_files), None)[0]
-
-
-def check_options(overrides: Iterable[Override]) -> None:
-    """Raise InputError unless every option that is chosen for a group is a file in that group's folder."""
-    for o in overrides:
-        options = GROUPS.get(o.key_or_group)
-        if options is None or o.is_delete():
-            continue
-        value = o.value()
-        chosen = (
-            list(o.sweep_string_iterator()) if o.is_sweep_override() else value if isinstance(value, list) else [value]
-        )
-        if not chosen:
-            raise InputError(f"{o.input_line} matches no {o.key_or_group}. Known: {', '.join(options)}")
-        for name in chosen:
-            if str(name).removesuffix(".yaml") not in options:
-                said = "null" if name is None else str(name)
-                near = suggest_nearest(said, options)
-                raise InputError(f"no {o.key_or_group} named '{said}'.{near} Known: {', '.join(options)}")
 
 
 def compose_run(overrides: Sequence[str], search: Sequence[str] = ()) -> Run:
@@ -89,6 +51,37 @@ def compose_config(overrides: Sequence[str], search: Sequence[str]) -> DictConfi
         plain = [o for o in overrides if o.split("=")[0].lstrip("+~") in GROUPS]
         near = suggest_setting(missing.group(1), compose("config", overrides=[*search, *plain]))
         raise InputError(f"no setting named '{missing.group(1)}'.{near} All settings: python run.py --help") from e
+
+
+OFFERED: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "hydra/launcher": (
+        ("basic", "submitit_slurm"),
+        "cluster=local does a sweep here, in one process that shares the prefills; cluster=slurm sends it to Slurm",
+    ),
+    "hydra/sweeper": (("basic",), "-m does every combination of the values named"),
+}
+"""Hydra's plugins that run.py works with, and what to do instead of choosing another."""
+
+
+def check_plugin(group: str, choice: Any) -> None:
+    """Raise InputError for a launcher or sweeper under which a sweep's runs could not be followed to their end."""
+    known, instead = OFFERED.get(group, ((choice,), ""))
+    if choice not in known:
+        raise InputError(f"{group}={choice} is not offered here: {instead}")
+
+
+def check_hydra(cfg: DictConfig) -> None:
+    """Raise InputError unless what conf/config.yaml says to Hydra still stands: it decides where run folders lie."""
+    for group in OFFERED:
+        check_plugin(group, cfg.hydra.runtime.choices.get(group))
+    usual: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").hydra)
+    for key in ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir"):
+        now = look_up(OmegaConf.to_container(cfg.hydra), key)
+        if now != look_up(usual, key):
+            raise InputError(
+                f"hydra.{key}={str(now).lower() if isinstance(now, bool) else now} cannot be set: a run's folder is "
+                f"named by what decides its result. runs=FOLDER says where the run folders lie"
+            )
 
 
 def suggest_setting(key: str, cfg: DictConfig) -> str:

@@ -35,30 +35,39 @@ class FolderInUse(OSError):
 
 
 class RunFolder:
-    """A run's folder, open for one process at a time. The lock goes with the process: a dead one leaves none behind."""
+    """A run's folder, open for one process at a time. The lock goes with the process: a dead one leaves none behind.
+
+    A finished run is only read: that takes no lock, and no disk that can be written to.
+    """
 
     def __init__(self, run: Run, wait: bool = False) -> None:
         """wait: for another process that has the folder; else FolderInUse is raised."""
         self.run, self.path, self.wait = run, run.folder, wait
+        self._lock: TextIO | None = None
+        self._new: list[Path] = []  # folders that are made for it, the innermost first
 
     def __enter__(self) -> RunFolder:
-        self._lock = self._take_lock()
         try:
-            self._lock.truncate(0)
-            self._lock.write(f"process {os.getpid()} on {platform.node()}")
-            self._lock.flush()
+            if not self.finished:
+                self._take_lock()
             for draft in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                draft.unlink()
+                with suppress(OSError):  # it may lie on a read-only disk
+                    draft.unlink()
             self._check_same()
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _take_lock(self) -> TextIO:
-        """The lock file, held. A holder that wrote nothing removes it, and a lock on a removed file holds nothing."""
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def _take_lock(self) -> None:
+        """Hold the lock file. A holder that wrote nothing removes it, and a lock on a removed file holds nothing."""
         path = self.path / ".lock"
-        while True:
+        while self._lock is None:
+            self._new += [p for p in (self.path, *self.path.parents) if not p.exists() and p not in self._new]
             self.path.mkdir(parents=True, exist_ok=True)
             lock = path.open("a+")
             try:
@@ -68,18 +77,32 @@ class RunFolder:
                 owner = lock.read().strip() or "another process"
                 lock.close()
                 raise FolderInUse(f"{self.path} is being written by {owner}: wait for it, or stop it") from None
+            except OSError as e:
+                self._lock = lock
+                raise OSError(
+                    f"{path}: this file system has no locks ({e.strerror}), so two processes could write one run: "
+                    f"choose a folder on another one with runs=FOLDER"
+                ) from e
             if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
-                return lock
-            lock.close()
+                self._lock = lock
+            else:
+                lock.close()
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {platform.node()}")
+        self._lock.flush()
 
     def __exit__(self, *_: object) -> None:
+        """Where nothing was written, leave nothing that looks like a run, and no folder that was made for it."""
         began = (self.path / "run.json").exists()
-        if not began:  # nothing was written: leave nothing that looks like a run
-            (self.path / ".lock").unlink(missing_ok=True)
-        with suppress(OSError):  # what a full disk did not take of the lock's text
-            self._lock.close()
-        if not began and not any(self.path.iterdir()):
-            self.path.rmdir()
+        if self._lock is not None:
+            if not began:
+                (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # what a full disk did not take of the lock's text
+                self._lock.close()
+            self._lock = None
+        for folder in () if began else self._new:
+            with suppress(OSError):  # another run's folder is in it
+                folder.rmdir()
 
     @property
     def inputs(self) -> dict[str, str]:

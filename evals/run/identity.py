@@ -28,7 +28,10 @@ NESTED = ("model", "scorer", "allocator", "protection", "benchmark", "job")
 RESULT_KEYS = ("method", *NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
 """Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
 
-UNTOLD = {"model.device", "model.device_map", "model.tables", "model.made_by", "job.save", "job.overwrite"}
+UNTOLD = {
+    *("model.device", "model.device_map", "model.tables", "model.made_by", "model.check"),
+    *("job.save", "job.overwrite"),
+}
 """Settings inside these groups that change no result. The tables' folder is one: the allocator's path says which."""
 
 

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+
+from evals.text import suggest_nearest
 
 OURS = ("lukv", "baselines", "evals")
 
 
 class InputError(ValueError):
     """What the user asked for cannot be done as asked. It ends in one line and exit code 2."""
-
-
-def suggest_nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """A question that names the most similar of the known names, with a space before it. Empty if none is similar."""
-    near = get_close_matches(name, known, 1, 0.5)
-    return f" Did you mean '{prefix}{near[0]}'?" if near else ""
 
 
 def locate(target: str) -> Any:

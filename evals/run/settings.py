@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evals.run.conf import GROUPS, ROOT, read_method_defaults, read_option
+from evals.run.conf import GROUPS, PACKAGE, ROOT, read_method_defaults, read_option
 from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
 from evals.run.identity import NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
@@ -256,8 +256,10 @@ def name_model(path: Any) -> str:
 
 
 def find_shipped(path: str) -> str:
-    """A folder that comes with this program: as it is named if the current folder has it, else its full path."""
-    return path if Path(path).exists() else str(ROOT / path)
+    """A folder of this program's own: in its repository, wherever it is started. An installed package is written to by
+    nobody: there it is the working directory's, unless the package has it."""
+    own = ROOT / path
+    return path if Path.cwd() == ROOT or (ROOT == PACKAGE and not own.exists()) else str(own)
 
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM: the work at hand is finished first, so that no result that was computed is lost."""
+"""Ctrl-C, SIGTERM and a reader who leaves (`| head`): no result that was computed is lost."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -39,3 +40,15 @@ def finish_first(what: str) -> Iterator[None]:
             signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def survive_closed_pipe() -> Iterator[None]:
+    """End the block where nobody reads what it prints any more. What is printed from then on goes nowhere."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -21,11 +21,15 @@ METHOD_KEYS = ("method", "scorer", "allocator", "protection", "budget", "budget_
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that the command line asks for. finished: it was done before. command: does this run alone."""
+    """A run that the command line asks for.
+
+    finished: it was done before. command: does this run alone. task: its number among all jobs that Hydra launches.
+    """
 
     run: Run
     finished: bool = False
     command: str = ""
+    task: int = 0
 
 
 @dataclass
@@ -53,11 +57,13 @@ class Sweep:
     """The runs of one command.
 
     in_process: they are done one after the other in this process as they were planned; else Hydra launches them.
+    slurm_logs: the folder of the logs if they go to Slurm, with %j where the id of a task goes.
     outcomes, faults: by run id.
     """
 
     planned: Sequence[PlannedRun] = ()
     in_process: bool = False
+    slurm_logs: str | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
 

@@ -13,8 +13,8 @@ import argparse
 import hashlib
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,16 +59,17 @@ class Wandb:
     def follow(self, folder: Path, done: Sequence[Mapping[str, Any]] = ()) -> Iterator[WandbTracker]:
         """Track the run of a folder that has config.yaml and run.json. `done`: its samples from before this process.
 
-        Raises RuntimeError if W&B cannot be reached. The W&B run ends with the block: as failed if that ends in an
-        exception.
+        Raises RuntimeError if W&B cannot be reached; a W&B that is lost later on stops nothing. The W&B run ends with
+        the block: as failed if that ends in an exception.
         """
         run = self._start(folder, read_json(folder / "run.json"), read_settings(folder / "config.yaml"))
+        tracker = WandbTracker(run, folder, done)
         try:
-            yield WandbTracker(run, folder, done)
+            yield tracker
         except BaseException:
-            run.finish(exit_code=1)
+            tracker.close(1)
             raise
-        run.finish()
+        tracker.close(0)
 
     def _start(self, folder: Path, about: Mapping[str, Any], config: Mapping[str, Any]) -> wandb.Run:
         import wandb
@@ -91,7 +92,7 @@ class Wandb:
                 config={**config, "job": name_job(config), "provenance": dict(about)},
                 settings=settings,
             )
-        except wandb.errors.Error as e:
+        except (wandb.errors.Error, OSError) as e:
             line = " ".join(str(e).split())
             raise RuntimeError(f"W&B: {line}. Go on without: track=none, or track.mode=offline") from e
         table = (config.get("allocator") or {}).get("path")
@@ -125,22 +126,51 @@ def tell_all(tracker: Tracker, folder: Path) -> None:
 
 
 class WandbTracker(Tracker):
-    """One W&B run. Its step is the number of samples done, so that a resumed run goes on where it stopped."""
+    """One W&B run. Its step is the number of samples done, so that a resumed run goes on where it stopped.
+
+    lost: why nothing reaches W&B any more, None as long as it does. The run folder loses nothing by it.
+    """
 
     def __init__(self, run: wandb.Run, folder: Path, done: Sequence[Mapping[str, Any]] = ()) -> None:
         self._run, self._folder = run, folder
         self._scores = {line["id"]: line["score"] for line in done if "error" not in line}
+        self.lost: str | None = None
 
     def sample(self, line: Mapping[str, Any]) -> None:
-        if "error" in line:
+        if "error" not in line:
+            self._tell(self._log_sample, line)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Tables and pictures of what evaluate or latency found, and the budget tables that calibrate made."""
+        self._tell(self._log_result, result)
+
+    def close(self, exit_code: int) -> None:
+        self._tell(self._run.finish, exit_code)
+
+    def _tell(self, call: Callable[[Any], None], what: Any) -> None:
+        """Call unless W&B is lost. Its process can be killed or hang up at any time."""
+        import wandb
+
+        if self.lost is not None:
             return
+        try:
+            call(what)
+        except Exception as error:  # those of a lost service have no common type
+            self.lost = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            again = f"python -m evals.run.tracking log {self._folder}"
+            print(
+                f"W&B is lost ({self.lost}). The run goes on without; afterwards: {again}", file=sys.stderr, flush=True
+            )
+            with suppress(Exception):  # else the next run would be told to the same dead process
+                wandb.teardown()
+
+    def _log_sample(self, line: Mapping[str, Any]) -> None:
         self._scores[line["id"]] = line["score"]
         running = {"running/score": sum(self._scores.values()) / len(self._scores)}
         running |= {f"running/{k}": v for k, v in line.get("times", {}).items() if k not in ("batch", "shared")}
         self._run.log(running, step=len(self._scores))
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Tables and pictures of what evaluate or latency found, and the budget tables that calibrate made."""
+    def _log_result(self, result: Mapping[str, Any]) -> None:
         import wandb
 
         media: dict[str, Any] = {}
@@ -227,6 +257,8 @@ def log(folder: Path, settings: Wandb) -> None:
         raise FileNotFoundError(f"{folder} is not a finished run: it has no result.json")
     with settings.follow(folder) as tracker:
         tell_all(tracker, folder)
+    if tracker.lost is not None:
+        raise RuntimeError(f"W&B: {tracker.lost}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

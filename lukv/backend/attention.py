@@ -1,7 +1,8 @@
 """The one attention function, registered with transformers under one name for all models.
 
 transformers calls it with the post-RoPE queries and with the keys and values that the cache's layer returned from
-`update`. They carry a reference to that layer, which does the rest. Without a cache this is plain causal attention.
+`update`. They carry a reference to that update and its layer, which does the rest. Layers that share keys and values
+hand on the same tensors. Without a cache this is plain causal attention.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lukv.backend.dense import attend_causally
-from lukv.backend.layer import RaggedLayer
+from lukv.backend.layer import Update
 from lukv.backend.options import ATTENTION
 from lukv.backend.padding import find_range
 from lukv.backend.parameters import AttentionParameters
@@ -40,7 +41,7 @@ def attend(
 ) -> tuple[Tensor, None]:
     """query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv] -> [B, n, H, dv] and no attention weights.
 
-    attention_mask [B, n] bool: which columns are tokens (None: all).
+    attention_mask [B, 1, n, 1] bool: which columns are tokens (None: all), as `build_mask` makes it.
     """
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError(
@@ -50,20 +51,33 @@ def attend(
         raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
     if dropout or not getattr(module, "is_causal", True):
         raise NotImplementedError("only causal attention without dropout is supported: call model.eval()")
-    if attention_mask is not None and attention_mask.ndim != 2:
+    if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.shape[1::2] != (1, 1)):
         raise NotImplementedError("only 2-D attention masks (1: token, 0: padding) are supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer: RaggedLayer | None = getattr(key, "ragged_layer", None)
-    if layer is not None:
-        parameters = AttentionParameters(query.shape[1], scale, softcap)
-        return layer.attend(query, key, value, attention_mask, parameters), None
+    update: Update | None = getattr(key, "ragged_update", None)
+    if update is not None:
+        same: bool = getattr(value, "ragged_update", None) is update
+        if not same:
+            raise NotImplementedError(
+                f"{type(module).__name__} attends over other values than those it gave to the cache, which this "
+                "backend does not support: it stores what the cache was given"
+            )
+        parameters = AttentionParameters(query.shape[1], scale, softcap, sliding_window)
+        layer = update.layer()
+        assert layer is not None  # its cache is the model's argument as long as the forward runs
+        out = layer.attend(update, query, key, value, attention_mask, parameters)
+        return out.contiguous(), None  # as transformers' own functions: some models take a view of it
     if query.shape[2] != key.shape[2]:
         raise RuntimeError(
             "the model got another cache than a RaggedCache, or dropped the one it was given: prefill with "
             "compress() first (Phi-3's generate() drops a cache if the prompt is longer than its original context)"
         )
     out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1])
-    rows = [(0, query.shape[2])] * len(out) if attention_mask is None else map(find_range, attention_mask.cpu().numpy())
+    rows = (
+        [(0, query.shape[2])] * len(out)
+        if attention_mask is None
+        else map(find_range, attention_mask.flatten(1).cpu().numpy())
+    )
     for row, (a, b) in enumerate(rows):
         if a < b:
             q, k, v = (x[row, :, a:b] for x in (query, key, value))
@@ -82,7 +96,8 @@ def build_mask(
     use_vmap: bool = False,
     **kwargs: Any,
 ) -> Tensor | None:
-    """[B, n] bool: which of the n new columns are tokens; None: all. Attention itself applies causality and windows.
+    """[B, 1, n, 1] bool: which of the n new columns are tokens; None: all. Attention itself applies causality and
+    windows. It has four dimensions because models that leave out columns (gemma4) cut the third.
 
     transformers 5.2 tells n by `cache_position`, later releases tell it by `q_length`.
     """
@@ -97,7 +112,7 @@ def build_mask(
         )
     n = len(cache_position) if q_length is None else int(q_length)  # type: ignore[arg-type]
     new = attention_mask[:, -n:].to(torch.bool)
-    return None if bool(new.all()) else new
+    return None if bool(new.all()) else new[:, None, :, None]
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lukv.backend.arena import Arena
-from lukv.backend.config import find_rope_switch, find_windows, hash_weights
+from lukv.backend.config import count_readers, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
+from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
 from lukv.backend.rope import make_rope
 from lukv.backend.stored import Stored
@@ -81,6 +82,17 @@ class RaggedCache(Cache):
                 "the model's generation config cuts prompts into chunks (prefill_chunk_size), and the cache would "
                 "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
             )
+        readers = count_readers(model.config)
+        if readers and len({parameter.device for parameter in model.parameters()}) > 1:
+            raise ValueError(
+                f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
+                "must lie on the same device: use one device"
+            )
+        if readers and (every is not None or stream):
+            raise ValueError(
+                f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
+                "cannot be evicted between the two: leave out every= and stream=, evict_again() evicts when asked"
+            )
         windows = find_windows(model.config)
         config = model.config.get_text_config(decoder=True)
         self.options = Options(
@@ -92,7 +104,7 @@ class RaggedCache(Cache):
             prompt_columns=prompt_columns,
             record_queries=record_queries,
             later=None if later is None else Later(later, None if sizes is None else tuple(sizes), every, stream),
-            rope_switch=find_rope_switch(config),
+            lengths=find_lengths(config),
         )
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]
@@ -241,12 +253,15 @@ class RaggedCache(Cache):
         return CacheState(self.get_seq_length(), self.tokens, layers)
 
     @classmethod
-    def from_state(cls, model: PreTrainedModel, state: CacheState, attention: str = "auto") -> RaggedCache:
-        """A cache for the same model with this state, which is the one that `rollback` goes back to."""
+    def from_state(
+        cls, model: PreTrainedModel, state: CacheState, devices: Sequence[torch.device], attention: str = "auto"
+    ) -> RaggedCache:
+        """A cache for the same model with this state, which is the one that `rollback` goes back to.
+
+        devices: where each layer's entries are to lie.
+        """
         cache = cls(model, attention=attention)
-        modules = model.get_decoder().layers
-        for layer, part, module in zip(cache.layers, state.layers, modules, strict=True):
-            device = next(module.parameters()).device
+        for layer, part, device in zip(cache.layers, state.layers, devices, strict=True):
             arena = Arena(part.keys.to(device), part.values.to(device), part.lengths, batch=len(state.tokens))
             layer.restore(Stored.make(arena, part.positions.to(device), state.tokens.copy()), state.seen)
         return cache

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lukv.artifacts import write_atomically
 from lukv.backend.cache import CacheState, LayerState, RaggedCache
 from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.geometry import LayerGeometry, measure_geometry
 
 FORMAT = "lukv-cache-1"
 PARTS = ("keys", "values", "lengths", "positions")
@@ -51,16 +52,19 @@ def load(path: str | Path, model: PreTrainedModel, attention: str = "auto") -> R
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a cache file: {error}") from error
-    check(path, facts, tensors, model)
+    geometry = check(path, facts, tensors, model)
     layers = []
     for i in range(facts["layers"]):
         keys, values, lengths, positions = (tensors[f"{name}.{i}"] for name in PARTS)
         layers.append(LayerState(keys, values, lengths.numpy(), positions))
-    return RaggedCache.from_state(model, CacheState(facts["seen"], tensors["tokens"].numpy(), layers), attention)
+    state = CacheState(facts["seen"], tensors["tokens"].numpy(), layers)
+    return RaggedCache.from_state(model, state, [layer.device for layer in geometry], attention)
 
 
-def check(path: str | Path, facts: dict[str, Any], tensors: dict[str, Tensor], model: PreTrainedModel) -> None:
-    """Raise ValueError unless the file is whole and belongs to the model."""
+def check(
+    path: str | Path, facts: dict[str, Any], tensors: dict[str, Tensor], model: PreTrainedModel
+) -> list[LayerGeometry]:
+    """What the model's layers store. Raise ValueError unless the file is whole and belongs to the model."""
     if facts.get("format") != FORMAT:
         raise ValueError(f"{path}: not a cache file of format {FORMAT}")
     config = model.config.get_text_config(decoder=True)
@@ -69,12 +73,15 @@ def check(path: str | Path, facts: dict[str, Any], tensors: dict[str, Tensor], m
         raise ValueError(f"{path}: belongs to another model ({facts['model']}, config {facts['config_hash']})")
     if facts.get("weights_hash") != hash_weights(model):
         raise ValueError(f"{path}: belongs to other weights of this {facts['model']} ({facts.get('weights_hash')})")
-    wanted = {"tokens", *(f"{name}.{i}" for name in PARTS for i in range(layers))}
-    if missing := sorted(wanted - set(tensors)):
+    parts = {"tokens", *(f"{name}.{i}" for name in PARTS for i in range(layers))}
+    if missing := sorted(parts - set(tensors)):
         raise ValueError(f"{path}: {missing[0]} is missing")
-    sequences = len(tensors["tokens"]) * config.num_key_value_heads
-    for i in range(layers):
-        lengths = tensors[f"lengths.{i}"].numpy()
-        entries = {len(tensors[f"{name}.{i}"]) for name in ("keys", "values", "positions")}
-        if len(lengths) != sequences or (lengths < 0).any() or entries != {int(lengths.sum())}:
+    geometry = measure_geometry(model)
+    for i, layer in enumerate(geometry):
+        keys, values, lengths, positions = (tensors[f"{name}.{i}"] for name in PARTS)
+        entries = int(lengths.sum())
+        wanted = [(entries, layer.key_dim), (entries, layer.value_dim), (entries,)]
+        found = [tuple(part.shape) for part in (keys, values, positions)]
+        if len(lengths) != len(tensors["tokens"]) * layer.kv_heads or (lengths < 0).any() or found != wanted:
             raise ValueError(f"{path}: the sizes of layer {i} do not fit together")
+    return geometry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,7 +28,7 @@ def hash_config(config: PreTrainedConfig) -> str:
     """Twelve hex digits of the network's geometry. They do not depend on the model's path, on its dtype or on the
     version of transformers."""
     text = config.get_text_config(decoder=True)
-    fields = {field: getattr(text, field, None) for field in GEOMETRY}
+    fields = {field: read_field(text, field) for field in GEOMETRY}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -46,27 +47,46 @@ def hash_weights(model: PreTrainedModel, each: int = 64) -> str:
 
 
 def find_windows(config: PreTrainedConfig) -> list[int | None]:
-    """The sliding window of each layer, None for full attention. Raises ValueError for a model that this backend cannot
-    run, because it has other kinds of layers or no layer with full attention (then there is nothing to evict)."""
+    """The sliding window of each layer that stores keys and values, None for full attention. The last layers of some
+    models (gemma3n) store nothing and read what an earlier one holds.
+
+    Raises ValueError for a model that this backend cannot run, because it has other kinds of layers or no layer with
+    full attention (then there is nothing to evict).
+    """
     config = config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None)
+    window = read_field(config, "sliding_window")
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:  # mistral, phi3: one window for all layers; one that no position can leave is none
+    if kinds is None:  # mistral, phi3: one window for all layers; up to its size it is none (lengths.py)
         wide = window is None or window >= config.max_position_embeddings
         kinds = ["full_attention" if wide else "sliding_attention"] * config.num_hidden_layers
     if other := sorted(set(kinds) - KINDS):
         raise ValueError(
             f"{config.model_type} has {', '.join(other)} layers; only full and sliding attention are supported"
         )
+    kinds = kinds[: len(kinds) - count_readers(config)]
     if "full_attention" not in kinds:
         raise ValueError(f"every layer of this {config.model_type} has a sliding window of {window}: nothing to evict")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    windows = window if isinstance(window, list) else [window] * len(kinds)
+    return [size if kind == "sliding_attention" else None for kind, size in zip(kinds, windows, strict=False)]
 
 
-def find_rope_switch(config: PreTrainedConfig) -> int | None:
-    """The length at which a model changes its rotary factors ("longrope", as in Phi-3), None if there is none. Keys of
-    a shorter input do not fit those of a longer one."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+def count_readers(config: PreTrainedConfig) -> int:
+    """How many layers at the end read the keys and values of an earlier layer and store none of their own."""
+    config = config.get_text_config(decoder=True)
+    modes = getattr(config, "kv_sharing_modes", None)
+    if modes is None:  # before transformers told it of each layer
+        return getattr(config, "num_kv_shared_layers", None) or 0
+    stored = [i for i, mode in enumerate(modes) if not str(mode).startswith("reuse")]
+    if len(stored) != stored[-1] + 1:
+        raise ValueError(
+            f"layer {stored[-1]} of this {config.model_type} stores keys and values, layers before it read those of "
+            "others: only layers at the end may"
+        )
+    return len(modes) - len(stored)
+
+
+def read_field(config: PreTrainedConfig, field: str) -> Any:
+    """A field of a config, None if it has no such field; a list of every layer's value where layers may differ."""
+    if field in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, field, None) for layer in config.per_layer_config]
+    return getattr(config, field, None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from torch import Tensor
@@ -13,13 +15,31 @@ from transformers.cache_utils import CacheLayerMixin
 from lukv.backend.decode import attend_arena
 from lukv.backend.kernels import Kernel, pick
 from lukv.backend.options import ATTENTION, Options
-from lukv.backend.padding import Range
+from lukv.backend.padding import Range, group_rows
 from lukv.backend.parameters import AttentionParameters
-from lukv.backend.prompt import Entries, PromptBuffer, PromptScores, keep_window
+from lukv.backend.prompt import Entries, PromptBuffer, PromptScores, attend_rows, keep_window, split_rows
 from lukv.backend.reeviction import Reeviction
 from lukv.backend.stored import NO_STATE, Stored
 from lukv.eviction import Eviction
 from lukv.scoring import PromptLayer, Rope, Scorer
+
+
+@dataclass
+class Update:
+    """One update of a layer, on its way through the model: the keys and values that come to the attention function
+    carry it.
+
+    layer: a weak reference, as the layer may hold views of the very tensors that carry this, a circle that Python could
+    not free. columns: what the layer had seen then. attended: did the layer attend over it? What comes after that is
+    the call of another layer that reads this one's entries. of_prompt: were they the prompt's, or a chunk of it?
+    chunks: all chunks so far, if there was one before.
+    """
+
+    layer: ref[RaggedLayer]
+    columns: int
+    attended: bool = False
+    of_prompt: bool = False
+    chunks: Entries | None = None
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -59,22 +79,23 @@ class RaggedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Hand the new keys and values through to the attention function, marked as ours."""
         config = self.options.config
-        if self.waiting or (self.guards and config._attn_implementation != ATTENTION):
+        if self.guards and config._attn_implementation != ATTENTION:
             raise RuntimeError(
                 "a RaggedCache only works with its own attention function: call lukv.backend.attention."
                 f"use_ragged_attention(model) first (now: {config._attn_implementation})"
             )
+        if self.waiting:
+            raise RuntimeError(
+                f"this {config.model_type} did not hand the keys that it gave to a RaggedCache on to the attention "
+                "function as they are, which this backend needs"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        before, self.seen = self.seen, self.seen + key_states.shape[-2]
-        switch = self.options.rope_switch
-        if switch is not None and 0 < before <= switch < self.seen:
-            raise ValueError(
-                f"the input grows past {switch} tokens, where {config.model_type} changes its rotary "
-                "factors and cached keys no longer fit: stay below, or prefill a longer prompt in one piece"
-            )
+        self.seen += key_states.shape[-2]
         self.waiting = True
-        key_states.ragged_layer = self  # type: ignore[attr-defined]
+        update = Update(ref(self), self.seen)
+        for states in (key_states, value_states):
+            states.ragged_update = update  # type: ignore[attr-defined]
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -100,34 +121,84 @@ class RaggedLayer(CacheLayerMixin):
     # ---- attention ---------------------------------------------------------------------------------------------------
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None, parameters: AttentionParameters
+        self,
+        update: Update,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        valid: Tensor | None,
+        parameters: AttentionParameters,
     ) -> Tensor:
         """Attention of n new columns, which are the prompt or a chunk of it, or come after it.
 
-        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; valid [B, n] bool: which columns are tokens (None:
-        all). Returns [B, n, H, dv].
+        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; valid [B, 1, n, 1] bool: which columns are tokens
+        (None: all). Returns [B, n, H, dv].
         """
-        self.waiting = False
-        batch = len(query)
+        ranges = self.options.masks.read(valid)
+        if update.attended:
+            return self._attend_again(update, query, key, value, ranges, parameters)
+        self.waiting, update.attended = False, True
+        batch, n = len(query), query.shape[2]
         scores = self.scores or self._begin(key, value, parameters)
-        if batch != len(self.tokens):
-            raise ValueError(f"this cache holds {len(self.tokens)} sequences, the input has {batch}")
+        start = self.tokens
+        if batch != len(start):
+            raise ValueError(f"this cache holds {len(start)} sequences, the input has {batch}")
+        after = start + (n if ranges is None else np.array([b - a for a, b in ranges]))
+        self._check_lengths(start, after, parameters.window)
         if self.kernel is None:
             shape = query.shape[-1], value.shape[-1], parameters.softcap is not None
             self.kernel = pick(self.options.attention, query.device, query.dtype, *shape)
-        ranges = self.options.masks.read(valid)
         if self.reeviction is not None:
-            self.reeviction.observe(query, ranges, self.tokens, self.rope)
+            self.reeviction.observe(query, ranges, start, self.rope)
         if self.buffer is None:
             return self._attend_stored(self.kernel, query, key, value, ranges, parameters)
-        start = self.buffer.tokens
-        ranges = ranges or [(0, query.shape[2])] * batch
-        out, prompt = self.buffer.attend(query, key, value, ranges, parameters)
+        ranges = ranges or [(0, n)] * batch
+        update.of_prompt, first = True, self.buffer.is_empty
+        key, value = self.buffer.add(key, value, ranges)
+        if not first:  # a first chunk is what the update carries anyway, and may not hold itself alive
+            update.chunks = key, value
+        prompt = split_rows(key, value, n, ranges, after)
+        out = attend_rows(query, prompt, ranges, parameters, self.window)
         if not self.is_sliding:
             scores.observe(query, ranges, start, self.options.scorers)
         if self.seen >= (self.options.prompt_columns or self.seen):
-            self._evict_prompt(prompt, self.buffer.tokens, scores)
+            self._evict_prompt(prompt, after, scores)
         return out
+
+    def _attend_again(
+        self,
+        update: Update,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        ranges: list[Range] | None,
+        parameters: AttentionParameters,
+    ) -> Tensor:
+        """Attention of another layer, which stores nothing, over what this one holds: all of the prompt while it comes
+        in, and later what was kept of it. Shapes as in `attend`, but queries and ranges may be of fewer columns, the
+        last ones (gemma4 computes only what it is asked for)."""
+        if update.columns != self.seen:
+            raise RuntimeError("attention over keys of an earlier forward, which the cache has left behind")
+        self._check_lengths(self.tokens, self.tokens, parameters.window)
+        if update.of_prompt:
+            ranges = ranges or [(0, query.shape[2])] * len(query)
+            rows = split_rows(*(update.chunks or (key, value)), query.shape[2], ranges, self.tokens)
+            return attend_rows(query, rows, ranges, parameters, self.window)
+        assert self.kernel is not None
+        return self._attend_newest(self.kernel, query, ranges, parameters)
+
+    def _check_lengths(self, before: np.ndarray, after: np.ndarray, window: int | None) -> None:
+        """Raise ValueError where rows of `after` [B] tokens would be answered wrongly. window: what the attention call
+        says of its sliding window."""
+        if self.guards and self.options.lengths is not None:
+            self.options.lengths.check(before, after)
+        if window is None or window == self.window or (self.window is None and after.max() <= window):
+            return
+        built = "full attention" if self.window is None else f"a window of {self.window}"
+        raise ValueError(
+            f"a layer of this {self.options.config.model_type} attends to the last {window} tokens, its config says "
+            f"{built}: a row of {int(after.max())} tokens would be answered wrongly"
+        )
 
     def _begin(self, key: Tensor, value: Tensor, parameters: AttentionParameters) -> PromptScores:
         """Make the parts for a batch like that of key [B, K, n, d] and value [B, K, n, dv]."""
@@ -164,25 +235,34 @@ class RaggedLayer(CacheLayerMixin):
         parameters: AttentionParameters,
     ) -> Tensor:
         """Append the new tokens and attend from them; afterwards evict the rows that are due."""
-        stored = self.stored
-        assert stored is not None
-        if self.options.record_queries and not self.is_sliding:
-            self.queries.append(query.detach())
+        stored, scores = self.held, self._require_scores()
+        if not self.is_sliding:
+            if self.options.record_queries:
+                self.queries.append(query.detach())
+            if self.options.observe and stored.is_whole:
+                scores.remember(query, ranges or [(0, query.shape[2])] * len(query), stored.tokens)
         if ranges is None:
             stored.append(key, value)
-            out = attend_arena(kernel.decode, query, stored.arena, parameters, None, self.window).transpose(1, 2)
-        else:
-            out = query.new_zeros(*query.transpose(1, 2).shape[:3], value.shape[-1])
-            for a, b in sorted(set(ranges)):  # rows whose new tokens stand in the same columns go together
-                rows = [row for row, valid in enumerate(ranges) if valid == (a, b)]
-                if a < b:
-                    stored.append(key[rows, :, a:b], value[rows, :, a:b], rows)
-                    part = attend_arena(kernel.decode, query[rows, :, a:b], stored.arena, parameters, rows, self.window)
-                    out[rows, a:b] = part.transpose(1, 2)
+        for (a, b), rows in group_rows(ranges):
+            stored.append(key[rows, :, a:b], value[rows, :, a:b], rows)
+        out = self._attend_newest(kernel, query, ranges, parameters)
         if self.reeviction is not None:
             due = self.reeviction.find_due(stored.tokens)
             if due.any():
                 self.evict_again(due)
+        return out
+
+    def _attend_newest(
+        self, kernel: Kernel, query: Tensor, ranges: list[Range] | None, parameters: AttentionParameters
+    ) -> Tensor:
+        """Attention of the newest tokens of each row, which are stored already."""
+        arena = self.held.arena
+        if ranges is None:
+            return attend_arena(kernel.decode, query, arena, parameters, None, self.window).transpose(1, 2)
+        out = query.new_zeros(*query.transpose(1, 2).shape[:3], arena.values.shape[-1])
+        for (a, b), rows in group_rows(ranges):
+            part = attend_arena(kernel.decode, query[rows, :, a:b], arena, parameters, rows, self.window)
+            out[rows, a:b] = part.transpose(1, 2)
         return out
 
     @property
@@ -249,17 +329,28 @@ class RaggedLayer(CacheLayerMixin):
     def commit(self) -> None:
         """Make the present state the one to roll back to."""
         self.held.commit(self.seen)
+        if self.scores is not None:
+            self.scores.commit(self.options.scorers)
+        if self.reeviction is not None:
+            self.reeviction.commit()
 
     def rollback(self) -> None:
         """Back to the last commit. Raises RuntimeError if entries were evicted since."""
         self.held.rollback()
         self.seen, self.queries = self.held.committed.seen, []
+        if self.scores is not None:
+            self.scores.rollback()
+        if self.reeviction is not None:
+            self.reeviction.rollback()
 
     def fork(self, selections: Sequence[list[Tensor]], options: Options) -> RaggedLayer:
         """The layer as if all its rows had been prefilled once for each selection (see `select`) with these options."""
         snapshot, times = self.held.committed, len(selections)
         twin = self._copy_parts([*range(len(snapshot.tokens))] * times)
         twin.options, twin.seen = options, snapshot.seen
+        for part in (twin.scores, twin.reeviction):
+            if part is not None:
+                part.rollback()  # what was appended is left out
         keep = [mask for selection in selections for mask in selection]
         twin._store(self.held.view_prompt() * times, keep, np.tile(snapshot.tokens, times))
         return twin

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedConfig
 
 from lukv.allocation import Budget
+from lukv.backend.lengths import Lengths
 from lukv.backend.padding import MaskReader
 from lukv.eviction import Eviction
 from lukv.scoring import Scorer
@@ -37,7 +38,7 @@ class Options:
     """layers: how many layers can be evicted. eviction: what evicts the prompt (None: nothing does). observe: further
     scorers that the prompt's queries are shown to. attention: name of the decode kernel. prompt_columns: columns of
     the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt.
-    rope_switch: the length at which the model changes its rotary factors."""
+    lengths: what lengths of a row the model's cached keys are right for."""
 
     config: PreTrainedConfig
     layers: int
@@ -47,7 +48,7 @@ class Options:
     prompt_columns: int | None = None
     record_queries: bool = False
     later: Later | None = None
-    rope_switch: int | None = None
+    lengths: Lengths | None = None
     masks: MaskReader = field(default_factory=MaskReader, repr=False, compare=False)
 
     @property

@@ -54,6 +54,12 @@ def find_range(valid: np.ndarray) -> Range:
     return int(used[0]), int(used[-1]) + 1
 
 
+def group_rows(ranges: Sequence[Range] | None) -> list[tuple[Range, list[int]]]:
+    """Rows whose valid tokens stand in the same columns go together; rows without one are left out."""
+    some = sorted(set(ranges or ()))
+    return [((a, b), [row for row, valid in enumerate(ranges or ()) if valid == (a, b)]) for a, b in some if a < b]
+
+
 class MaskReader:
     """Reads padding masks. All layers of a forward get the same mask tensor, so it is copied from the device once."""
 
@@ -62,8 +68,8 @@ class MaskReader:
         self._ranges: list[Range] | None = None
 
     def read(self, valid: Tensor | None) -> list[Range] | None:
-        """valid [B, n] bool -> the valid range of each row. None means that every column is valid."""
+        """valid [B, 1, n, 1] bool -> the valid range of each row. None means that every column is valid."""
         if valid is not self._mask:
             self._mask = valid
-            self._ranges = None if valid is None else [find_range(row) for row in valid.cpu().numpy()]
+            self._ranges = None if valid is None else [find_range(row) for row in valid.flatten(1).cpu().numpy()]
         return self._ranges

@@ -33,32 +33,47 @@ class PromptBuffer:
         self.window = window
         self._chunks: Entries | None = None  # [B, K, n, d], [B, K, n, dv]: all chunks so far, with padding
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, ranges: Sequence[Range], parameters: AttentionParameters
-    ) -> tuple[Tensor, list[Entries]]:
-        """Add one chunk and attend from it to everything so far.
+    @property
+    def is_empty(self) -> bool:
+        return self._chunks is None
 
-        query [B, H, n, d], key [B, K, n, d], value [B, K, n, dv]; ranges: the valid columns of each row. Returns the
-        output [B, n, H, dv] (0 where a column is padding) and views of what each row holds by now, without padding.
-        """
+    def add(self, key: Tensor, value: Tensor, ranges: Sequence[Range]) -> Entries:
+        """Add one chunk: key [B, K, n, d], value [B, K, n, dv], valid columns of each row. Returns keys and values of
+        everything so far that the chunk's queries can see, with padding."""
         if self._chunks is not None:
             key, value = (torch.cat(pair, dim=2) for pair in zip(self._chunks, (key, value), strict=True))
         self.tokens = self.tokens + np.array([b - a for a, b in ranges])
-        batch, heads, n, _ = query.shape
-        out = query.new_zeros(batch, n, heads, value.shape[-1])
-        rows = []
-        for row, (a, b) in enumerate(ranges):
-            last = key.shape[2] - n + b
-            used = slice(max(0, last - int(self.tokens[row])), last)
-            rows.append((key[row, :, used], value[row, :, used]))
-            if a < b:
-                found = attend_causally(
-                    query[row, :, a:b], *rows[row], parameters.scale, parameters.softcap, self.window
-                )
-                out[row, a:b] = found.transpose(0, 1)
         past = -(self.window - 1) if self.window else None
         self._chunks = key[:, :, past:], value[:, :, past:]
-        return out, rows
+        return key, value
+
+
+def split_rows(key: Tensor, value: Tensor, n: int, ranges: Sequence[Range], tokens: np.ndarray) -> list[Entries]:
+    """Views of what each row's last valid column sees, without padding.
+
+    key [B, K, T, d], value [B, K, T, dv]: all columns so far, the newest n of them with these valid ranges; tokens [B]:
+    how many tokens each row has by now.
+    """
+    rows = []
+    for row, (_, b) in enumerate(ranges):
+        last = key.shape[2] - n + b
+        used = slice(max(0, last - int(tokens[row])), last)
+        rows.append((key[row, :, used], value[row, :, used]))
+    return rows
+
+
+def attend_rows(
+    query: Tensor, rows: Sequence[Entries], ranges: Sequence[Range], parameters: AttentionParameters, window: int | None
+) -> Tensor:
+    """query [B, H, n, d], of each row the keys and values up to its last valid column -> [B, n, H, dv], 0 where a
+    column is padding."""
+    batch, heads, n, _ = query.shape
+    out = query.new_zeros(batch, n, heads, rows[0][1].shape[-1])
+    for row, (a, b) in enumerate(ranges):
+        if a < b:
+            found = attend_causally(query[row, :, a:b], *rows[row], parameters.scale, parameters.softcap, window)
+            out[row, a:b] = found.transpose(0, 1)
+    return out
 
 
 def keep_window(prompt: Sequence[Entries], window: int | None) -> list[Tensor]:
@@ -73,14 +88,16 @@ def keep_window(prompt: Sequence[Entries], window: int | None) -> list[Tensor]:
 class PromptScores:
     """What scorers see and say of each batch row's prompt in one layer.
 
-    index: the layer's number among those that can be evicted, of which there are `layers`. `rankings` are made when
-    they are first asked for, and then serve every eviction with the same scorer and protection.
+    index: the layer's number among those that can be evicted, of which there are `layers`. `observed` is of the prompt,
+    which a commit extends by what was appended. `rankings` of it are made when they are first asked for, and then serve
+    every eviction with the same scorer and protection.
     """
 
     def __init__(self, batch: int, index: int, layers: int, parameters: AttentionParameters, rope: Rope | None) -> None:
         self.index, self.layers, self.parameters, self.rope = index, layers, parameters, rope
         self.observed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
         self.rankings: list[dict[Ranking, Ranked]] = [{} for _ in range(batch)]
+        self._appended: list[tuple[Tensor, Sequence[Range], np.ndarray]] = []
 
     def observe(self, query: Tensor, ranges: Sequence[Range], start: np.ndarray, scorers: Sequence[Scorer]) -> None:
         """Show the scorers a chunk's queries [B, H, n, d]; row b's valid ones stand at positions start[b], ..."""
@@ -89,6 +106,21 @@ class PromptScores:
                 if a < b:
                     before = self.observed[row].get(scorer)
                     self.observed[row][scorer] = scorer.observe(before, query[row, :, a:b], int(start[row]), self.rope)
+
+    def remember(self, query: Tensor, ranges: Sequence[Range], start: np.ndarray) -> None:
+        """Keep a chunk's queries that come after the prompt, for the case that they are committed."""
+        self._appended.append((query.detach(), ranges, start))
+
+    def commit(self, scorers: Sequence[Scorer]) -> None:
+        """What was appended belongs to the prompt from now on."""
+        for query, ranges, start in self._appended:
+            self.observe(query, ranges, start, scorers)
+        self.rollback()
+        self.rankings = [{} for _ in self.rankings]
+
+    def rollback(self) -> None:
+        """What was appended is gone."""
+        self._appended = []
 
     def forget(self) -> None:
         """Free what was observed: no scorer will be asked again."""
@@ -122,4 +154,6 @@ class PromptScores:
         chosen = copy(self)
         chosen.observed = [self.observed[row] for row in rows]
         chosen.rankings = [{} for _ in rows]
+        picked = list(rows)
+        chosen._appended = [(q[picked], [r[row] for row in picked], s[picked]) for q, r, s in self._appended]
         return chosen

@@ -39,6 +39,7 @@ class Reeviction:
         self.evictions = [later.resolve(row) for row in range(batch)]
         self.every = later.every
         self.observed: list[list[Any]] = [[None] * kv_heads for _ in range(batch)]  # of each KV head's query heads
+        self.commit()
         self.start(np.zeros(batch, dtype=np.int64))
 
     def start(self, tokens: np.ndarray) -> None:
@@ -54,6 +55,14 @@ class Reeviction:
                 observe, first = self.evictions[row].scorer.observe, int(start[row])
                 groups = zip(heads, queries.chunk(len(heads)), strict=True)
                 self.observed[row] = [observe(before, group, first, rope) for before, group in groups]
+
+    def commit(self) -> None:
+        """Make what was observed so far the state to roll back to."""
+        self._committed = [list(heads) for heads in self.observed]
+
+    def rollback(self) -> None:
+        """Forget what was observed since the last commit. No row was evicted since, or there is no way back."""
+        self.observed = [list(heads) for heads in self._committed]
 
     def find_due(self, tokens: np.ndarray) -> np.ndarray:
         """[B] bool: rows that have seen `every` tokens since they were last checked."""
@@ -87,7 +96,8 @@ class Reeviction:
     def select_rows(self, rows: Sequence[int]) -> Reeviction:
         chosen = copy(self)
         chosen.evictions = [self.evictions[row] for row in rows]
-        chosen.observed = [self.observed[row] for row in rows]
+        chosen.observed = [list(self.observed[row]) for row in rows]
+        chosen._committed = [list(self._committed[row]) for row in rows]
         chosen.last_check_at = self.last_check_at[list(rows)]
         chosen.last_eviction_at = self.last_eviction_at[list(rows)]
         return chosen

@@ -107,6 +107,11 @@ class Stored:
         self.snapshot = Snapshot(seen, self.tokens.copy(), self.arena.lengths.copy())
 
     @property
+    def is_whole(self) -> bool:
+        """Does every head hold every token that its row has seen? Then other caches can be made of this one."""
+        return bool((self.arena.lengths == np.repeat(self.tokens, self.arena.heads)).all())
+
+    @property
     def committed(self) -> Snapshot:
         """The state to roll back to. Raises RuntimeError if there is none."""
         if self.snapshot is None:

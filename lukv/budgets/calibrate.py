@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
@@ -65,6 +63,14 @@ class CalibrationSettings:
             raise ValueError(f"scope={self.scope!r}: choose one of global, layer")
 
 
+Reached = Callable[[int], None]
+"""Told how many contexts are done: once at the start, with those that the state on disk includes, and after each."""
+
+
+def tell_nobody(done: int) -> None:
+    """Nobody asked how far it is."""
+
+
 class ScorerFit(Protocol):
     """Sums from which a scorer is fitted, as lukv.probe.ProbeFit. `state` holds all of them and is what is saved."""
 
@@ -105,7 +111,7 @@ def fit(
     contexts: Iterable[CalibrationContext],
     settings: CalibrationSettings,
     state_path: Path,
-    total: int | None = None,
+    reached: Reached = tell_nobody,
 ) -> list[ScorerFit]:
     """Measure the contexts for scorers that must be fitted, and return one ScorerFit for each.
 
@@ -118,7 +124,7 @@ def fit(
     fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
     for scorer, each in zip(scorers, fits, strict=True):
         each.state = state.part(scorer.name, "sums")
-    for number, measured, context in measure_contexts(model, contexts, settings, state, "fit", total):
+    for number, measured, context in measure_contexts(model, contexts, settings, state, reached):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
@@ -135,7 +141,7 @@ def measure(
     contexts: Iterable[CalibrationContext],
     settings: CalibrationSettings,
     state_path: Path,
-    total: int | None = None,
+    reached: Reached = tell_nobody,
 ) -> list[ScorerMeans]:
     """Measure the contexts for scorers that can rank, and return the means of each.
 
@@ -152,7 +158,7 @@ def measure(
         )
         for s, first in zip(scorers, protected, strict=True)
     ]
-    for number, measured, context in measure_contexts(model, contexts, settings, state, "calibrate", total, scorers):
+    for number, measured, context in measure_contexts(model, contexts, settings, state, reached, scorers):
         tokens, questions = len(context.ids), context.questions
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
@@ -175,16 +181,17 @@ def measure_contexts(
     contexts: Iterable[CalibrationContext],
     settings: CalibrationSettings,
     state: CalibrationState,
-    title: str,
-    total: int | None,
+    reached: Reached,
     scorers: Sequence[Scorer] = (),
 ) -> Iterator[tuple[int, MeasuredContext, CalibrationContext]]:
     """Prefill each context that the state does not include yet."""
     oracle = UtilityOracle(model, settings.oracle)
-    bar = tqdm(contexts, title, total, unit="context", disable=not sys.stderr.isatty())
-    for number, context in enumerate(bar):
-        if number >= state.contexts:
+    before = state.contexts
+    reached(before)
+    for number, context in enumerate(contexts):
+        if number >= before:
             yield number, oracle.prefill(context.ids, scorers), context
+            reached(number + 1)
 
 
 class CalibrationState:

@@ -260,10 +260,11 @@ def sampler(
 def output_grams(loaded: LoadedModel) -> list[Tensor]:
     """`output_gram` of each layer that can be evicted, [H, dv, dv] on the layer's device. Raises ValueError for a model
     whose attention has no `o_proj`."""
-    layers = loaded.model.get_decoder().layers
+    layers = getattr(loaded.model.get_decoder(), "layers", None)
     grams = []
     for index in RaggedCache(loaded.model).model_layers:
-        projection = getattr(layers[index].self_attn, "o_proj", None)
+        attention = getattr(layers[index], "self_attn", None) if layers is not None else None
+        projection = getattr(attention, "o_proj", None)
         if projection is None:
             raise ValueError(f"{loaded.name}: layer {index} has no self_attn.o_proj, which the oracle needs")
         grams.append(output_gram(projection.weight, loaded.config.num_attention_heads))

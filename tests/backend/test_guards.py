@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from lukv.backend.attention import use_ragged_attention
+from lukv.backend.attention import attend, use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
+from lukv.backend.lengths import find_lengths
 from lukv.backend.padding import pad_left
+from lukv.backend.self_check import check_model
 from tests.reference.dense_reference import eviction, rows, tiny_model
 
 MODEL = tiny_model("llama", layers=1)
@@ -68,6 +70,96 @@ def test_phi3_growing_past_its_original_length():
     append(model, cache, rows([4]))
     with pytest.raises(ValueError, match="grows past 24 tokens, where phi3 changes its rotary factors"):
         append(model, cache, rows([1]))
+
+
+def test_rows_on_both_sides_of_the_length_where_rotary_factors_change():
+    model = phi3(24)
+    with pytest.raises(ValueError, match="shorter and longer than 24 tokens, where phi3 changes its rotary factors"):
+        compress(model, rows([30, 20]))
+    compress(model, rows([30, 25]))
+    compress(model, rows([24, 20]))
+
+
+def test_dynamic_rotary_factors_past_the_original_length():
+    """What came before would decide the factors: up to there, results depend on the row alone."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    model = tiny_model("llama", layers=1, rope_parameters=rope, max_position_embeddings=32)
+    row, more = rows([28])[0], rows([3], seed=1)
+    first = append(model, compress(model, [row]), more)
+    model(torch.tensor(rows([60])))  # without a cache nothing is wrong
+    assert torch.equal(append(model, compress(model, [row]), more), first)
+    cache = compress(model, [row])
+    append(model, cache, more)
+    with pytest.raises(ValueError, match=r"a row has 32 tokens, this llama takes at most 31 here: .*'dynamic'"):
+        append(model, cache, rows([1]))
+    with pytest.raises(ValueError, match="at most 31 here"):
+        compress(model, rows([10, 32]))
+
+
+def test_dynamic_factors_of_one_type_of_layer():
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    kinds = {"full_attention": {**rope, "rope_type": "dynamic", "factor": 2.0}, "sliding_attention": rope}
+    config = AutoConfig.for_model("gemma3_text", max_position_embeddings=32, rope_parameters=kinds)
+    assert find_lengths(config).limit == 31
+
+
+def test_a_window_as_wide_as_the_positions():
+    """Up to the window's size it is none; what is longer would need it."""
+    model = tiny_model("mistral", layers=1, sliding_window=32, max_position_embeddings=32)
+    ids = torch.tensor(rows([32]))
+    cache = compress(model, ids[:, :25])
+    logits = append(model, cache, ids[:, 25:])
+    assert (logits - model(ids).logits[:, -1]).abs().max() <= 1e-9
+    with pytest.raises(ValueError, match=r"a row has 33 tokens, this mistral takes at most 32 here: .*window"):
+        append(model, cache, rows([1]))
+    with pytest.raises(ValueError, match="a row has 40 tokens"):
+        compress(model, rows([40]))
+
+
+@pytest.mark.parametrize(("window", "built"), [(16, "full attention"), (None, "a window of 24")])
+def test_a_window_that_differs_from_the_config(window, built):
+    """What the attention call says against what the layer was built for."""
+    model = tiny_model("gemma2", layers=2, sliding_window=24)
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 16 if window or layer.self_attn.sliding_window else None
+    kinds = ["full_attention"] * 2 if window else ["sliding_attention", "full_attention"]
+    model.config.layer_types = kinds
+    if window:
+        compress(model, rows([16]))
+    with pytest.raises(ValueError, match=f"attends to the last 16 tokens, its config says {built}"):
+        compress(model, rows([17]))
+
+
+def test_attention_twice_a_layer():
+    """diffllama attends over halves of its values: what it gives to the cache is not what it attends over."""
+    options = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model("diffllama", vocab_size=97, num_key_value_heads=2, **options)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    use_ragged_attention(model)
+    with pytest.raises(NotImplementedError, match="DiffLlamaAttention attends over other values than those it gave"):
+        compress(model, PROMPT)
+    with pytest.raises(ValueError, match="this diffllama cannot be run: DiffLlamaAttention"):
+        check_model(model)
+
+
+def test_keys_of_an_earlier_forward():
+    model = tiny_model("llama", layers=1)
+    cache = RaggedCache(model)
+    query, key, value = torch.zeros(1, 4, 9, 8), torch.zeros(1, 2, 9, 8), torch.zeros(1, 2, 9, 8)
+    old = cache.update(key, value, 0)
+    attend(torch.nn.Module(), query, *old, None)
+    new = cache.update(key.clone(), value.clone(), 0)
+    attend(torch.nn.Module(), query, *new, None)
+    with pytest.raises(RuntimeError, match="keys of an earlier forward"):
+        attend(torch.nn.Module(), query, *old, None)
+
+
+def test_keys_that_do_not_reach_the_attention_function():
+    cache = RaggedCache(MODEL)
+    key, value = cache.update(torch.zeros(1, 2, 9, 8), torch.zeros(1, 2, 9, 8), 0)
+    attend(torch.nn.Module(), torch.zeros(1, 4, 9, 8), key + 0, value, None)
+    with pytest.raises(RuntimeError, match="this llama did not hand the keys"):
+        cache.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8), 0)
 
 
 def test_a_model_that_drops_the_cache(monkeypatch):

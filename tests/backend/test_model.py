@@ -74,19 +74,44 @@ def test_prompt_ids_follow_the_chat_template(loaded):
     assert (text(continued), text(rest)) == (["<s>", "the", "grass"], ["is"])
 
 
-def test_a_loaded_model_answers_and_stops(loaded):
-    context, question = loaded.prompt_ids("the grass is green " * 9, "green ?", "")
-    cache = compress(loaded, [context])
-    whole = answer(loaded, cache, [question], 8).tokens[0]
-    assert len(whole) == 8
-    string = loaded.decode(whole[2:3])
-    if string:
-        cache.rollback()
-        stopped = answer(loaded, cache, [question], 8, stop=loaded.stop_at([string])).tokens[0]
-        assert stopped == whole[: whole.index(whole[2]) + 1]
+@pytest.fixture(scope="module")
+def speaking(model):
+    """Every token of its vocabulary is a character: what it answers can be read."""
+    return load(model, device="cpu")
+
+
+def test_a_loaded_model_answers_and_stops(speaking):
+    context, question = speaking.prompt_ids("the grass is green " * 9, "green ?", "")
+    cache = compress(speaking, [context])
+    whole = speaking.decode(answer(speaking, cache, [question], 8).tokens[0])
+    string = whole[2:4]
+    end = whole.index(string) + 2
+    assert end < len(whole) == 8
+    cache.rollback()
+    stopped = answer(speaking, cache, [question], 8, stop=speaking.stop_at(["never said", string])).tokens[0]
+    assert speaking.decode(stopped) == whole[:end]
+    assert cache.kernel == "loop"
+
+
+def test_stop_strings_are_looked_for_in_the_text(loaded):
     assert loaded.stop_at(()) is None
     assert loaded.stop_at(["green", "grass"])(loaded.tokenizer.encode("the grass"))
-    assert cache.kernel == "loop"
+    assert not loaded.stop_at(["green", "grass"])(loaded.tokenizer.encode("the key"))
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_forced_token_completes_no_stop_string(speaking, length):
+    context, question = speaking.prompt_ids("the grass is green " * 9, "green ?", "")
+    cache = compress(speaking, [context])
+    whole = speaking.decode(answer(speaking, cache, [question], 8).tokens[0])
+    string = whole[:length]
+    for least in (length, 3):
+        cache.rollback()
+        said = answer(speaking, cache, [question], 8, stop=speaking.stop_at([string]), min_new_tokens=least).tokens[0]
+        text = speaking.decode(said)
+        assert len(text) >= least
+        assert string not in text[:least]
+        assert text[: length - 1] == whole[: length - 1]  # up to there nothing had to be avoided
 
 
 def test_the_first_tokens_do_not_end_an_answer_that_must_have_some(loaded):

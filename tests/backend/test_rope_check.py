@@ -54,15 +54,11 @@ def test_a_model_without_rotary_positions_has_no_mismatch():
     assert (compress(model, rows([40]), eviction=wanted).kept_counts == 20).all()
 
 
-@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-def test_any_positions_have_the_angles_of_the_whole_prompt(kind):
+def test_any_positions_have_the_angles_of_the_whole_prompt():
     """Frequencies that depend on the length: 100 tokens, where 64 are what the model was trained with."""
-    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
-    if kind == "dynamic":
-        model = tiny_model("llama", rope_parameters=parameters, max_position_embeddings=64)
-    else:
-        parameters |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
-        model = tiny_model("phi3", rope_parameters=parameters, original_max_position_embeddings=64)
+    parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0}
+    parameters |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}
+    model = tiny_model("phi3", rope_parameters=parameters, original_max_position_embeddings=64)
     whole = compress(model, rows([100]))
     rope = whole.layers[0].rope
     cos, sin = rope(torch.arange(100))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.as_typed import Command, process
 
@@ -22,7 +25,7 @@ BAD = [
     ("metod=lukv", "Did you mean 'method'?"),
     ("model.nam=x", "Did you mean 'model.name'?"),
     ("method=snapkv scorer.windw=3", "Did you mean 'scorer.window'?"),
-    ("model.max_length=9", "no setting named 'model.max_length'. model has device, device_map, dtype, "),
+    ("model.max_length=9", "no setting named 'model.max_length'. model has check, device, device_map, dtype, "),
     ("share_prefill=maybe", "share_prefill=maybe: true or false is expected"),
     ("-x", "unrecognized arguments: -x. Settings are NAME=VALUE"),
     ("--cfg", "argument --cfg/-c: invalid choice"),
@@ -60,6 +63,23 @@ BAD = [
     ("batch_size=0", "must be at least 1"),
     ("model=hf", "model.path is not set: add model.path=VALUE"),
     ("benchmark.length=0", "must be at least 1"),
+    ("hydra.job.chdir=true", "hydra.job.chdir=true cannot be set: "),
+    ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere cannot be set: "),
+    ("-m hydra.sweep.dir=elsewhere", "runs=FOLDER says where the run folders lie"),
+    ("-m hydra.sweep.subdir=elsewhere", "hydra.sweep.subdir=elsewhere cannot be set"),
+    ("hydra.output_subdir=.hydra", "hydra.output_subdir=.hydra cannot be set"),
+    ("-m hydra/launcher=joblib", "hydra/launcher=joblib is not offered here: cluster=local"),
+    ("-m hydra/launcher=submitit_local", "hydra/launcher=submitit_local is not offered here"),
+    ("-m hydra/sweeper=optuna", "hydra/sweeper=optuna is not offered here"),
+    ("-m --cfg job", "-m and --cfg do not go together"),
+    ("--cfg job method=lukw", "Did you mean 'lukv'?"),
+    ("--resolve", "--resolve goes with --cfg"),
+    ("model.path=a=b", "model.path=a=b: a value with =, "),
+    ("model.path=a=b", """: "model.path='a=b'"\n"""),
+    ("model.path=a[1", """: "model.path='a[1'"\n"""),
+    ("model.path=modèle", """: "model.path='modèle'"\n"""),
+    ("+model.path=it's", """: "+model.path='it\\'s'"\n"""),
+    ("mèthod=lukv", "'mèthod' cannot be a setting's name. Did you mean 'method'?"),
     ("benchmark.ruler_version=1999", "choose 2024 or 2025"),
     ("scorer._target_=os.system", "scorer._target_=os.system is not in lukv, baselines, evals"),
 ]
@@ -148,17 +168,45 @@ def test_values_that_are_right(line: str) -> None:
 
 def test_the_home_folder() -> None:
     """A shell expands ~ at the beginning of a word only."""
-    from evals.run import cli
+    from evals.run.overrides import normalize_arguments
 
     home = str(Path.home())
-    said = cli.normalize_arguments(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
+    said = normalize_arguments(["runs=~/runs", "model=hf:~/model", "model.tables=a~/b", "~seed"])
     assert said == [f"runs={home}/runs", "model=hf", f"model.path={home}/model", "model.tables=a~/b", "~seed"]
+
+
+@pytest.mark.parametrize("name", ["a,b.jsonl", "a=b.jsonl", "é [1].jsonl", "it's.jsonl", "a b.jsonl", "plain.jsonl"])
+def test_a_file_of_any_name(name: str, tmp_path: Path) -> None:
+    """benchmark=jsonl:FILE takes the rest of the argument as it stands; FILE in quotes of Hydra's is the same."""
+    from evals.run import cli
+    from evals.run.overrides import normalize_arguments, quote
+
+    path = f"{tmp_path}/{name}"
+    Path(path).write_text('{"context": "a", "question": "b", "answers": ["c"]}')
+    for typed in (path, quote(path)):
+        (planned,) = cli.plan(normalize_arguments([f"benchmark=jsonl:{typed}"])).planned
+        assert planned.run["benchmark"]["data"] == path
+
+
+@given(st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1))
+def test_what_is_quoted_is_read_back(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from evals.run.overrides import quote
+
+    assert str(OverridesParser.create().parse_override(f"model.path={quote(text)}").value()) == text
+
+
+def test_the_version() -> None:
+    done = process("--version")
+    assert (done.returncode, done.stdout) == (0, f"LU-KV {version('lukv')}\n")
 
 
 def test_options_between_settings() -> None:
     from evals.run import cli
+    from evals.run.overrides import normalize_arguments
 
-    argv = cli.normalize_arguments(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
+    argv = normalize_arguments(["method=lukv", "-m", "budget=0.1,0.2", "~seed", "limit=1"])
     assert argv == ["-m", "method=lukv", "budget=0.1,0.2", "~seed", "limit=1"]
     assert len(cli.plan(["-m", "method=lukv", "budget=0.1,0.2", "limit=1"]).planned) == 2
 

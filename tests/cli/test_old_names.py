@@ -17,6 +17,7 @@ from evals.run.conf import CONF
 from evals.run.identity import list_changes
 from evals.run.instantiate import find_targets, locate
 from evals.run.old_names import PLACES, translate_config, translate_override
+from evals.run.overrides import normalize_arguments
 from lukv.artifacts import read_tensors
 from tests.as_typed import Command
 
@@ -88,7 +89,7 @@ def test_another_setting_is_another_run(tmp_path: Path) -> None:
     folder = lay_down("evaluate", tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("vintage: 2025", "vintage: 2024"))
-    [planned] = cli.plan(cli.normalize_arguments([*TYPED["evaluate"], f"runs={tmp_path}"])).planned
+    [planned] = cli.plan(normalize_arguments([*TYPED["evaluate"], f"runs={tmp_path}"])).planned
     assert planned.run.id != folder.name
 
 
@@ -99,7 +100,7 @@ def test_a_key_that_came_later_counts_as_its_default_only(written: str, asked: s
     folder = lay_down("evaluate", tmp_path)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("  question_aware: false\n", f"  question_aware: false\n{written}"))
-    assert cli.plan(cli.normalize_arguments(typed)).planned[0].run.id != folder.name
+    assert cli.plan(normalize_arguments(typed)).planned[0].run.id != folder.name
 
 
 def test_keys_that_came_later_in_a_reference(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_old_settings_as_typed() -> None:
     typed = ["share=false", "++benchmark.vintage=2025", "benchmark.seed=3", "-m", "~share", "runs=share=1"]
     new = ["share_prefill=false", "++benchmark.ruler_version=2025", "benchmark.seed=3", "-m", "~share_prefill"]
     assert list(map(translate_override, typed)) == [*new, "runs=share=1"]
-    [run] = cli.plan(cli.normalize_arguments(["method=keydiff", "share=false"])).planned
+    [run] = cli.plan(normalize_arguments(["method=keydiff", "share=false"])).planned
     assert run.run["share_prefill"] is False
 
 

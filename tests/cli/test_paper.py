@@ -9,6 +9,7 @@ from statistics import mean
 import pytest
 
 from evals.run import cli
+from evals.run.overrides import normalize_arguments
 from tests.as_typed import ROOT
 
 TEXT = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
@@ -22,7 +23,7 @@ def test_its_commands_compose(command: str) -> None:
     if any(a.startswith("experiment=paper_") for a in arguments):
         fewer = {"model": "llama-3.1-8b-instruct", "budget": "0.2", "scorer": "keydiff", "method": "uniform"}
         arguments += [f"{key}={value}" for key, value in fewer.items() if not any(a.startswith(key) for a in arguments)]
-    planned = cli.plan(cli.normalize_arguments(arguments)).planned
+    planned = cli.plan(normalize_arguments(arguments)).planned
     assert planned
     assert all(each.run is not None for each in planned)
 

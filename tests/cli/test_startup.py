@@ -94,7 +94,6 @@ def test_a_sweep_that_asks_for_the_same_run_twice_does_it_once(
 
 LAUNCHED_BY_HYDRA = [
     ["cluster=slurm"],
-    ["hydra/launcher=submitit_local"],
     ["+hydra.job.env_set.LUKV=1"],
     ["+hydra.callbacks.mine._target_=hydra.experimental.callbacks.LogJobReturnCallback"],
     ["--config-name=config"],

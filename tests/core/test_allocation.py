@@ -37,7 +37,7 @@ def test_impossible_budgets_are_one_line(arguments):
     assert "\n" not in str(error.value)
 
 
-@given(st.fractions())
+@given(st.fractions() | st.integers().map(lambda n: Fraction(n, 2)))
 def test_round_half_up(x):
     assert round_half_up(x) == (x + Fraction(1, 2)).__floor__()
 

@@ -26,17 +26,17 @@ def test_every_head_of_a_static_table_keeps_the_whole_floor() -> None:
 
 
 def test_the_lower_bound_lets_heads_go_down_to_the_floor_itself() -> None:
-    """One head: where everything but the floor is discarded, the loss at the floor is what is lost, and no bound may be
-    above it. A bound for one cell less lies above: the head's best token is a tenth of a cell behind the floor."""
-    mean = MeanSolution(1, 1)
-    utility = np.zeros((1, 1, 200))
-    utility[0, 0, :4] = [100, 1, 1, 1]
-    mean.add(utility, 205)
-    for aggregation in ("budgets", "losses"):
-        table = mean.table(aggregation, {})
-        assert table.lower_bound is not None
-        assert table.expected_loss is not None
-        assert (table.lower_bound <= table.expected_loss + 1e-12).all()
+    """5 protected of 205 tokens are 12.2 cells. A head that is worth nothing loses all but those, and the other head
+    one token. If the bound let the first head keep 13 cells, it would ask more of the other than the table loses."""
+    mean = MeanSolution(1, 2)
+    mean.add(np.stack([np.zeros(200), np.ones(200)])[None], 205)
+    table = mean.table("budgets", {})
+    assert table.lower_bound is not None
+    assert table.expected_loss is not None
+    np.testing.assert_allclose(table.kept[48] * 205, [[5, 204]])  # 49% pruned: 201 of 410
+    assert table.expected_loss[48] == pytest.approx(1)
+    assert (table.lower_bound <= table.expected_loss + 1e-9).all()
+    assert table.lower_bound[48] > 0.9
 
 
 def test_a_curves_contexts_count_by_their_weights() -> None:
@@ -55,9 +55,11 @@ def test_a_curves_contexts_count_by_their_weights() -> None:
 
 
 def test_a_cell_of_many_tokens_weighs_more_than_a_rank() -> None:
-    """Ranks worth 1 (one token), 2 (three tokens) and 0: made non-increasing, the first four tokens are worth 7/4."""
-    knots = Knots.of(np.array([[1.0, 2.0, 0.0]]), np.array([1.0, 3.0, 3.0]), protected=1)
-    np.testing.assert_allclose(knots.price, [7 / 4, 0.0])
+    """One token worth 1, three worth 3: made non-increasing, these four are worth 10/4 each. That is more than the 2.2
+    of the next three, which stand alone. If all cells weighed the same, the first two would be worth 2, and all
+    three cells be one."""
+    knots = Knots.of(np.array([[1.0, 3.0, 2.2]]), np.array([1.0, 3.0, 3.0]), protected=1)
+    np.testing.assert_allclose(knots.price, [10 / 4, 2.2])
     assert knots.start.tolist() == [0.0, 1.5]
 
 
@@ -76,16 +78,18 @@ def test_a_rank_belongs_to_the_quantile_of_its_middle(free: int, protected: int,
         assert knots.counts(dear + 2, tokens).tolist() == [dear, 2]
 
 
-def test_at_a_thousand_tokens_a_curves_ranks_are_its_cells() -> None:
-    """A table's curve is made of the cell that holds a rank's middle, neither of the next nor of the one before."""
-    random = np.random.default_rng(3)
-    utility = random.random((1, 2, 1000))
+@pytest.mark.parametrize("tokens", [300, 400, 1000])
+def test_a_tables_curve_has_the_cell_of_each_ranks_middle(tokens: int) -> None:
+    """A curve has 1000 cells. That at a rank's middle lies within the rank, those at its ends may reach out of it."""
+    utility = np.random.default_rng(3).random((1, 2, tokens))
     mean = MeanCurve(1, 2, 0, power=1.0)
     mean.add(utility)
     curve = mean.table({"sink": 0, "recent": 0}).curve
     assert curve is not None
-    expected = utility.reshape(1, 2, curve.shape[2], -1).sum(axis=3)
-    np.testing.assert_allclose(curve, expected, rtol=1e-6)
+    bins = curve.shape[2]
+    for found, own in zip(curve[0], utility[0], strict=True):
+        behind = np.interp(np.arange(bins + 1) * tokens / bins, np.arange(tokens + 1), np.append(0, np.cumsum(own)))
+        np.testing.assert_allclose(found, np.diff(behind), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

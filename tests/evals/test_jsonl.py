@@ -167,7 +167,7 @@ def test_long_right_answers_are_not_scored_zero() -> None:
 
 
 def test_unknown_metric_is_one_line() -> None:
-    with pytest.raises(ValueError, match=r"benchmark\.metric=qaf1.*did you mean qa_f1") as error:
+    with pytest.raises(ValueError, match=r"benchmark\.metric=qaf1.*Did you mean 'qa_f1'") as error:
         Jsonl("x.jsonl", metric="qaf1")
     assert "\n" not in str(error.value)
 

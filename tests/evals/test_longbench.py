@@ -215,7 +215,7 @@ def test_no_network_is_one_line(words: Words, monkeypatch: pytest.MonkeyPatch) -
     ("settings", "message"),
     [
         ({"protocol": "theirs"}, "choose official, agnostic, defensivekv, kvpress, lukv"),
-        ({"tasks": ["qaspr"]}, "did you mean qasper"),
+        ({"tasks": ["qaspr"]}, "Did you mean 'qasper'"),
         ({"tasks": ["musique"], "e": True}, "no LongBench-E task 'musique'"),
         ({"max_length": 1}, "must be auto or a number of tokens, at least 2"),
         ({"max_length": "long"}, "must be auto or a number"),

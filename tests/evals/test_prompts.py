@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.jobs.prompts import describe_files, tokenize_benchmark
+from evals.jobs.prompts import TokenizedSample, describe_files, hash_prompts, tokenize_benchmark
+from evals.task import Sample, Task
 
 MODEL = json.dumps({"path": "models/tiny", "name": "tiny"})
 
@@ -39,3 +40,16 @@ def test_files_in_folders_count(nested: str, tmp_path: Path) -> None:
     assert one == describe_files(settings)
     write(folder / "qasper.jsonl", "Bob")
     assert len({empty, one, describe_files(settings)}) == 3
+
+
+def hashed(contexts: tuple[int, ...] = (1, 2), question: int = 3, tokens: int = 4, version: int = 1) -> str:
+    """The hashes of a task of as many samples, whose contexts and questions have one token."""
+    task = Task("task", version, "", [], lambda prediction, sample: {"x": 0.0})
+    sample = Sample("x", "task", "", "", ("x",), tokens)
+    return str(hash_prompts([TokenizedSample(sample, task, (context,), (question,)) for context in contexts]))
+
+
+def test_the_hash_of_a_tasks_prompts_is_of_all_that_the_model_is_given() -> None:
+    assert hashed() == hashed()
+    others = [hashed(contexts=(2, 1)), hashed(contexts=(1,)), hashed(question=5), hashed(tokens=5), hashed(version=2)]
+    assert len({hashed(), *others}) == 6

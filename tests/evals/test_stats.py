@@ -26,6 +26,14 @@ def test_interval_is_that_of_normal_theory_for_many_samples(tasks: int) -> None:
     assert high - low == pytest.approx(2 * half, rel=0.06)  # an interval at 90% is 16% shorter
 
 
+def test_interval_of_many_small_tasks_is_that_of_normal_theory() -> None:
+    """A bootstrap of 4 values varies sqrt(3/4) times as much as their mean does, and drawn weights sqrt(3/5) times."""
+    values = np.random.default_rng(2).random((400, 4))
+    low, high = mean_interval(list(values), draws=5000)
+    half = 1.96 * np.sqrt((values.var(axis=1, ddof=1) / 4).sum()) / 400
+    assert high - low == pytest.approx(2 * half, rel=0.1)
+
+
 @given(st.integers(1, 60), st.data())
 @settings(max_examples=60, deadline=None)
 def test_interval_of_successes_is_clopper_and_pearsons(n: int, data: st.DataObject) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def refuses(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 
 def progress(line: str) -> bool:
-    """What a run says of its way: "NAME: 6 samples", "NAME: 2/6, ..."."""
-    return not line.startswith("run.py: ") and (" samples" in line or " s left" in line)
+    """What a run says of its way: its name, "6 samples", "2/6 samples, 1 s, about 2 s left"."""
+    return re.match(r"[^ ]+__[^ ]+$|[^ ]+__[^ ]+, \d+ runs$|\d+(/\d+)? samples", line) is not None
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

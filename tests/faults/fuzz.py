@@ -27,11 +27,12 @@ from evals.jsonl import METRICS, Jsonl
 from evals.longbench.score import METRICS as LONGBENCH
 from evals.longbench.score import parse_classes, score_file
 from evals.rows import read_rows
-from evals.run.compose import check_options, join_lines
+from evals.run.compose import join_lines
 from evals.run.conf import GROUPS
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.instantiate import InputError
+from evals.run.overrides import check_options, parse_override
 from evals.run.run_id import join_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up
 from lukv.budgets.solver import PRUNED_PERCENT, floor_of, kept_total, solve
@@ -125,10 +126,11 @@ assigned = st.tuples(st.sampled_from([*GROUPS, "budget", "seed", "model.path", "
 
 
 def check_overrides(texts: list[str]) -> None:
-    """As compose.parse_overrides reads them, before anything is composed."""
+    """As overrides.parse_overrides reads them, before anything is composed."""
     said = "fine"
     try:
-        check_options(OverridesParser.create().parse_overrides(texts))
+        parser = OverridesParser.create()
+        check_options([parse_override(parser, text) for text in texts])
     except (InputError, HydraException, OmegaConfBaseException) as error:
         said = join_lines(error)
     assert said

@@ -48,6 +48,103 @@ def test_no_write_permission(refuses: Refuses, short: list[str], read_only: Path
     assert str(read_only) in line
 
 
+def test_a_finished_run_on_a_read_only_disk(
+    command: Command, short: list[str], small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*short, f"runs={small_disk}", "method=snapkv", "limit=1", "reference=full"]
+    assert command(*args) == 0
+    shown = capsys.readouterr().out
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert command(*args) == 0
+    said = capsys.readouterr()
+    assert "already done" in said.out
+    assert shown in said.out
+    assert said.err == ""
+
+
+def test_a_file_system_without_locks(
+    refuses: Refuses, command: Command, short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """One line with the path and what to do, nothing is left behind, and what is finished stays readable."""
+    done = [*short, "method=snapkv", "limit=1"]
+    assert command(*done, f"runs={tmp_path}/finished") == 0
+    (tmp_path / "finished").rename(tmp_path.parent / "finished")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    line = refuses(1, "this file system has no locks (No locks available)", *done, f"runs={tmp_path}/deep/er")
+    assert str(tmp_path / "deep" / "er") in line
+    assert "runs=FOLDER" in line
+    assert not (tmp_path / "deep").exists()
+    assert command(*done, f"runs={tmp_path.parent}/finished") == 0
+    assert "already done" in capsys.readouterr().out
+    shutil.rmtree(tmp_path.parent / "finished")
+
+
+def test_what_is_refused_leaves_no_folder(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    refuses(2, "no budget table at", *short, "method=lukv", f"runs={tmp_path}/new/runs")
+    assert not (tmp_path / "new").exists()
+
+
+def test_from_any_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the project names is the project's, what the user names is theirs; a refusal leaves nothing."""
+    from evals.run import cli
+    from evals.run.conf import GROUPS, read_option
+
+    for name in GROUPS["model"]:
+        assert read_option("model", name)["tables"].startswith("${shipped:"), name
+    monkeypatch.chdir(tmp_path)
+    (planned,) = cli.plan(["model=hf", "model.path=theirs"]).planned
+    assert planned.run.folder.parent == ROOT / "runs"
+    assert planned.run["model"]["tables"] == str(ROOT / "tables" / "theirs")
+    (planned,) = cli.plan(["model=hf", "model.path=theirs", "runs=mine", "model.tables=mine"]).planned
+    assert (planned.run.folder.parent, planned.run["model"]["tables"]) == (Path("mine"), "mine")
+    (tmp_path / "theirs").symlink_to(model)
+    said = [sys.executable, str(ROOT / "run.py"), "model=hf", "model.path=theirs", "runs=mine/runs"]
+    done = subprocess.run(said, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"no budget table at {ROOT}/tables/theirs/keydiff.safetensors" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_model_without_tables(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
+    """What works at once, and the command that makes the table. That the model is not there is said first."""
+    line = refuses(2, "no budget table at", *short, "method=lukv", "scorer=snapkv")
+    assert "`python run.py job=calibrate model=hf model.name=random model.path=" in line
+    ready = line.partition(". Without one: method=")[2].split(", ")
+    assert ready[0] == "snapkv"  # the one of the scorer that was asked for
+    assert "or adakv" in ready
+    assert "lukv" not in line.partition("Without one")[2]
+    for job in ("evaluate", "latency", "calibrate"):
+        refuses(2, "nowhere: there is no such folder", *short, "method=lukv", f"job={job}", "model.path=./nowhere")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_who_leaves(buffered: str, short: list[str], tmp_path: Path) -> None:
+    """`run.py | head`, `report.py | head`: every file is written, nothing is said of it."""
+    programs = [["run.py", "-m", *short, "method=snapkv,keydiff", "limit=1"], ["report.py", f"--runs={tmp_path}/runs"]]
+    for program in programs:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, *program],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        os.close(writer)
+        assert done.returncode == 0, done.stderr
+        assert "roken" not in done.stderr
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+    assert {"report.md", "scores.csv", "leaderboard.html"} <= {p.name for p in (tmp_path / "runs/report").iterdir()}
+
+
 def test_runs_is_a_file(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refuses(1, f"{tmp_path}/file", *short, f"runs={tmp_path}/file", "method=snapkv")
@@ -153,6 +250,21 @@ def test_no_network(refuses: Refuses, command: Command, short: list[str]) -> Non
     refuses(2, says, *kept, "benchmark=longbench", "benchmark.data=nobody/LongBench", "method=snapkv")
     hub_answers.cache_clear()
     assert command(*short, "method=snapkv") == 0
+
+
+@pytest.mark.usefixtures("no_network")
+def test_one_line_a_cause(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """28 runs of two models that are not there."""
+    from lukv.model import hub_answers
+
+    hub_answers.cache_clear()
+    assert command("experiment=paper_ruler", "limit=1", f"runs={tmp_path}/runs") == 2
+    hub_answers.cache_clear()
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 2, err
+    assert len(out.strip().splitlines()) == 3, out
+    assert "28 runs: 0 done, 0 skipped, 28 failed" in out
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import report
 from evals.report.compare import PAIRS_AT_ONCE, compare, compare_group, compare_pairs, find_label
 from evals.report.figures import choose_heads
 from evals.report.runs import group_by_experiment, label, read_latencies, read_results
+from evals.report.tables import markdown_row
 from evals.stats import holm
 from evals.text import size
 from tests.as_typed import process
@@ -163,6 +164,10 @@ def test_another_reference(runs: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("report.py: --against adakv: no such run. There are keydiff-keydiff, lukv-keydiff")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_cell_of_any_text_is_one_cell() -> None:
+    assert markdown_row(["a|b", "c\nd", ""]) == "| a\\|b | c d |  |"
 
 
 def test_one_sample_a_task_shows_no_spread() -> None:

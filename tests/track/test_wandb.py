@@ -179,6 +179,30 @@ def test_a_run_that_fails_is_a_failed_run(folder: Path) -> None:
     assert "running/score" not in seen["summary"]
 
 
+def test_a_service_that_dies_stops_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, not an exception; the next run has a service of its own."""
+    program = f"""
+import os, signal, subprocess
+from pathlib import Path
+from evals.run.tracking import Wandb, log, tell_all
+folder, settings = Path({str(folder)!r}), Wandb(mode="offline", system_metrics=False)
+with settings.follow(folder) as tracker:
+    found = subprocess.run(["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    (service,) = (line.split()[0] for line in found.stdout.splitlines() if "wandb" in line)
+    os.kill(int(service), signal.SIGKILL)
+    os.waitpid(int(service), 0)
+    tell_all(tracker, folder)
+assert tracker.lost is not None
+log(folder, settings)
+"""
+    done = alone([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("W&B is lost (")
+    assert line.endswith(f"The run goes on without; afterwards: python -m evals.run.tracking log {folder}")
+    assert overview(runs(folder)[-1])["state"] == "finished"
+
+
 NO_SERVER = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
 
 

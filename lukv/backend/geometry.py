@@ -1,0 +1,41 @@
+"""What the layers of a model store for a token. Families call it by many names in their configs, or do not say it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from lukv.backend.cache import RaggedCache
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """kv_heads: keys of `key_dim` and values of `value_dim` numbers for each token. device: where they lie."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    device: torch.device
+
+
+@torch.no_grad()
+def measure_geometry(model: PreTrainedModel) -> list[LayerGeometry]:
+    """Of every layer that stores keys and values, sliding windows included. Runs one token through the model."""
+    cache = RaggedCache(model)
+    model(input_ids=torch.ones(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
+    arenas = [layer.held.arena for layer in cache.layers]
+    return [LayerGeometry(a.heads, a.keys.shape[1], a.values.shape[1], a.keys.device) for a in arenas]
+
+
+def count_kv_heads(model: PreTrainedModel) -> int:
+    """KV heads of each layer with full attention. Raises ValueError where they differ from layer to layer."""
+    found = measure_geometry(model)
+    counts = sorted({found[index].kv_heads for index in RaggedCache(model).model_layers})
+    if len(counts) > 1:
+        raise ValueError(
+            f"the layers of this {model.config.model_type} that can be evicted have {' or '.join(map(str, counts))} KV "
+            "heads: budget tables and calibration need the same number in all of them"
+        )
+    return counts[0]
