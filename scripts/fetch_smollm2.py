@@ -48,7 +48,7 @@ def main() -> int:
         except (subprocess.CalledProcessError, ValueError, KeyError) as error:
             print(f"{file.name} could not be fetched: {error}", file=sys.stderr)
             return 1
-    print(f"{file} is there: python run.py model=smollm2-135m-q4 method=snapkv budget=0.2")
+    print(f"{file} is there: python run.py model=smollm2-135m-q4 method=lukv budget=0.2")
     return 0
 
 

@@ -7,6 +7,7 @@ score with its interval and n, the full cache's score on the same samples, and h
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ from evals.report.runs import (
     read_results,
     read_scores,
 )
-from evals.run.files import read_json
+from evals.run.files import read_json, read_settings
 from evals.stats import mean_interval
 
 MEAN = "mean"
@@ -67,7 +68,7 @@ def collect(runs: Path, only: str = "*") -> list[Cell]:
     if not found:
         raise ValueError(f"no finished run in {runs}/ matches {only}: see  ls {runs}")
     full = {r["experiment"]: read_scores(runs / r["run_id"]) for r in found if keeps_all(r)}
-    evicting = keep_largest([r for r in found if not keeps_all(r)])
+    evicting = keep_largest([r for r in found if not keeps_all(r)], runs)
     if not evicting:
         raise ValueError(f"of what matches {only}, only the full cache is finished: there is nothing to put beside it")
     used = {r["experiment"] for r in evicting}
@@ -82,15 +83,13 @@ def collect(runs: Path, only: str = "*") -> list[Cell]:
     return cells
 
 
-def keep_largest(results: Iterable[Result]) -> list[Result]:
-    """Of results that differ in their number of samples alone, the one that has most."""
+def keep_largest(results: Iterable[Result], runs: Path) -> list[Result]:
+    """Of the runs of one row at one budget that differ in limit= alone, the one of most samples."""
     largest: dict[tuple[str, ...], Result] = {}
-    for r in results:
-        limit = r["config"]["limit"]
-        experiment = [part for part in r["experiment"].split("__") if limit is None or part != f"n{limit}"]
-        key = (label(r), budget_label(r), *experiment)
-        if key not in largest or count_samples(largest[key]) < count_samples(r):
-            largest[key] = r
+    for r in sorted(results, key=count_samples):
+        settings = read_settings(runs / r["run_id"] / "config.yaml")
+        same = json.dumps([settings["benchmark"], settings["seed"]], sort_keys=True)
+        largest[r["model"], name_row(r), budget_label(r), same] = r
     return list(largest.values())
 
 
@@ -141,7 +140,7 @@ def name_protocol(about: Mapping[str, Any]) -> str:
 def name_row(r: Result) -> str:
     """The row's label. That tables lie where the model's own always do (models/NAME/tables) is left out of it."""
     usual = f"model.tables=models-{r['model']}-tables"  # as a run id spells it
-    return " ".join(part for part in label(r).split() if part != usual)
+    return " ".join(shorten(part) for part in label(r).split() if part != usual)
 
 
 def name_commit(about: Mapping[str, Any]) -> str:
@@ -156,8 +155,12 @@ def without_places(command: str) -> str:
     >>> without_places("python run.py benchmark.sources=/data/ruler model.path=../models/x")
     'python run.py benchmark.sources=ruler model.path=x'
     """
-    outside = r"(?:(?<=^)|(?<=[=,\[]))(?:~|\.\.)?/(?:[^/,\]]*/)*([^/,\]]+)/?"
-    return shlex.join(re.sub(outside, r"\1", word) for word in shlex.split(command))
+    return shlex.join(map(shorten, shlex.split(command)))
+
+
+def shorten(word: str) -> str:
+    """The word with such paths cut down."""
+    return re.sub(r"(?:(?<=^)|(?<=[=,\[]))(?:~|\.\.)?/(?:[^/,\]]*/)*([^/,\]]+)/?", r"\1", word)
 
 
 def check_unique(cells: Sequence[Cell]) -> None:

@@ -117,15 +117,19 @@ def test_runs_of_an_older_version(tmp_path: Path) -> None:
     assert mean.commit.startswith(json.loads((OLD / "run.json").read_text())["git_sha"][:12])
 
 
-def test_the_models_own_tables_are_no_part_of_a_rows_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("folder", "row"), [("models-tiny", ""), ("elsewhere", " model.tables=elsewhere-tables")])
+def test_the_models_own_tables_are_no_part_of_a_rows_name(folder: str, row: str, tmp_path: Path) -> None:
     """Older versions named the folder in the run id wherever it was typed."""
-    usual, other = "model.tables=models/tiny/tables", "model.tables=elsewhere/tables"
-    write_evaluation(tmp_path, MINE, "method=lukv", "budget=0.1", usual)
-    write_evaluation(tmp_path, MINE, "method=lukv", "budget=0.2", other)
-    assert {(c.method, c.budget) for c in collect(tmp_path)} == {
-        ("lukv-keydiff", "0.1"),
-        ("lukv-keydiff model.tables=elsewhere-tables", "0.2"),
-    }
+    result = json.loads((OLD / "result.json").read_text())
+    result["run_id"] += f"__model.tables={folder}-tables"
+    shutil.copytree(OLD, tmp_path / result["run_id"])
+    (tmp_path / result["run_id"] / "result.json").write_text(json.dumps(result))
+    assert {c.method for c in collect(tmp_path)} == {f"lukv-keydiff{row}"}
+
+
+def test_a_row_is_not_named_by_a_place(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, MINE, "method=lukv", "budget=0.2", f"model.tables={tmp_path}/mine")
+    assert {c.method for c in collect(tmp_path)} == {"lukv-keydiff allocator.path=keydiff.safetensors"}
 
 
 @given(st.lists(st.text("ab._-", min_size=1, max_size=4).filter(lambda x: x.strip(".")), min_size=1, max_size=4))
