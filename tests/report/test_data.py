@@ -124,7 +124,7 @@ def test_the_models_own_tables_are_no_part_of_a_rows_name(tmp_path: Path) -> Non
     write_evaluation(tmp_path, MINE, "method=lukv", "budget=0.2", other)
     assert {(c.method, c.budget) for c in collect(tmp_path)} == {
         ("lukv-keydiff", "0.1"),
-        ("lukv-keydiff model.tables=elsewhere-tables", "0.2"),
+        ("lukv-keydiff allocator.path=elsewhere/tables/keydiff.safetensors", "0.2"),
     }
 
 
