@@ -29,14 +29,13 @@ class Authors:
 
     def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
         """One task; at most `limit` contexts, each with all its questions."""
-        bos = getattr(tokenizer, "bos_token", None) or ""
         samples = []
         for number, row in enumerate(read_rows(self.path, {"context": str, "questions": list})[:limit], start=1):
             place = f"{self.path} line {number}"
             if not row["context"]:
                 raise ValueError(f"{place}: 'context' is empty: there is nothing to compress")
             for index, question in enumerate(check_strings(row["questions"], "questions", place)):
-                samples.append(self.sample(f"{number}-{index}", bos + row["context"], question + self.cue))
+                samples.append(self.sample(f"{number}-{index}", row["context"], question + self.cue))
         yield Task("authors", VERSION, f"questions of {self.path.name}", samples, no_score)
 
     def sample(self, number: str, context: str, question: str) -> Sample:
@@ -48,7 +47,7 @@ class Authors:
             references=(),
             max_new_tokens=self.max_new_tokens,
             chat=False,
-            layout="bare",
+            layout="plain",
         )
 
     def facts(self) -> Mapping[str, Any]:

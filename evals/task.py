@@ -26,7 +26,7 @@ class Sample:
     max_new_tokens       where the answer is cut off, in tokens
     answer_prefix        the beginning of the answer, given to the model
     chat                 put the model's chat template around the prompt, if it has one
-    layout               how the parts become token ids: apart, whole or bare (LoadedModel.prompt_ids)
+    layout               how the parts become token ids: apart, whole, plain or bare (LoadedModel.prompt_ids)
     context_tokens       the compressed part ends after so many token ids, at most
     stop                 strings that end the answer, besides the model's end-of-text token
     min_new_tokens       tokens of the answer before which no stop string ends it

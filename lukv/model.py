@@ -42,7 +42,7 @@ from lukv.special_tokens import SpecialTokens
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
-LAYOUTS = ("apart", "whole", "bare")
+LAYOUTS = ("apart", "whole", "plain", "bare")
 """How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
 SPECIAL_TOKENS = ("text", "control")
 
@@ -114,7 +114,8 @@ class LoadedModel:
         cut behind the last token that the context would have without the question: a token that holds characters of
         both comes after. The two parts together are the prompt of a model that is asked without compression.
 
-        bare: the texts as they are, without chat template, BOS or newline, tokenized apart.
+        plain: BOS and the context, then question and prefix, tokenized apart, without chat template or newline.
+        bare: the same without BOS.
 
         Where nothing comes after the context, its last token is what the model is asked with. Raises a one-line
         ValueError for an unknown layout and for what cannot be asked: a template that fails on this text, a context
@@ -125,8 +126,9 @@ class LoadedModel:
         if self.special_tokens == "text":
             context, question, answer_prefix = map(self._special.hide, (context, question, answer_prefix))
         after = question + answer_prefix
-        if layout == "bare":
-            ids, rest = self._ids(context), self._ids(after)
+        if layout in ("plain", "bare"):
+            head = context if layout == "bare" else self._begin(context)
+            ids, rest = self._ids(head), self._ids(after)
         elif layout == "whole" and after:
             head, tail = self._surround(context + after, chat)
             ids = self._ids(head)
@@ -149,8 +151,12 @@ class LoadedModel:
         """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""
         if chat and self.chat and self.tokenizer.chat_template:
             return render(self.tokenizer, text, self.thinking, self.date)
+        return self._begin(text), None
+
+    def _begin(self, text: str) -> str:
+        """The text with the beginning-of-sequence token in front, if the tokenizer has one and the text does not."""
         bos = self.tokenizer.bos_token or ""
-        return (text if text.startswith(bos) else bos + text), None
+        return text if text.startswith(bos) else bos + text
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of a text that stands by itself, without BOS and template, as a reference answer does."""

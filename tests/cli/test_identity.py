@@ -14,6 +14,7 @@ from evals.run import cli
 from evals.run.conf import ROOT
 from evals.run.files import write_json
 from evals.run.folder import RunFolder
+from evals.run.overrides import normalize_arguments
 from evals.run.settings import Run
 from tests.as_typed import Command
 
@@ -33,7 +34,7 @@ def plan(runs: Path):
     """plan("method=snapkv", ...) -> the runs that would be done."""
 
     def call(*args: str) -> list[Run]:
-        return [p.run for p in cli.plan(cli.normalize_arguments([*args, f"runs={runs}"])).planned]
+        return [p.run for p in cli.plan(normalize_arguments([*args, f"runs={runs}"])).planned]
 
     return call
 
