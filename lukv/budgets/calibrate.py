@@ -26,7 +26,7 @@ from lukv.scoring import PromptLayer, Scorer
 
 TokenIds = tuple[int, ...]
 
-LATER = {"own_sampling": False, "first_row": True, "starved": "sinks_first"}
+LATER = {"own_sampling": False, "first_row": True, "starved": "sinks_first", "any_weights": False}
 """Settings that came later, with what was done before: a calibration that was begun without them goes on."""
 
 
