@@ -21,7 +21,7 @@ def test_its_commands_compose(command: str) -> None:
     """Of the sweeps one model and budget: composing takes a moment for each run."""
     arguments = shlex.split(command)[2:]
     if any(a.startswith("experiment=paper_") for a in arguments):
-        fewer = {"model": "llama-3.1-8b-instruct", "budget": "0.2", "scorer": "keydiff", "method": "uniform"}
+        fewer = {"model": "llama-3.1-8b-instruct", "budget": "0.2", "scorer": "keydiff", "method": "snapkv"}
         arguments += [f"{key}={value}" for key, value in fewer.items() if not any(a.startswith(key) for a in arguments)]
     planned = cli.plan(normalize_arguments(arguments)).planned
     assert planned
