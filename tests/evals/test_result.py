@@ -22,7 +22,7 @@ class FinishedRun(SimpleNamespace):
 
 @pytest.fixture
 def run() -> FinishedRun:
-    return FinishedRun(id="tiny__lukv", comparison_id="tiny", parts={}, hash="0")
+    return FinishedRun(id="tiny__lukv", comparison_id="tiny", label="lukv", parts={}, hash="0")
 
 
 def line(task: str, score: float, kept: int = 2, tokens: int = 10) -> dict[str, Any]:
