@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
+from lukv.backend.architecture import check_architecture
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
@@ -305,7 +306,7 @@ def torch_device(name: str) -> torch.device:
 def supported_config(path: str, **options: Any) -> PreTrainedConfig:
     """An unsupported architecture is refused before its weights are read."""
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
-    find_windows(config)
+    check_architecture(config)
     return config
 
 
@@ -398,9 +399,14 @@ class Source:
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
     def must_exist(self) -> None:
-        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched.
-        Nothing is read."""
+        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched;
+        ValueError for an adapter. Nothing is read."""
         path = Path(self.path)
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"model {self.path}: it is a PEFT adapter, not a model: merge it into its model (merge_and_unload) and "
+                "save that. Prompt, prefix and P-tuning cannot be merged and are not supported"
+            )
         if not self.local:
             cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
             if not isinstance(cached, str) and not hub_answers():

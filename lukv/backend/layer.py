@@ -84,11 +84,7 @@ class RaggedLayer(CacheLayerMixin):
                 "a RaggedCache only works with its own attention function: call lukv.backend.attention."
                 f"use_ragged_attention(model) first (now: {config._attn_implementation})"
             )
-        if self.waiting:
-            raise RuntimeError(
-                f"this {config.model_type} did not hand the keys that it gave to a RaggedCache on to the attention "
-                "function as they are, which this backend needs"
-            )
+        self.require_attended()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[-2]
@@ -97,6 +93,14 @@ class RaggedLayer(CacheLayerMixin):
         for states in (key_states, value_states):
             states.ragged_update = update  # type: ignore[attr-defined]
         return key_states, value_states
+
+    def require_attended(self) -> None:
+        """Raise NotImplementedError if the last update never came to the attention function."""
+        if self.waiting:
+            raise NotImplementedError(
+                f"this {self.options.config.model_type} did not hand the keys that it gave to a RaggedCache on to the "
+                "attention function as they are, which this backend needs"
+            )
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -142,7 +146,10 @@ class RaggedLayer(CacheLayerMixin):
         scores = self.scores or self._begin(key, value, parameters)
         start = self.tokens
         if batch != len(start):
-            raise ValueError(f"this cache holds {len(start)} sequences, the input has {batch}")
+            raise ValueError(
+                f"this cache holds {len(start)} sequence{'s' * (len(start) > 1)}, the input has {batch}: beam search and "
+                "num_return_sequences, which repeat each, are not supported"
+            )
         after = start + (n if ranges is None else np.array([b - a for a, b in ranges]))
         self._check_lengths(start, after, parameters.window)
         if self.kernel is None:

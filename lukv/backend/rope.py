@@ -13,7 +13,7 @@ from lukv.scoring import Rope
 
 def make_rope(model: PreTrainedModel, layer: int) -> Rope | None:
     """A function positions [n] -> (cos, sin), each [n, rotary dims] float32, as layer `layer` of the model uses them.
-    None for a model without rotary positions.
+    None for a model or layer without rotary positions.
 
     The frequencies are those of the model's last forward. "dynamic" and "longrope" embeddings choose them by the
     longest position they are given, and a scorer may ask for only a few positions, or for later ones.
@@ -23,7 +23,10 @@ def make_rope(model: PreTrainedModel, layer: int) -> Rope | None:
         return None
     options = {}
     if "layer_type" in inspect.signature(rotary.forward).parameters:  # Gemma-3: sliding layers have other frequencies
-        options["layer_type"] = model.config.get_text_config(decoder=True).layer_types[layer]
+        config = model.config.get_text_config(decoder=True)
+        options["layer_type"] = config.layer_types[layer]
+        if config.rope_parameters.get(options["layer_type"], {}) is None:  # beam: full attention without positions
+            return None
 
     forward = inspect.unwrap(type(rotary).forward)  # without the decorator that chooses the frequencies anew
 
