@@ -1,6 +1,6 @@
 """Every causal language model of the installed transformers, small and with random weights: does the backend run it?
 
-    python -m scripts.architectures            # write docs/data/architectures.csv and docs/architectures.md, in a minute
+    python -m scripts.architectures                # write docs/data/architectures.csv and docs/architectures.md
     python -m scripts.architectures llama bloom    # print these rows, write nothing
 
 Each type goes the way of `lukv.model.load`: what its config says, then a model of float64, then the self-check. What is
@@ -15,7 +15,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -63,50 +63,52 @@ SMALL: dict[str, Any] = {
 }
 """Given to every config."""
 
-WHERE_KNOWN: dict[str, Any] = {
-    **dict.fromkeys("n_routed_experts num_experts num_local_experts moe_num_experts".split(), 4),
-    **dict.fromkeys("num_experts_per_tok moe_k moe_topk index_n_heads swa_num_key_value_heads".split(), 2),
-    **dict.fromkeys("n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace".split(), 1),
-    **dict.fromkeys("num_dense_layers moe_num_shared_experts num_mtp_layers encoder_layers".split(), 1),
-    **dict.fromkeys("num_encoder_layers num_mem_blocks o_groups hc_mult num_codebooks".split(), 1),
-    **dict.fromkeys("decoder_layers num_decoder_layers encoder_attention_heads decoder_attention_heads".split(), 4),
-    **dict.fromkeys("num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads".split(), 4),
-    **dict.fromkeys("num_heads n_layers linear_num_key_heads linear_num_value_heads linear_num_heads".split(), 4),
-    **dict.fromkeys("moe_intermediate_size shared_expert_intermediate_size q_lora_rank kv_lora_rank".split(), 32),
-    **dict.fromkeys("expert_ffn_hidden_size dense_intermediate_size shared_intermediate_size o_lora_rank".split(), 32),
-    **dict.fromkeys("moe_shared_expert_intermediate_size shared_experts_intermediate_size dim_head".split(), 32),
-    **dict.fromkeys("qk_rope_head_dim qk_nope_head_dim hidden_size_per_layer_input sliding_window".split(), 8),
-    **dict.fromkeys("v_head_dim index_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim".split(), 16),
-    **dict.fromkeys("swa_head_dim attention_head_size rotary_dim mamba_head_dim adapter_rank".split(), 16),
-    **dict.fromkeys("d_model backbone_hidden_size router_hidden_size feed_forward_size".split(), 64),
-    **dict.fromkeys("ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dim_ff d_inner".split(), 96),
-    **dict.fromkeys("vocab_size_per_layer_input unpadded_vocab_size ngram_vocab_size_base".split(), 128),
-    **dict.fromkeys("shape_vocab_size pronunciation_vocab_size".split(), 128),
-    **{"image_size": 28, "patch_size": 14, "num_layers": 4, "index_topk": 8},
+SIZES = {
+    1: "n_group topk_group n_shared_experts num_shared_experts first_k_dense_replace num_dense_layers encoder_layers "
+    "moe_num_shared_experts num_mtp_layers num_encoder_layers num_mem_blocks o_groups hc_mult num_codebooks",
+    2: "num_experts_per_tok moe_k moe_topk index_n_heads swa_num_key_value_heads",
+    4: "n_routed_experts num_experts num_local_experts moe_num_experts decoder_layers num_decoder_layers num_layers "
+    "n_layers num_heads encoder_attention_heads decoder_attention_heads num_encoder_attention_heads "
+    "num_decoder_attention_heads swa_num_attention_heads linear_num_key_heads linear_num_value_heads linear_num_heads",
+    8: "qk_rope_head_dim qk_nope_head_dim hidden_size_per_layer_input sliding_window index_topk",
+    14: "patch_size",
+    16: "v_head_dim index_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim swa_head_dim rotary_dim "
+    "attention_head_size mamba_head_dim adapter_rank",
+    28: "image_size",
+    32: "moe_intermediate_size shared_expert_intermediate_size expert_ffn_hidden_size dense_intermediate_size dim_head "
+    "shared_intermediate_size shared_experts_intermediate_size moe_shared_expert_intermediate_size q_lora_rank "
+    "kv_lora_rank o_lora_rank",
+    64: "d_model backbone_hidden_size router_hidden_size feed_forward_size",
+    96: "ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dim_ff d_inner",
+    128: "vocab_size_per_layer_input unpadded_vocab_size ngram_vocab_size_base shape_vocab_size "
+    "pronunciation_vocab_size",
 }
 """Given to configs that have a field of this name."""
+
+WHERE_KNOWN = {name: size for size, names in SIZES.items() for name in names.split()}
 
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LATENT = {"num_key_value_heads": 4, "head_dim": 8}
-WHOLE_ROTATION = {"rotary_dim": 16}
-MORE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys("gemma3_text gemma4_text gemma4_unified_text mellum flint kolibri1 beam".split(), SLIDING),
-    **dict.fromkeys("deepseek_v3 minicpm3 axk1 longcat_flash youtu glm4_moe_lite dots3_note_text".split(), LATENT),
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+FURTHER: dict[str, dict[str, Any]] = {
+    "gemma3_text gemma4_text gemma4_unified_text mellum flint kolibri1 beam": SLIDING,
     "gemma3n_text": {**SLIDING, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4},
-    "cohere_compass_text": {**SLIDING, "rope_parameters": dict.fromkeys(set(SLIDING["layer_types"]), ROPE)},
-    **dict.fromkeys("codegen gptj".split(), WHOLE_ROTATION),
-    "mamba2": {"num_heads": 8, "head_dim": 16},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "cohere_compass_text": {**SLIDING, "rope_parameters": dict.fromkeys(SLIDING["layer_types"], ROPE)},
+    "deepseek_v3 minicpm3 axk1 longcat_flash youtu glm4_moe_lite": LATENT,
     "dots3_note_text": {**LATENT, "per_layer_config": {}},
-    "moshi": {"sliding_window": 256},
-    "xlnet": {"d_head": 16, "num_hidden_layers": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "moshi moshi_depth mimi": {"sliding_window": 256},
+    "xlnet": {"d_head": 16},
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""model_type -> what else its config needs."""
+"""Model types -> what else their config needs."""
+
+MORE = {kind: options for kinds, options in FURTHER.items() for kind in kinds.split()}
 
 LARGEST = 20_000_000
 """Parameters of a small model; more are a config that was not made small."""
@@ -120,15 +122,51 @@ DENSE = "dense_float64"
 
 @dataclass(frozen=True)
 class Row:
-    """type: transformers' model_type. verdict: exact, exact but, refused, not tried or WRONG. by: what refuses it, its
-    `config` before weights are read, or the `check` of a loaded model. why: in a line. difference: of the logits,
-    relative."""
+    """type: transformers' model_type. verdict: one of VERDICTS. by: what refuses it, its `config` before weights are
+    read, or the self-`check` of a loaded model. why: in a line. difference: of the logits, relative. version: of
+    transformers."""
 
     type: str
     verdict: str
     by: str = ""
     why: str = ""
     difference: str = ""
+    version: str = transformers.__version__
+
+
+VERDICTS = {
+    "exact": "the logits are those of dense attention",
+    "exact, but": "the same, with a limit",
+    "refused": "one line says why, exit code 2",
+    "not tried": "no small model could be built",
+    "WRONG": "neither right nor refused: a fault",
+}
+BY = {"config": "by their config, before weights are read", "check": "by the self-check, after they are loaded"}
+
+
+PAGE_TEXT = """# Architectures
+
+Every causal language model of transformers {version}, {types} types, each as a small model with random weights in
+float64. `python -m scripts.architectures` tries them and writes this page; `make test-slow` tries them again.
+
+| verdict | types | |
+|---|--:|---|
+{counts}
+
+Of those refused, {config}, {check} ([backend.md](backend.md), Limits).
+
+Each compresses a prompt of {prompt} tokens and keeps everything, then come a question of {question} and {decoded}
+single tokens. *difference*: the largest relative error of their logits against dense attention in float64 over
+transformers' own cache. Where it is near 1e-7, the model computes its routers in float32.
+
+| type | verdict | by | why | difference |
+|---|---|---|---|--:|
+{table}
+"""
+
+
+def list_types() -> list[str]:
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def shrink(kind: type[PreTrainedConfig]) -> dict[str, Any]:
@@ -151,7 +189,8 @@ def make_config(kind: str) -> PreTrainedConfig:
     options = {
         name: {"model_type": part.model_type, **shrink(part)}
         for name, part in parts.items()
-        if part.model_type in CONFIG_MAPPING  # dbrx and mpt keep their attention's options in one
+        if part.model_type in CONFIG_MAPPING
+        and CONFIG_MAPPING[part.model_type] is part  # dbrx and mpt keep their attention's options in one
     }
     own = {} if "text_config" in parts else shrink(whole)
     return AutoConfig.for_model(kind, **own, **options)
@@ -252,10 +291,10 @@ def find_limits(model: PreTrainedModel) -> list[str]:
     """What a model that is exact cannot do, each in a few words."""
     windows = find_windows(model.config)
     limits = []
-    if sliding := len(windows) - windows.count(None):
-        limits.append(f"{sliding} of {len(windows)} layers have a sliding window and are not evicted")
-    if readers := count_readers(model.config):
-        limits.append(f"the last {readers} layers read the keys of earlier ones: no every=, no stream()")
+    if len(windows) > windows.count(None):
+        limits.append("layers with a sliding window are not evicted")
+    if count_readers(model.config):
+        limits.append("layers that read the keys of earlier ones rule out every= and stream()")
     if find_mismatched_layers(model):
         limits.append("no scorer that undoes the rotation of keys")
     try:
@@ -270,7 +309,7 @@ def say(error: Exception) -> str:
     return f"{' '.join(str(error).split())[:240] or type(error).__name__}"
 
 
-def write_data(rows: Sequence[Row]) -> str:
+def make_data(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     out = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     out.writeheader()
@@ -278,22 +317,46 @@ def write_data(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def read_data(path: Path = DATA) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
+def read_data() -> list[Row]:
+    with DATA.open(encoding="utf-8", newline="") as file:
         return [Row(**row) for row in csv.DictReader(file)]
+
+
+def make_page(rows: Sequence[Row]) -> str:
+    """docs/architectures.md."""
+    counts = Counter(row.verdict for row in rows)
+    known = [f"| {name} | {counts[name]} | {what} |" for name, what in VERDICTS.items() if counts[name]]
+    by = Counter(row.by for row in rows)
+    table = [
+        f"| {row.type} | {row.verdict} | {row.by} | {row.why.replace('|', ' ')} | {row.difference} |" for row in rows
+    ]
+    return PAGE_TEXT.format(
+        version=rows[0].version,
+        types=len(rows),
+        counts="\n".join(known),
+        config=f"{by['config']} are refused {BY['config']}",
+        check=f"{by['check']} {BY['check']}",
+        prompt=PROMPT,
+        question=QUESTION,
+        decoded=DECODED,
+        table="\n".join(table),
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="model types to print instead of writing all")
     types = parser.parse_args().types
-    transformers.logging.set_verbosity_error()
     rows = []
-    for kind in types or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+    for kind in types or list_types():
         rows.append(try_type(kind))
         print(" | ".join(asdict(rows[-1]).values()), flush=True)
+    if not types:
+        DATA.write_text(make_data(rows), encoding="utf-8")
+        PAGE.write_text(make_page(rows), encoding="utf-8")
     return int(any(row.verdict == "WRONG" for row in rows))
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
     sys.exit(main())

@@ -44,18 +44,19 @@ def find_network(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class that holds the attention: that of the text model, where a model has one for images or sound beside it.
     None if transformers knows no causal language model of this config."""
     text = config.get_text_config(decoder=True)
-    found: type[PreTrainedModel] | None = MODEL_FOR_CAUSAL_LM_MAPPING.get(
-        type(text), MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    )
-    return found
+    for kind in (type(text), type(config)):
+        network: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
+        if network is not None:
+            return network  # type: ignore[no-any-return]
+    return None
 
 
 def check_wrapper(model: Any) -> None:
     """Raise ValueError for a model that torch.compile or PEFT's prompt learning has changed."""
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError(
-            "the model is compiled (torch.compile): every length of a head would be compiled anew, so this backend runs "
-            "models only as they are: give the one that was compiled"
+            "the model is compiled (torch.compile): every new length of a head would be compiled anew, so this backend "
+            "runs models only as they are: give the one that was compiled"
         )
     for name, adapter in (getattr(model, "peft_config", None) or {}).items():
         if getattr(adapter, "is_prompt_learning", False):

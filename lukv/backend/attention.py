@@ -115,7 +115,9 @@ def build_mask(
         if "allow_is_bidirectional_skip" in kwargs:
             what = "asks for a mask that lets tokens see later ones, or those of an encoder"
         else:
-            what = "adds a pattern of its own to the causal mask (image blocks, packed sequences, what it learned to skip)"
+            what = (
+                "adds a pattern of its own to the causal mask (image blocks, packed sequences, what it learned to skip)"
+            )
         raise NotImplementedError(f"the model {what}: only causal attention is supported")
     if attention_mask is None:
         return None

@@ -147,8 +147,8 @@ class RaggedLayer(CacheLayerMixin):
         start = self.tokens
         if batch != len(start):
             raise ValueError(
-                f"this cache holds {len(start)} sequence{'s' * (len(start) > 1)}, the input has {batch}: beam search and "
-                "num_return_sequences, which repeat each, are not supported"
+                f"this cache holds {len(start)} sequence{'s' * (len(start) > 1)}, the input has {batch}: beam search "
+                "and num_return_sequences, which repeat each, are not supported"
             )
         after = start + (n if ranges is None else np.array([b - a for a, b in ranges]))
         self._check_lengths(start, after, parameters.window)

@@ -48,8 +48,8 @@ def check_model(model: PreTrainedModel) -> None:
     if wrong:
         if max(measure_differences(model, tell_positions=False)) <= tolerance:
             raise ValueError(
-                f"this {model.config.model_type} counts positions otherwise: the first token of a row does not stand at "
-                "position 0, where this backend puts it"
+                f"this {model.config.model_type} counts positions otherwise: the first token of a row does not stand "
+                "at position 0, where this backend puts it"
             )
         count = len(differences) - 1
         where = f"from layer {wrong[0]} of {count} on" if wrong[0] < count else "in its logits"

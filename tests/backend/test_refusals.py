@@ -102,7 +102,7 @@ def test_positions_that_do_not_start_at_0():
     config = AutoConfig.for_model("roberta", is_decoder=True, intermediate_size=48, **SMALL)
     model = AutoModelForCausalLM.from_config(config).eval()
     use_ragged_attention(model)
-    with pytest.raises(ValueError, match="this roberta counts positions otherwise: the first token .* position 0"):
+    with pytest.raises(ValueError, match=r"this roberta counts positions otherwise: the first token .* position 0"):
         check_model(model)
 
 
@@ -114,7 +114,7 @@ def test_keys_that_are_repeated_on_their_way_to_the_attention_function():
     use_ragged_attention(model)
     with pytest.raises(NotImplementedError, match="this jetmoe did not hand the keys"):
         compress(model, rows([5]))
-    with pytest.raises(ValueError, match="this jetmoe cannot be run: .* did not hand the keys"):
+    with pytest.raises(ValueError, match=r"this jetmoe cannot be run: .* did not hand the keys"):
         check_model(model)
 
 
@@ -128,5 +128,5 @@ def test_a_model_that_takes_what_our_cache_lacks(monkeypatch):
         return forward(past_key_values=past_key_values, **kwargs)
 
     monkeypatch.setattr(model, "forward", ask)
-    with pytest.raises(ValueError, match="this llama fails with the backend's cache: .*no_such_thing"):
+    with pytest.raises(ValueError, match=r"this llama fails with the backend's cache: .*no_such_thing"):
         check_model(model)
