@@ -19,7 +19,7 @@ from lukv.backend.config import count_readers, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
-from lukv.backend.rope import make_rope
+from lukv.backend.rope import rope_of
 from lukv.backend.stored import Stored
 from lukv.eviction import Eviction
 from lukv.scoring import Scorer
@@ -111,7 +111,7 @@ class RaggedCache(Cache):
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]
         layers = [
-            RaggedLayer(self.options, windows[:i].count(None), window, make_rope(model, i), guards=i == 0)
+            RaggedLayer(self.options, windows[:i].count(None), window, rope_of(model, i), guards=i == 0)
             for i, window in enumerate(windows)
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]

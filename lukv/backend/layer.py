@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,13 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, options: Options, index: int, window: int | None, rope: Rope | None, guards: bool) -> None:
-        """guards: check that the attention function is ours. One layer of a model does, as reading a config is slow."""
+    def __init__(
+        self, options: Options, index: int, window: int | None, read_rope: Callable[[], Rope | None], guards: bool
+    ) -> None:
+        """read_rope: the rotary embedding as the model has it when this is called, see `make_rope`. guards: check that
+        the attention function is ours. One layer of a model does, as reading a config is slow."""
         super().__init__()
-        self.options, self.index, self.window, self.rope, self.guards = options, index, window, rope, guards
+        self.options, self.index, self.window, self.read_rope, self.guards = options, index, window, read_rope, guards
         self.is_sliding = window is not None
         self.reset()
 
@@ -156,7 +159,7 @@ class RaggedLayer(CacheLayerMixin):
             shape = query.shape[-1], value.shape[-1], parameters.softcap is not None
             self.kernel = pick(self.options.attention, query.device, query.dtype, *shape)
         if self.reeviction is not None:
-            self.reeviction.observe(query, ranges, start, self.rope)
+            self.reeviction.observe(query, ranges, start, scores.rope)
         if self.buffer is None:
             return self._attend_stored(self.kernel, query, key, value, ranges, parameters)
         ranges = ranges or [(0, n)] * batch
@@ -218,7 +221,7 @@ class RaggedLayer(CacheLayerMixin):
             self.commit()
         elif self.stored is None:
             self.buffer = PromptBuffer(batch, self.window)
-        self.scores = PromptScores(batch, self.index, self.options.layers, parameters, self.rope)
+        self.scores = PromptScores(batch, self.index, self.options.layers, parameters, self.read_rope())
         return self.scores
 
     def _evict_prompt(self, prompt: Sequence[Entries], tokens: np.ndarray, scores: PromptScores) -> None:
