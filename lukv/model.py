@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
+from lukv.backend.architecture import check_architecture
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
@@ -246,7 +247,9 @@ def load(
     if Path(path).exists():  # nothing to download: a bar of milliseconds only hides what is said
         logging.disable_progress_bar()
     source = Source(path, revision, made_by)
-    config = source.read("configuration", supported_config)
+    config = source.read("configuration", read_config)
+    with naming(path):  # before its weights are read
+        check_architecture(config)
     its_source = source if tokenizer is None else Source(str(tokenizer), holds="tokenizer_config.json")
     words = its_source.read("tokenizer", tokenizer_of)
     caveat = set_pre_tokenizer(words, its_source.header) if its_source.header else None
@@ -254,10 +257,8 @@ def load(
     for line in caveats:
         getLogger(__name__).warning(line)
     if chat and words.chat_template:  # one that cannot be used is said before weights are read
-        try:
+        with naming(its_source.path):
             render(words, "x", thinking, day)
-        except ValueError as error:
-            raise ValueError(f"model {its_source.path}: {error}") from error
     with enough_memory(path, str(place)):
         options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
         model = source.read("weights", whole_model, device_map=device_map, **options)
@@ -265,9 +266,10 @@ def load(
             model = model.to(place)
     if source.header:
         model.generation_config.eos_token_id = end_ids(source.header)
-    use_ragged_attention(model.eval())
-    if check:
-        check_model(model)
+    with naming(path):
+        use_ragged_attention(model.eval())
+        if check:
+            check_model(model)
     if attention != "auto":  # what the device or a missing package forbids is said now, the rest by each layer
         pick(attention, model.device, model.dtype, head_dim=64, value_dim=64)
     longest = max_length or getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -278,6 +280,15 @@ def load(
     kind = hash_config(model.config)
     about = (label, path, kind, attention, chat, longest, source.commit, day, thinking, special_tokens, caveats)
     return LoadedModel(model, words, *about)
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """A ValueError inside also says which model it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model {path}: {error}") from error
 
 
 @contextmanager
@@ -308,10 +319,8 @@ def torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def supported_config(path: str, **options: Any) -> PreTrainedConfig:
-    """An unsupported architecture is refused before its weights are read."""
+def read_config(path: str, **options: Any) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
-    find_windows(config)
     return config
 
 
@@ -404,9 +413,14 @@ class Source:
             raise ValueError(f"model {self.path}: cannot read its {what}: {reason[:300]}") from error
 
     def must_exist(self) -> None:
-        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched.
-        Nothing is read."""
+        """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched;
+        ValueError for an adapter. Nothing is read."""
         path = Path(self.path)
+        if (path / "adapter_config.json").is_file():
+            raise ValueError(
+                f"model {self.path}: it is a PEFT adapter, not a model: merge it into its model (merge_and_unload) and "
+                "save that. Prompt, prefix and P-tuning cannot be merged and are not supported"
+            )
         if not self.local:
             cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
             if not isinstance(cached, str) and not hub_answers():

@@ -45,7 +45,12 @@ RULES = [  # modules in these packages, but not in those, import nothing of thes
     (("lukv",), (), ("evals", "baselines"), ()),
     (("baselines",), (), ("lukv", "evals"), ("lukv.scoring", "lukv.allocation", "lukv.ops")),
     (("evals",), (), ("baselines",), ()),
-    (PACKAGES, ("lukv.model", "lukv.gguf", "lukv.backend", "models"), ("transformers",), ()),
+    (
+        PACKAGES,
+        ("lukv.model", "lukv.gguf", "lukv.backend", "models", "scripts.architectures"),
+        ("transformers",),
+        (),
+    ),
     (("evals.run",), (), ("evals.jobs", "evals.report"), ()),
     (("evals.jobs",), (), ("evals.report",), ()),
     (("evals.report",), (), ("evals.run", "evals.jobs"), ("evals.run.folder", "evals.run.files")),

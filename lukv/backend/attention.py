@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from lukv.backend.architecture import check_architecture, check_wrapper
 from lukv.backend.dense import attend_causally
 from lukv.backend.layer import Update
 from lukv.backend.options import ATTENTION
@@ -21,7 +22,12 @@ from lukv.backend.parameters import AttentionParameters
 
 
 def use_ragged_attention(model: PreTrainedModel) -> None:
-    """Let the model's attention run through this backend. `model.set_attn_implementation("sdpa")` undoes it."""
+    """Let the model's attention run through this backend. `model.set_attn_implementation("sdpa")` undoes it.
+
+    Raises ValueError for a model that cannot be run, NotImplementedError for `output_attentions`.
+    """
+    check_wrapper(model)
+    check_architecture(model.config)
     if model.config.get_text_config(decoder=True).output_attentions:
         raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
     model.set_attn_implementation(ATTENTION)
@@ -49,8 +55,12 @@ def attend(
         )
     if kwargs.get("output_attentions"):
         raise NotImplementedError("output_attentions is not supported: attention weights are never materialised")
-    if dropout or not getattr(module, "is_causal", True):
-        raise NotImplementedError("only causal attention without dropout is supported: call model.eval()")
+    if dropout:
+        raise NotImplementedError("dropout is not supported: call model.eval()")
+    if not getattr(module, "is_causal", True):
+        raise NotImplementedError(
+            f"{type(module).__name__} attends to later tokens, too: only causal attention is supported"
+        )
     if attention_mask is not None and (attention_mask.ndim != 4 or attention_mask.shape[1::2] != (1, 1)):
         raise NotImplementedError("only 2-D attention masks (1: token, 0: padding) are supported")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -102,7 +112,13 @@ def build_mask(
     transformers 5.2 tells n by `cache_position`, later releases tell it by `q_length`.
     """
     if use_vmap or not allow_is_causal_skip:
-        raise NotImplementedError("custom attention patterns (image blocks, packed sequences) are not supported")
+        if "allow_is_bidirectional_skip" in kwargs:
+            what = "asks for a mask that lets tokens see later ones, or those of an encoder"
+        else:
+            what = (
+                "adds a pattern of its own to the causal mask (image blocks, packed sequences, what it learned to skip)"
+            )
+        raise NotImplementedError(f"the model {what}: only causal attention is supported")
     if attention_mask is None:
         return None
     if attention_mask.shape[1] != kv_offset + kv_length:

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from lukv.backend.architecture import check_wrapper
 from lukv.backend.arena import Arena
 from lukv.backend.config import count_readers, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
-from lukv.backend.rope import make_rope
+from lukv.backend.rope import rope_of
 from lukv.backend.stored import Stored
 from lukv.eviction import Eviction
 from lukv.scoring import Scorer
@@ -75,6 +76,7 @@ class RaggedCache(Cache):
         every: int | None = None,
         stream: bool = False,
     ) -> None:
+        check_wrapper(model)
         if (every is not None or stream) and later is None:
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
         if prompt_columns is None and not stream and getattr(model.generation_config, "prefill_chunk_size", None):
@@ -109,7 +111,7 @@ class RaggedCache(Cache):
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]
         layers = [
-            RaggedLayer(self.options, windows[:i].count(None), window, make_rope(model, i), guards=i == 0)
+            RaggedLayer(self.options, windows[:i].count(None), window, rope_of(model, i), guards=i == 0)
             for i, window in enumerate(windows)
         ]
         super().__init__(layers=layers)  # type: ignore[arg-type]
@@ -193,6 +195,12 @@ class RaggedCache(Cache):
     @property
     def _arenas(self) -> list[Arena]:
         return [layer.stored.arena for layer in self.layers if layer.stored]
+
+    def require_attended(self) -> None:
+        """Raise NotImplementedError, after a forward, for a model that attends over other keys than those it gave to
+        this cache. Without this only the next forward would notice."""
+        for layer in self.layers:
+            layer.require_attended()
 
     # ---- other caches made of it -------------------------------------------------------------------------------------
 

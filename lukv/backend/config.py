@@ -9,7 +9,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-KINDS = {"full_attention", "sliding_attention"}
+RECURRENT = "keep a state of fixed size, no keys and values of each token"
+SPARSE = "choose or merge their keys by themselves"
+KINDS = {
+    "full_attention": "",
+    "sliding_attention": "",
+    "chunked_attention": "see a chunk of the input",
+    "conv": RECURRENT,
+    "hybrid": "hold keys and values beside a recurrent state",
+    "hybrid_sliding": "hold keys and values beside a recurrent state",
+    "linear_attention": RECURRENT,
+    "mamba": RECURRENT,
+    "recurrent": RECURRENT,
+    "indexed_attention": SPARSE,
+    "compressed_sparse_attention": SPARSE,
+    "heavily_compressed_attention": SPARSE,
+    "minimax_m3_sparse": SPARSE,
+}
+"""What transformers calls the layers of a model -> why this backend cannot run them ("": it can)."""
 GEOMETRY = (
     "model_type",
     "vocab_size",
@@ -59,10 +76,11 @@ def find_windows(config: PreTrainedConfig) -> list[int | None]:
     if kinds is None:  # mistral, phi3: one window for all layers; up to its size it is none (lengths.py)
         wide = window is None or window >= config.max_position_embeddings
         kinds = ["full_attention" if wide else "sliding_attention"] * config.num_hidden_layers
-    if other := sorted(set(kinds) - KINDS):
-        raise ValueError(
-            f"{config.model_type} has {', '.join(other)} layers; only full and sliding attention are supported"
-        )
+    for kind in sorted(set(kinds)):
+        if why := KINDS.get(kind, "are not known here"):
+            raise ValueError(
+                f"{config.model_type} has {kind} layers, which {why}: only full and sliding attention are supported"
+            )
     kinds = kinds[: len(kinds) - count_readers(config)]
     if "full_attention" not in kinds:
         raise ValueError(f"every layer of this {config.model_type} has a sliding window of {window}: nothing to evict")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
+from lukv.backend.architecture import check_wrapper
 from lukv.backend.cache import RaggedCache
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.rope_check import check_rotation
@@ -142,7 +143,8 @@ def append(model: PreTrainedModel | Loaded, cache: RaggedCache, ids: Tensor | Se
 
 
 def unwrap(model: PreTrainedModel | Loaded) -> PreTrainedModel:
-    """The transformers model in it."""
+    """The transformers model in it. Raises ValueError for a wrapper that this backend cannot look through."""
+    check_wrapper(model)
     return model if isinstance(model, PreTrainedModel) else model.model
 
 
@@ -162,6 +164,7 @@ def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor |
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
+    cache.require_attended()
     if cache.get_seq_length() != seen + new.shape[1]:
         raise RuntimeError(f"{type(model).__name__} dropped the cache it was given")
     return logits

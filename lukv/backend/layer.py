@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +54,13 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, options: Options, index: int, window: int | None, rope: Rope | None, guards: bool) -> None:
-        """guards: check that the attention function is ours. One layer of a model does, as reading a config is slow."""
+    def __init__(
+        self, options: Options, index: int, window: int | None, read_rope: Callable[[], Rope | None], guards: bool
+    ) -> None:
+        """read_rope: the rotary embedding as the model has it when this is called, see `make_rope`. guards: check that
+        the attention function is ours. One layer of a model does, as reading a config is slow."""
         super().__init__()
-        self.options, self.index, self.window, self.rope, self.guards = options, index, window, rope, guards
+        self.options, self.index, self.window, self.read_rope, self.guards = options, index, window, read_rope, guards
         self.is_sliding = window is not None
         self.reset()
 
@@ -84,11 +87,7 @@ class RaggedLayer(CacheLayerMixin):
                 "a RaggedCache only works with its own attention function: call lukv.backend.attention."
                 f"use_ragged_attention(model) first (now: {config._attn_implementation})"
             )
-        if self.waiting:
-            raise RuntimeError(
-                f"this {config.model_type} did not hand the keys that it gave to a RaggedCache on to the attention "
-                "function as they are, which this backend needs"
-            )
+        self.require_attended()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[-2]
@@ -97,6 +96,14 @@ class RaggedLayer(CacheLayerMixin):
         for states in (key_states, value_states):
             states.ragged_update = update  # type: ignore[attr-defined]
         return key_states, value_states
+
+    def require_attended(self) -> None:
+        """Raise NotImplementedError if the last update never came to the attention function."""
+        if self.waiting:
+            raise NotImplementedError(
+                f"this {self.options.config.model_type} did not hand the keys that it gave to a RaggedCache on to the "
+                "attention function as they are, which this backend needs"
+            )
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -142,14 +149,17 @@ class RaggedLayer(CacheLayerMixin):
         scores = self.scores or self._begin(key, value, parameters)
         start = self.tokens
         if batch != len(start):
-            raise ValueError(f"this cache holds {len(start)} sequences, the input has {batch}")
+            raise ValueError(
+                f"this cache holds {len(start)} sequence{'s' * (len(start) > 1)}, the input has {batch}: beam search "
+                "and num_return_sequences, which repeat each, are not supported"
+            )
         after = start + (n if ranges is None else np.array([b - a for a, b in ranges]))
         self._check_lengths(start, after, parameters.window)
         if self.kernel is None:
             shape = query.shape[-1], value.shape[-1], parameters.softcap is not None
             self.kernel = pick(self.options.attention, query.device, query.dtype, *shape)
         if self.reeviction is not None:
-            self.reeviction.observe(query, ranges, start, self.rope)
+            self.reeviction.observe(query, ranges, start, scores.rope)
         if self.buffer is None:
             return self._attend_stored(self.kernel, query, key, value, ranges, parameters)
         ranges = ranges or [(0, n)] * batch
@@ -211,7 +221,7 @@ class RaggedLayer(CacheLayerMixin):
             self.commit()
         elif self.stored is None:
             self.buffer = PromptBuffer(batch, self.window)
-        self.scores = PromptScores(batch, self.index, self.options.layers, parameters, self.rope)
+        self.scores = PromptScores(batch, self.index, self.options.layers, parameters, self.read_rope())
         return self.scores
 
     def _evict_prompt(self, prompt: Sequence[Entries], tokens: np.ndarray, scores: PromptScores) -> None:

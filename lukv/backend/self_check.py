@@ -11,6 +11,7 @@ import json
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from transformers import PreTrainedModel
 
 from lukv.backend.attention import use_ragged_attention
@@ -39,9 +40,17 @@ def check_model(model: PreTrainedModel) -> None:
         differences = measure_differences(model)
     except NotImplementedError as error:
         raise ValueError(f"this {model.config.model_type} cannot be run: {error}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # it takes what only another cache has
+        said = " ".join(str(error).split())
+        raise ValueError(f"this {model.config.model_type} fails with the backend's cache: {said}") from error
     tolerance = find_tolerance(model.dtype)
     wrong = [layer for layer, difference in enumerate(differences) if not difference <= tolerance]
     if wrong:
+        if max(measure_differences(model, tell_positions=False)) <= tolerance:
+            raise ValueError(
+                f"this {model.config.model_type} counts positions otherwise: the first token of a row does not stand "
+                "at position 0, where this backend puts it"
+            )
         count = len(differences) - 1
         where = f"from layer {wrong[0]} of {count} on" if wrong[0] < count else "in its logits"
         raise ValueError(
@@ -60,9 +69,13 @@ def find_tolerance(dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def measure_differences(model: PreTrainedModel) -> list[float]:
+def measure_differences(model: PreTrainedModel, tell_positions: bool = True) -> list[float]:
     """How much the output of each layer, and at last the logits, differ from those of transformers' own attention: the
-    norm of the difference as a share of the norm, the median of a forward's tokens, the larger of both forwards."""
+    norm of the difference as a share of the norm, the median of a forward's tokens, the larger of both forwards.
+
+    tell_positions: tell the model the positions of the prompt, from 0 on, as `generate.feed` does. Those of the second
+    forward it always counts by our cache, as under `model.generate`.
+    """
     words = min(256, model.config.get_text_config(decoder=True).vocab_size)
     ids = torch.arange(5, 5 + 37 * (PROMPT + MORE), 37, device=model.device)[None] % words
     try:
@@ -71,19 +84,26 @@ def measure_differences(model: PreTrainedModel) -> list[float]:
     finally:
         use_ragged_attention(model)
     cache = RaggedCache(model)
-    ours = [run(model, part, cache) for part in (ids[:, :PROMPT], ids[:, PROMPT:])]
+    positions = torch.arange(PROMPT, device=model.device)[None] if tell_positions else None
+    ours = [run(model, ids[:, :PROMPT], cache, positions), run(model, ids[:, PROMPT:], cache)]
     differences = []
     for wanted, *parts in zip(stock, *ours, strict=True):
         got = torch.cat(parts, dim=-2)
         axes = [axis for axis in range(got.ndim) if axis != got.ndim - 2]
         wanted, got = wanted.double(), got.to(wanted.device).double()
-        each = (got - wanted).norm(dim=axes) / wanted.norm(dim=axes)
+        each = vector_norm(got - wanted, dim=axes) / vector_norm(wanted, dim=axes)
         differences.append(max(float(part.median()) for part in each.split([PROMPT, MORE])))
     return differences
 
 
-def run(model: PreTrainedModel, ids: Tensor, cache: RaggedCache | None = None) -> list[Tensor]:
-    """The output of every layer [.., n, d] and the logits [1, n, vocabulary] of ids [1, n]. cache: None for the model's
-    own. Without any, gemma3n's layers do not share keys in transformers 5.2."""
-    out = model(input_ids=ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
+def run(
+    model: PreTrainedModel, ids: Tensor, cache: RaggedCache | None = None, positions: Tensor | None = None
+) -> list[Tensor]:
+    """The output of every layer [.., n, d] and the logits [1, n, vocabulary] of ids [1, n] at positions [1, n] (None:
+    the model counts them). cache: None for the model's own. Without any, gemma3n's layers do not share keys in
+    transformers 5.2."""
+    options = {"past_key_values": cache, "use_cache": True, "output_hidden_states": True}
+    out = model(input_ids=ids, position_ids=positions, **options)
+    if cache is not None:
+        cache.require_attended()
     return [*(out.hidden_states or ())[1:], out.logits]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from baselines.expected_attention import ExpectedAttention
+from lukv.allocation import Budget, Uniform
 from lukv.backend import generate
 from lukv.backend.generate import answer, append, compress
+from lukv.eviction import Eviction, Protection
 from tests.backend.test_cache import LastQuery
 from tests.reference.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
 
@@ -99,3 +103,20 @@ def test_scores_are_computed_once_for_all_budgets(model):
     for share in (0.1, 0.5, 0.9):
         full.select(eviction(share, scorer=scorer))
     assert len(calls) == layers * 2
+
+
+@pytest.mark.parametrize("fresh", [20, 60], ids=["short after long", "long after short"])
+def test_angles_are_those_of_the_cached_row_and_not_of_the_last_one(fresh):
+    """longrope takes other angles past 40 tokens: a scorer that rotates must not find those of another prompt."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    rope["original_max_position_embeddings"] = 40
+    positions = {"max_position_embeddings": 160, "original_max_position_embeddings": 40}
+    model = tiny_model("phi3", layers=2, rope_parameters=rope, **positions)
+    scorer = ExpectedAttention()
+    wanted = Eviction(scorer, Uniform(), Protection(), Budget(share=0.5))
+    prompt = rows([80 - fresh])
+    cache = compress(model, prompt, observe=[scorer])
+    compress(model, rows([fresh], seed=1))
+    late, alone = cache.fork_for(wanted), compress(model, prompt, eviction=wanted)
+    for head, (ours, theirs) in enumerate(zip(late.state().layers, alone.state().layers, strict=True)):
+        assert torch.equal(ours.positions, theirs.positions), head

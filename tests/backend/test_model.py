@@ -211,7 +211,9 @@ def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):
     assert "cannot read its configuration" in message(copy(config__json=b"{broken"))
     assert "cannot read its configuration" in message(copy(config__json=b'{"model_type": "nonesuch"}'))
     sliding = tmp_path / "sliding"
-    tiny_model("mistral", layers=1, sliding_window=24).save_pretrained(sliding)
+    model = tiny_model("mistral", layers=1, sliding_window=None)
+    model.config.sliding_window = 24
+    model.save_pretrained(sliding)
     assert "nothing to evict" in message(sliding)
 
 

@@ -30,6 +30,16 @@ def config(**changed: object) -> Callable[[Path], None]:
     return change
 
 
+def only_config(kind: str) -> Callable[[Path], None]:
+    """A config without weights: it must be enough."""
+
+    def change(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        (folder / "model.safetensors").unlink()
+
+    return change
+
+
 def content(name: str, text: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(text) and None
 
@@ -81,7 +91,12 @@ MODELS: list[tuple[str, Callable[[Path], None], str]] = [
     ("weights of another shape", config(hidden_size=64), "the checkpoint has another shape for "),
     ("weights of fewer layers", config(num_hidden_layers=3, layer_types=None), "the checkpoint lacks "),
     ("unknown architecture", config(model_type="qwen99"), "cannot read its configuration"),
-    ("recurrent architecture", config(model_type="mamba", layer_types=None), "cannot read its configuration"),
+    ("recurrent architecture", only_config("mamba"), "a state of fixed size"),
+    ("attention in code of its own", only_config("bloom"), "bloom computes attention in code of "),
+    ("latent attention", only_config("deepseek_v3"), "multi-head latent attention (kv_lora_rank)"),
+    ("encoder-decoder", only_config("bart"), "bart is an encoder-decoder model"),
+    ("a hybrid", only_config("jamba"), "a state of fixed size"),
+    ("an adapter", content("adapter_config.json", b"{}"), "it is a PEFT adapter, not a model: merge it"),
     ("encoder", config(model_type="bert"), "the checkpoint lacks "),
     ("encoder and decoder", config(model_type="t5"), "t5"),
     (
