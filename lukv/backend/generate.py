@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lukv.allocation import round_half_up
 from lukv.backend.architecture import check_wrapper
 from lukv.backend.cache import RaggedCache
+from lukv.backend.lengths import check_factors
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
@@ -165,6 +166,7 @@ def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor |
         logits_to_keep=1,
     ).logits[:, -1]
     cache.require_attended()
+    check_factors(model)
     if cache.get_seq_length() != seen + new.shape[1]:
         raise RuntimeError(f"{type(model).__name__} dropped the cache it was given")
     return logits

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from transformers import PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from lukv.backend.config import read_field
 
@@ -62,3 +64,16 @@ def find_lengths(config: PreTrainedConfig) -> Lengths:
         key = "original_max_position_embeddings"
         switch = long.get(key) or getattr(config, key, None)
     return Lengths(config.model_type, switch, limit, why)
+
+
+def check_factors(model: PreTrainedModel) -> None:
+    """Raise RuntimeError if the model's "dynamic" rotary factors are not the original ones after a forward within the
+    lengths that `find_lengths` allows. transformers 5.2 never takes back those of a longer input, whatever ran it."""
+    rotary: Any = getattr(model.get_decoder(), "rotary_emb", None)
+    if "dynamic" not in str(getattr(rotary, "rope_type", "")) or isinstance(rotary.rope_type, dict):
+        return
+    if not torch.equal(rotary.inv_freq, rotary.original_inv_freq.to(rotary.inv_freq.device)):
+        raise RuntimeError(
+            f"an earlier, longer input has left its rotary factors in this {model.config.model_type}, and this version "
+            "of transformers does not take them back: load the model again"
+        )
