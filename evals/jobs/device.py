@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lukv.model import OUT_OF_MEMORY
+from lukv.checkpoint import OUT_OF_MEMORY
 
 
 def synchronize(device: torch.device) -> None:

@@ -60,7 +60,7 @@ class Data:
 def download(name: str) -> str:
     from huggingface_hub import hf_hub_download  # needed only here
 
-    from lukv.model import hub_answers
+    from lukv.checkpoint import hub_answers
 
     try:
         return hf_hub_download(name, "data.zip", repo_type="dataset", local_files_only=not hub_answers())

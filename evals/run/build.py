@@ -15,8 +15,9 @@ from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from lukv.allocation import Budget
 from lukv.backend.rope_check import check_rotation
+from lukv.checkpoint import Source
 from lukv.eviction import Eviction
-from lukv.model import LoadedModel, Source, load
+from lukv.model import LoadedModel, load
 
 
 class Method(NamedTuple):

@@ -191,7 +191,7 @@ def test_what_cannot_be_loaded_is_one_line(folder, tmp_path, monkeypatch):
     assert "there is no such folder" in message(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "it has no config.json" in message(tmp_path / "empty")
-    monkeypatch.setattr("lukv.model.hub_answers", lambda: False)
+    monkeypatch.setattr("lukv.checkpoint.hub_answers", lambda: False)
     assert "no such folder, not in the hub's local cache" in message("nosuch/model")
     assert "dtype=float8 is not known: choose one of auto, float64" in message(folder, dtype="float8")
     assert "attention=flash is not a kernel" in message(folder, attention="flash")

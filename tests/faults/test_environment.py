@@ -240,7 +240,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_no_network(refuses: Refuses, command: Command, short: list[str]) -> None:
     """What is on the machine works; what is not says where it was looked for."""
-    from lukv.model import hub_answers
+    from lukv.checkpoint import hub_answers
 
     hub_answers.cache_clear()
     says = "model nobody/no-such-model: no such folder, not in the hub's local cache, and the hub cannot be reached"
@@ -258,7 +258,7 @@ def test_one_line_a_cause(command: Command, tmp_path: Path, capsys: pytest.Captu
     from omegaconf import OmegaConf
 
     from evals.run.conf import CONF
-    from lukv.model import hub_answers
+    from lukv.checkpoint import hub_answers
 
     models = OmegaConf.load(CONF / "experiment" / "paper_ruler.yaml").hydra.sweeper.params.model.split(",")
 

@@ -77,7 +77,7 @@ def test_the_search_for_it_finds_it(line: str) -> None:
         (["benchmark._target_=evals.run.folder"], "is no class or function of evals's own"),
         (["benchmark._target_=evals.no.such"], "_target_=evals.no.such cannot be imported"),
         (["job._target_=evals.run.provenance.shlex.join"], "is no class or function of evals's own"),
-        (["scorer._target_=lukv.model.socket.create_connection"], "is no class or function of lukv's own"),
+        (["scorer._target_=lukv.checkpoint.socket.create_connection"], "is no class or function of lukv's own"),
         (["+model.trust_remote_code=true"], "trust_remote_code"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
