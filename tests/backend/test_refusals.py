@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lukv.backend.architecture import check_architecture
+from lukv.backend.architecture import check_architecture, find_network
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
@@ -38,8 +38,12 @@ REASONS = [
 
 @pytest.mark.parametrize(("kind", "options", "reason"), REASONS, ids=[kind for kind, _, _ in REASONS])
 def test_the_config_says_why(kind, options, reason):
+    config = AutoConfig.for_model(kind, **options)
+    network = find_network(config)
+    if "code of its own" in reason and network is not None and network._can_set_attn_implementation():
+        pytest.skip("newer transformers, such as 5.24 for gptj, let this type's attention be replaced")
     with pytest.raises(ValueError, match=reason) as caught:
-        check_architecture(AutoConfig.for_model(kind, **options))
+        check_architecture(config)
     assert "\n" not in str(caught.value)
     assert kind.split("_")[0] in str(caught.value)
 

@@ -126,7 +126,7 @@ def test_longbench_without_a_network_is_refused_at_once(
     """The hub's own client would try six times, half a minute in all."""
     import huggingface_hub
 
-    import lukv.model
+    import lukv.checkpoint
 
     asked: list[bool] = []
 
@@ -134,7 +134,7 @@ def test_longbench_without_a_network_is_refused_at_once(
         asked.append(local_files_only)
         raise OSError("not in the cache")
 
-    monkeypatch.setattr(lukv.model, "hub_answers", lambda: False)
+    monkeypatch.setattr(lukv.checkpoint, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing)
     kept = [setting for setting in short if not setting.startswith("benchmark")]
     refuses(2, "set benchmark.data=FOLDER", *kept, "method=snapkv", "benchmark=longbench")
