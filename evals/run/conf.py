@@ -6,7 +6,7 @@ which options a method chooses by itself. `run.py --help` imports this module, s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,15 @@ def read_option(group: str, option: str) -> Mapping[str, Any]:
     return {**whole, **content.get(group, content)}  # files of `# @package _global_` name their group
 
 
-def flatten(node: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as pairs of a dotted key and a value. Empty mappings and None are left out."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
-            yield from flatten(value, f"{prefix}.{key}".lstrip("."))
-    elif node not in (None, {}):
+def list_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as pairs of a dotted key and a value, None among them."""
+    if not isinstance(node, Mapping):
         yield prefix, node
+        return
+    for key, value in node.items():
+        yield from list_leaves(value, f"{prefix}.{key}".lstrip("."))
+
+
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The same without the settings that are None."""
+    return ((key, value) for key, value in list_leaves(node, prefix) if value is not None)

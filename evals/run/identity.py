@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from glob import escape
 from inspect import signature
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from evals.run.conf import read_option
+from evals.run.conf import list_leaves, read_option
 from evals.run.files import read_json, read_settings
 from evals.run.fingerprint import find_path, matches_old_record, names_path
 from evals.run.instantiate import locate
@@ -70,15 +70,6 @@ def drop_ignored(config: Mapping[str, Any], ignored: tuple[str, ...]) -> dict[st
         else:
             out[key] = None
     return out
-
-
-def list_leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as pairs of a dotted key and a value, None among them."""
-    if not isinstance(node, Mapping):
-        yield prefix, node
-        return
-    for key, value in node.items():
-        yield from list_leaves(value, f"{prefix}.{key}".lstrip("."))
 
 
 def unwrap(value: Any) -> Any:
