@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from evals.ruler.benchmark import Ruler
 from lukv.model import LoadedModel, load
 from lukv.special_tokens import SpecialTokens
 
@@ -105,17 +104,6 @@ def test_control_tokens_as_in_kvpress(tiny: LoadedModel) -> None:
     assert control.prompt_ids("One.", "?", "") == tiny.prompt_ids("One.", "?", "")
     with pytest.raises(ValueError, match="special_tokens=both is not known: choose one of text, control"):
         load("models/tiny", special_tokens="both")
-
-
-def test_prompts_without_special_tokens_are_what_they_were(tiny: LoadedModel) -> None:
-    """RULER's, in the tokenizer's own words: the rendered template up to the context's end, then the rest."""
-    encode = tiny.tokenizer.encode
-    for task in Ruler(length=512).tasks(tiny.tokenizer, 2):
-        for sample in task.samples:
-            context, after = tiny.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            assert context == encode(f"<|begin|><|user|>{sample.context}", add_special_tokens=False)
-            rest = f"{sample.question}<|end|><|assistant|>{sample.answer_prefix}"
-            assert after == encode(rest, add_special_tokens=False)
 
 
 def test_what_cannot_be_kept_text_is_said(tiny: LoadedModel) -> None:

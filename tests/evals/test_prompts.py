@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from evals.jobs.prompts import TokenizedSample, describe_files, hash_prompts, tokenize_benchmark
+from evals.ruler.benchmark import Ruler
 from evals.run.instantiate import InputError
 from evals.task import Sample, Task
+from lukv.model import load
 
 MODEL = json.dumps({"path": "models/tiny", "name": "tiny"})
 
@@ -78,3 +80,15 @@ def test_the_hash_of_a_tasks_prompts_is_of_all_that_the_model_is_given() -> None
     assert hashed() == hashed()
     others = [hashed(contexts=(2, 1)), hashed(contexts=(1,)), hashed(question=5), hashed(tokens=5), hashed(version=2)]
     assert len({hashed(), *others}) == 6
+
+
+def test_prompts_without_special_tokens_are_what_the_tokenizer_makes_of_them() -> None:
+    """RULER's, in the tokenizer's own words: the rendered template up to the context's end, then the rest."""
+    tiny = load("models/tiny", device="cpu")
+    encode = tiny.tokenizer.encode
+    for task in Ruler(length=512).tasks(tiny.tokenizer, 2):
+        for sample in task.samples:
+            context, after = tiny.prompt_ids(sample.context, sample.question, sample.answer_prefix)
+            assert context == encode(f"<|begin|><|user|>{sample.context}", add_special_tokens=False)
+            rest = f"{sample.question}<|end|><|assistant|>{sample.answer_prefix}"
+            assert after == encode(rest, add_special_tokens=False)
