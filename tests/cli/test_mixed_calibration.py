@@ -29,7 +29,7 @@ def write_prose(folder: Path) -> Path:
     return path
 
 
-def test_a_table_knows_its_parts(command, where, tmp_path, capsys):
+def test_a_table_knows_its_parts(command, where, tmp_path):
     prose = write_prose(tmp_path / "here")
     arguments = ["job=calibrate", "calibration=mix", *SMALL, *where]
     assert command(*arguments, f"{PARTS}.continuation.benchmark.prose={prose}") == 0
@@ -43,13 +43,27 @@ def test_a_table_knows_its_parts(command, where, tmp_path, capsys):
     }
     assert set(parts["continuation"]["texts"]) == {"code", "prose"}
     assert str(tmp_path) not in json.dumps(about["data"])
-    other = write_prose(tmp_path / "there")  # the same text at another place is the same calibration
-    capsys.readouterr()
-    assert command(*arguments, f"{PARTS}.continuation.benchmark.prose={other}") == 0
-    assert "already done" in capsys.readouterr().out
-    other.write_text(other.read_text() + "And one line more.")
-    assert command(*arguments, f"{PARTS}.continuation.benchmark.prose={other}") == 0
-    assert "already done" not in capsys.readouterr().out
+
+
+def test_texts_count_by_their_content(where: list[str], tmp_path: Path) -> None:
+    """The same text at another place is the same calibration; another text, share or seed is another one."""
+    from evals.run import cli
+
+    def identify(*arguments: str) -> tuple[str, str]:
+        [planned] = cli.plan(["job=calibrate", "calibration=mix", *SMALL, *where, *arguments]).planned
+        return planned.run.id, planned.run.hash
+
+    here, there = write_prose(tmp_path / "here"), write_prose(tmp_path / "there")
+    prose, code = f"{PARTS}.continuation.benchmark.prose", f"{PARTS}.continuation.benchmark.code"
+    first = identify(f"{prose}={here}")
+    assert identify(f"{prose}={there}") == first
+    assert identify(f"{code}={here.parent}") == identify(f"{code}={there.parent}")
+    there.write_text(there.read_text() + "And one line more.")
+    others = [
+        *(identify(), identify(f"{prose}={there}")),
+        *(identify(f"{PARTS}.continuation.{name}") for name in ("share=0.4", "benchmark.seed=2")),
+    ]
+    assert len({first, *others}) == len({name for name, _ in (first, *others)}) == 5
 
 
 def test_only_text_that_goes_on_is_without_the_chat_template(model: Path) -> None:
@@ -90,7 +104,7 @@ def test_going_on_as_a_benchmark(command, where, tmp_path):
         ([f"{PARTS}.continuation.benchmark.seed=7"], "benchmark.seed=7: choose one of 0 to 3"),
         ([f"{PARTS}.continuation.benchmark.prose=/no/such.txt"], "benchmark.prose=/no/such.txt is missing"),
         ([f"+{PARTS}.mine.share=0.1"], "parts.mine must have `benchmark` and `share`"),
-        ([f"{PARTS}.continuation.benchmark.length=30000"], "choose a smaller benchmark.length"),
+        ([f"{PARTS}.continuation.benchmark.length=300000"], "choose a smaller benchmark.length"),
     ],
 )
 def test_impossible_mixtures_are_one_line(command, where, tmp_path, capsys, arguments, says):
