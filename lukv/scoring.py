@@ -93,7 +93,7 @@ class PassLayer:
     """What one layer shows of an extra pass of n tokens, `asked`, behind a prompt of T `tokens`.
 
     queries [H, n, d] are those of the pass. keys [K, T + n, d] and values [K, T + n, dv] are the prompt's, then those
-    of the pass. All else is as in PromptLayer.
+    of the pass: views of the cache, from which the pass is taken back afterwards. All else is as in PromptLayer.
 
     weigh: values [K, m, dv] -> [H, m] float32, the lengths |W_O^h v| of what each query head adds to the layer's output
     for a value (Scorer.needs_weights, else None). hidden [n, D]: what the layer's attention got as input, after the
@@ -122,7 +122,7 @@ class Scorer:
     recent: int = 0
 
     needs_answer: ClassVar[bool] = False
-    """True for an upper bound, which is not a method to deploy: its extra passes look at the answer that `Prompt` holds.
+    """True for an upper bound, which is not a method to deploy: its extra passes look at the answer in `Prompt`.
     Whoever evicts lets the full cache answer first, and each question then has a compressed cache of its own."""
 
     needs_weights: ClassVar[bool] = False

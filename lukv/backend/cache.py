@@ -222,7 +222,7 @@ class RaggedCache(Cache):
         ]
 
     def begin_passes(self, scorers: Sequence[Scorer], lengths: Sequence[int]) -> None:
-        """Let the extra passes of these scorers begin, see `passes.run_passes`. lengths: tokens of each row's prompt."""
+        """Let the extra passes of these scorers begin (`passes.run_passes`). lengths: tokens of each row's prompt."""
         self._require_whole()
         if missing := [scorer.name for scorer in scorers if scorer not in self.options.observe]:
             raise ValueError(f"{missing[0]} asks for extra passes: prefill with observe=[{missing[0]}]")
