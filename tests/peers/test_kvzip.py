@@ -50,8 +50,14 @@ def prompt(request, peers):
     return name, model, cache, {key.partition("/")[2]: theirs[key] for key in theirs if key.startswith(f"{head}/")}, ids
 
 
+PROMPTS = [(model, length, head) for model in MODELS for length in KVZIP_LENGTHS for head in HEADS]
+
+
 @pytest.mark.parametrize(
-    "prompt", [(m, n, h) for m in MODELS for n in KVZIP_LENGTHS for h in HEADS], indirect=True, scope="module"
+    "prompt",
+    [pytest.param(p, id=f"{p[0]}-{p[1]}-{p[2] or 'no'} template") for p in PROMPTS],
+    indirect=True,
+    scope="module",
 )
 @pytest.mark.parametrize("method", KVZIP)
 def test_kvzip(prompt, method, summary):
