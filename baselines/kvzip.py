@@ -38,6 +38,7 @@ FIRST = "\n\nRepeat the previous context exactly."
 NEXT = "\n\nRepeat the part of the previous context exactly, starting with"
 OVERLAP = 8  # tokens of the chunk before that say where to start
 KEPT = 1e3  # above any probability
+ROWS = 64  # of a pass at a time: their logits then fit into a CPU core's cache
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,13 @@ class KVzip(Scorer):
         chunk = slice(asked.start, asked.end)
         keys = torch.cat([layer.keys[:, : asked.sinks], layer.keys[:, chunk], layer.keys[:, tokens:]], 1)
         before = asked.sinks + asked.end - asked.start  # the pass comes right behind them, as far as causality goes
-        rows = self.weigh_rows(layer)
-        attention = attention_mass(
-            layer.queries, keys, layer.scale, before, layer.softcap, "max", columns=before, row_weights=rows
-        )
+        weights = self.weigh_rows(layer)
+        attention = keys.new_zeros(len(layer.queries), before, dtype=torch.float32)
+        for a in range(0, layer.queries.shape[1], ROWS):
+            rows = slice(a, min(a + ROWS, layer.queries.shape[1]))
+            shown = layer.queries[:, rows], keys[:, : before + rows.stop], layer.scale, before + a, layer.softcap, "max"
+            part = None if weights is None else weights[rows]
+            attention = attention.maximum(attention_mass(*shown, columns=before, row_weights=part))
         found = self.weigh_keys(attention[:, asked.sinks :], layer, chunk).float()
         scores = found.new_zeros(len(keys), tokens) if observed is None else observed.clone()
         if self.keep_head:

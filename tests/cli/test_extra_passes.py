@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_to_the_same_lines(command_line, tmp_path):
 
 def test_budgets_are_measured_for_it_too(command, model, tmp_path):
     base = ["model=hf", f"model.path={model}", f"runs={tmp_path}", f"model.tables={tmp_path}/tables"]
-    small = ["calibration.benchmark.length=700", "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=1"]
+    small = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=1"]
     job = ["job=calibrate", "scorer=kvzip", "job.save=true", "job.oracle.horizon=2"]
     assert command(*base, *job, *small) == 0
     assert (tmp_path / "tables/kvzip.safetensors").exists()
