@@ -88,14 +88,15 @@ class KVzip(Scorer):
         attention = keys.new_zeros(len(layer.queries), before, dtype=torch.float32)
         for a in range(0, layer.queries.shape[1], ROWS):
             rows = slice(a, min(a + ROWS, layer.queries.shape[1]))
-            shown = layer.queries[:, rows], keys[:, : before + rows.stop], layer.scale, before + a, layer.softcap, "max"
+            seen = layer.queries[:, rows], keys[:, : before + rows.stop], layer.scale, before + a, layer.softcap
             part = None if weights is None else weights[rows]
-            attention = attention.maximum(attention_mass(*shown, columns=before, row_weights=part))
-        found = self.weigh_keys(attention[:, asked.sinks :], layer, chunk).float()
-        scores = found.new_zeros(len(keys), tokens) if observed is None else observed.clone()
+            found = attention_mass(*seen, reduce="max", columns=before, row_weights=part)
+            attention = attention.maximum(found)
+        worth = self.weigh_keys(attention[:, asked.sinks :], layer, chunk).float()
+        scores = worth.new_zeros(len(keys), tokens) if observed is None else observed.clone()
         if self.keep_head:
             scores[:, : asked.sinks] = KEPT
-        scores[:, chunk] = found.unflatten(0, (len(keys), -1)).amax(1)
+        scores[:, chunk] = worth.unflatten(0, (len(keys), -1)).amax(1)
         return scores
 
     def weigh_rows(self, layer: PassLayer) -> Tensor | None:

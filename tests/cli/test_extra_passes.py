@@ -18,6 +18,7 @@ from lukv.scoring import Prompt
 
 CONTEXTS = ["The bells of the town ring at noon. " * 3, "Rain fell on 12 of 30 days. " * 2]
 QUESTIONS = ["Where is the key?", "How often did it rain?"]
+NAMES = ("begin", "end", "user", "assistant")
 
 
 @pytest.fixture
@@ -55,6 +56,23 @@ def test_a_run_is_what_the_library_computes(command_line, model, tmp_path):
         assert line["prediction"] == loaded.decode(answer(loaded, cache, [after], 5, loaded.eos_ids).tokens[0])
 
 
+def test_what_a_prompt_is_told_to_be(model):
+    """The template's head is found in the ids, also if the text's first letters are one token with its end."""
+    loaded = load(model)
+    begin, end, user, assistant = (loaded.tokenizer.convert_tokens_to_ids(f"<|{t}|>") for t in NAMES)
+    text = loaded.text_ids("The bells")
+    ids, _ = loaded.prompt_ids("The bells", "?", "")
+    assert ids == [begin, user, *text]
+    prompt = loaded.describe_prompt(ids)
+    assert (prompt.ids, prompt.head, prompt.tail) == (tuple(ids), 2, (end, assistant))
+    assert loaded.describe_prompt([begin, 99, *text]).head == 1
+    for other in (text, [user, *text]):
+        prompt = loaded.describe_prompt(other)
+        assert (prompt.head, prompt.tail) == (0, tuple(loaded.text_ids("\n")))
+    bare = load(model, chat=False).describe_prompt(ids)
+    assert (bare.head, bare.tail) == (0, tuple(loaded.text_ids("\n")))
+
+
 def test_a_sweep_gives_what_each_run_gives_alone(command_line, tmp_path, monkeypatch):
     passes = []
     run_passes = decode.run_passes
@@ -85,7 +103,7 @@ def test_a_stopped_run_goes_on_to_the_same_lines(command_line, tmp_path):
 
 def test_budgets_are_measured_for_it_too(command, model, tmp_path):
     base = ["model=hf", f"model.path={model}", f"runs={tmp_path}", f"model.tables={tmp_path}/tables"]
-    small = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=1"]
+    small = [f"calibration.{x}" for x in ("benchmark.length=1200", "benchmark.tasks=[niah_single_1]", "contexts=1")]
     job = ["job=calibrate", "scorer=kvzip", "job.save=true", "job.oracle.horizon=2"]
     assert command(*base, *job, *small) == 0
     assert (tmp_path / "tables/kvzip.safetensors").exists()
