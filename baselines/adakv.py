@@ -19,11 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lukv.allocation import Allocator, Budget, HeadScores, Uniform, largest_remainder
+from lukv.allocation import Allocator, Budget, HeadScores, Uniform, count_winners, largest_remainder
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,3 @@ class AdaKVOriginal(AdaKV):
         won = count_winners(layer.scores[:, ~layer.protected], rest)
         wanted = (1 - self.alpha) * won + self.alpha * rest / layer.heads
         return protected + torch.from_numpy(largest_remainder(wanted, rest, upper=layer.tokens - protected))
-
-
-def count_winners(scores: Tensor, total: int) -> np.ndarray:
-    """[K] int64: how many of the `total` highest of scores [K, n] are in each head.
-
-    Heads with equal scores at the border share in proportion to how many they have.
-    """
-    if total == 0:
-        return np.zeros(len(scores), dtype=np.int64)
-    border = scores.flatten().topk(total).values[-1]
-    above = (scores > border).sum(-1).cpu().numpy()
-    ties = (scores == border).sum(-1).cpu().numpy()
-    return above + largest_remainder(ties, total - int(above.sum()), upper=int(ties.max()))

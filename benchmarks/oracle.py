@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks._section import Section, run
-from lukv.budgets.oracle import output_gram, utility, value_weight
-from lukv.ops import attention_mass
+from lukv.ops import attention_mass, output_gram, utility, value_weight
 
 HEADS, KV_HEADS, WIDTH, HIDDEN, ROWS, WINDOW = 32, 8, 128, 4096, 64, 32
 EAGER_LIMIT = 4096  # tokens: beyond, T x T weights do not fit on a small machine

@@ -6,6 +6,7 @@ Budgets are exact. They are computed in fractions from the decimal that the user
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -67,7 +68,8 @@ class HeadScores:
 
 
 class Allocator:
-    """Base of all allocators."""
+    """Base of all allocators. One in which the heads of all layers compete defines `counts_of_layers` instead of
+    `counts`."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
         """[K] int64 on the CPU: how many entries each KV head keeps, between 0 and T.
@@ -76,6 +78,18 @@ class Allocator:
         then the counts of all layers sum to `budget.entries(T, layers * K)`.
         """
         raise NotImplementedError
+
+    def counts_of_layers(self, budget: Budget, layers: Sequence[HeadScores]) -> list[Tensor]:
+        """The counts of all layers of one prompt at once. By default each layer's own, `counts`.
+
+        Where this is defined anew, the cache stays whole until every layer is scored.
+        """
+        return [self.counts(budget, layer) for layer in layers]
+
+    @property
+    def compares_layers(self) -> bool:
+        """Must it see the scores of all layers before it can say a count?"""
+        return type(self).counts_of_layers is not Allocator.counts_of_layers
 
 
 @dataclass(frozen=True)
@@ -125,3 +139,16 @@ def largest_remainder(weights: np.ndarray, total: int, upper: int, lower: int = 
     order = order[counts[order] < upper]
     counts[order[: total - int(counts.sum())]] += 1
     return counts.reshape(np.shape(weights))
+
+
+def count_winners(scores: Tensor, total: int) -> np.ndarray:
+    """[K] int64: how many of the `total` highest of scores [K, n] are in each head.
+
+    Heads with equal scores at the border share in proportion to how many they have.
+    """
+    if total == 0:
+        return np.zeros(len(scores), dtype=np.int64)
+    border = scores.flatten().topk(total).values[-1]
+    above = (scores > border).sum(-1).cpu().numpy()
+    ties = (scores == border).sum(-1).cpu().numpy()
+    return above + largest_remainder(ties, total - int(above.sum()), upper=int(ties.max()))

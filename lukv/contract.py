@@ -8,6 +8,7 @@ It needs no model. A method that passes runs on the backend with any model, batc
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores
 from lukv.eviction import Eviction, Protection, protect
-from lukv.scoring import PromptLayer, Scorer
+from lukv.scoring import PassLayer, Prompt, PromptLayer, Scorer
 
 BUDGETS = (Budget(share=0.05), Budget(share=0.2), Budget(share=0.5), Budget(share=1.0), Budget(tokens=7))
 
@@ -41,6 +42,7 @@ def check_method(
 
     * scores are [K, T] float32, finite, on the keys' device, and the same each time; the inputs are not changed;
     * scores do not depend on how `observe` gets the prompt in chunks, nor on other prompts in between;
+    * the same extra passes are asked for each time, and `observe_pass` changes nothing that it is given;
     * prompts of one token, prompts that are all protected, prompts of equal keys, and bfloat16 work;
     * counts are [K] int64 on the CPU, each from 0 to T, the same each time and in any order of layers;
     * each layer keeps exactly `budget.entries(T, K)`, or all layers together `budget.entries(T, layers * K)`.
@@ -58,7 +60,8 @@ def check_method(
         scores = torch.stack([scorer.score(layer) for layer in observed])
         for budget in BUDGETS:
             counts = _check_counts(allocator, budget, scores, shielded, where)
-        kept = Eviction(scorer, allocator, protection, BUDGETS[-1]).keep(observed[-1])
+        eviction = Eviction(scorer, allocator, protection, BUDGETS[-1])
+        kept = eviction.select([eviction.rank(layer) for layer in observed])[-1]
         _require(torch.equal(kept.sum(-1), counts[-1]), f"{where}: other counts on the same scores")
     for tokens in (1, 70):
         for budget in BUDGETS:
@@ -89,13 +92,43 @@ def _make_prompt(
 
 def _observe(scorer: Scorer, layer: PromptLayer, queries: Tensor, cuts: Sequence[int] = ()) -> PromptLayer:
     """The layer after the scorer has observed its queries, in chunks that end at `cuts`."""
-    if scorer.needs_utility:
-        return replace(layer, observed=layer.values.float().norm(dim=-1))  # any finite numbers will do
     observed: Any = None
     edges = [0, *(cut for cut in cuts if cut < queries.shape[1]), queries.shape[1]]
     for start, end in pairwise(edges):
         observed = scorer.observe(observed, queries[:, start:end], start, layer.rope)
+    for seen in _make_passes(scorer, layer):
+        before = [x.clone() for x in (seen.queries, seen.keys, seen.values)], copy.deepcopy(observed)
+        earlier, observed = observed, scorer.observe_pass(observed, seen)
+        same = all(torch.equal(x, y) for x, y in zip(before[0], (seen.queries, seen.keys, seen.values), strict=True))
+        same &= not isinstance(earlier, Tensor) or torch.equal(earlier, before[1])
+        _require(same, f"scorer {scorer.name}: observe_pass writes into its inputs")
     return replace(layer, observed=observed)
+
+
+def _make_passes(scorer: Scorer, layer: PromptLayer) -> list[PassLayer]:
+    """What the layer shows of the extra passes that a scorer asks for: a prompt with a head of one token, if it is
+    longer."""
+    tokens = layer.tokens
+    prompt = Prompt(tuple(range(tokens)), lambda text: [5, 6, 7], int(tokens > 1), (8, 9), (10, 11), (12, 13, 14))
+    asked = scorer.extra_passes(prompt)
+    who = f"scorer {scorer.name or type(scorer).__name__}"
+    _require(list(asked) == list(scorer.extra_passes(prompt)), f"{who}: it asks for other passes each time")
+    passes = []
+    for number, each in enumerate(asked):
+        _require(len(each.ids) > 0, f"{who}: an extra pass needs at least one token")
+        generator = torch.Generator().manual_seed(100 * tokens + 10 * layer.index + number)
+
+        def draw(like: Tensor, heads: int, count: int = len(each.ids), by: torch.Generator = generator) -> Tensor:
+            return torch.randn(heads, count, like.shape[-1], generator=by).to(like)
+
+        def weigh(values: Tensor) -> Tensor:
+            return values.float().norm(dim=-1).repeat_interleave(layer.query_heads // len(values), 0)
+
+        keys, values = (torch.cat([x, draw(x, len(x))], 1) for x in (layer.keys, layer.values))
+        about = each, layer.index, layer.layers, tokens, draw(layer.keys, layer.query_heads), keys, values
+        hidden = draw(layer.keys, 1)[0] if scorer.needs_hidden else None
+        passes.append(PassLayer(*about, layer.scale, layer.softcap, weigh if scorer.needs_weights else None, hidden))
+    return passes
 
 
 def _check_scorer(scorer: Scorer, queries: Tensor, layer: PromptLayer, where: str) -> None:
@@ -129,14 +162,17 @@ def _check_counts(
     protected = protection.mask(tokens)
     who = f"{type(allocator).__name__} ({where}, {budget})"
 
-    def counts(layer: int) -> Tensor:
-        raised = protect(scores[layer], protection)
-        before = raised.clone()
-        count = allocator.counts(budget, HeadScores(raised, protected, layer, layers))
-        _require(torch.equal(raised, before), f"{who}: it writes into the scores")
-        return count
+    def counts(some: Sequence[int]) -> list[Tensor]:
+        raised = [protect(scores[layer], protection) for layer in some]
+        before = [each.clone() for each in raised]
+        heads = [HeadScores(each, protected, layer, layers) for each, layer in zip(raised, some, strict=True)]
+        result = allocator.counts_of_layers(budget, heads)
+        same = all(torch.equal(x, y) for x, y in zip(raised, before, strict=True))
+        _require(same, f"{who}: it writes into the scores")
+        return result
 
-    result = [counts(layer) for layer in range(layers)]
+    result = counts(range(layers))
+    _require(len(result) == layers, f"{who}: counts of {len(result)} layers, not of {layers}")
     for count in result:
         _require(
             count.shape == (heads,) and count.dtype == torch.int64,
@@ -151,7 +187,10 @@ def _check_counts(
         kept == [each] * layers or sum(kept) == together,
         f"{who}: layers keep {kept}: neither {each} each, nor {together} together",
     )
-    again = [counts(layer) for layer in reversed(range(layers))][::-1]
+    if allocator.compares_layers:
+        again = counts(range(layers))
+    else:
+        again = [counts([layer])[0] for layer in reversed(range(layers))][::-1]
     same = all(torch.equal(x, y) for x, y in zip(result, again, strict=True))
     _require(same, f"{who}: counts change when asked again, or in another order of layers")
     return result

@@ -6,6 +6,7 @@ all others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,17 @@ class Eviction:
     protection: Protection
     budget: Budget
 
+    @property
+    def waits(self) -> bool:
+        """Must the whole prompt be in the cache, in all layers, before anything can be evicted?"""
+        return self.scorer.makes_passes or self.allocator.compares_layers
+
     def keep(self, layer: PromptLayer) -> Tensor:
-        """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts."""
-        return self.select(self.rank(layer))
+        """[K, T] bool: the entries of this layer that stay. Raises ValueError for unusable scores or counts, and for an
+        allocator that compares layers (see `select`)."""
+        if self.allocator.compares_layers:
+            raise ValueError(f"{type(self.allocator).__name__} compares layers: it cannot evict one by itself")
+        return self.select([self.rank(layer)])[0]
 
     @property
     def ranking(self) -> Ranking:
@@ -98,11 +107,14 @@ class Eviction:
         scores = protect(scores, protection, self.scorer.name)
         return Ranked(make_head_scores(layer, scores, protection), rank(scores))
 
-    def select(self, ranked: Ranked) -> Tensor:
-        """[K, T] bool: as many of each head's best entries as the allocator says. Raises ValueError for unusable
-        counts."""
+    def select(self, ranked: Sequence[Ranked]) -> list[Tensor]:
+        """Of each layer of one prompt [K, T] bool: as many of each head's best entries as the allocator says. Raises
+        ValueError for unusable counts."""
+        counts = self.allocator.counts_of_layers(self.budget, [layer.heads for layer in ranked])
+        return [self._select(*layer) for layer in zip(ranked, counts, strict=True)]
+
+    def _select(self, ranked: Ranked, counts: Tensor) -> Tensor:
         heads, tokens = ranked.order.shape
-        counts = self.allocator.counts(self.budget, ranked.heads)
         if counts.shape != (heads,) or counts.min() < 0 or counts.max() > tokens:
             name = type(self.allocator).__name__
             raise ValueError(f"{name}: counts {counts.tolist()} are not {heads} numbers from 0 to {tokens}")

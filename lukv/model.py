@@ -28,6 +28,7 @@ from lukv.backend.self_check import check_model
 from lukv.chat import drop_trace, parse_date, render
 from lukv.checkpoint import Source, enough_memory, read_config, tokenizer_of, torch_device, whole_model
 from lukv.gguf import end_ids, set_pre_tokenizer
+from lukv.scoring import Prompt
 from lukv.special_tokens import SpecialTokens
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -139,7 +140,7 @@ class LoadedModel:
 
     def _surround(self, text: str, chat: bool) -> tuple[str, str | None]:
         """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""
-        if chat and self.chat and self.tokenizer.chat_template:
+        if chat and self._has_template:
             return render(self.tokenizer, text, self.thinking, self.date)
         return self._begin(text), None
 
@@ -170,6 +171,30 @@ class LoadedModel:
                 "name the tokenizer that belongs to it with model.tokenizer=FOLDER_OR_ID"
             )
         return ids
+
+    def describe_prompt(self, ids: Sequence[int]) -> Prompt:
+        """What scorers that ask for extra passes are told of a prompt, from its token ids alone.
+
+        It is taken for a user's turn if it begins as the chat template does. The template's last token may differ, as
+        it may be one with the text's first. Otherwise there is no head, and a newline for tail.
+        """
+        head, tail = self._template
+        start = common_start(ids, head)
+        if not self._has_template or start < len(head) - 1:
+            return Prompt(tuple(ids), self.text_ids, 0, tuple(self._ids("\n")))
+        return Prompt(tuple(ids), self.text_ids, start, tail)
+
+    @property
+    def _has_template(self) -> bool:
+        return bool(self.chat and self.tokenizer.chat_template)
+
+    @cached_property
+    def _template(self) -> tuple[list[int], tuple[int, ...]]:
+        """Token ids of the chat template around a user's text; none where there is no template."""
+        if not self._has_template:
+            return [], ()
+        head, tail = render(self.tokenizer, "x", self.thinking, self.date)
+        return self._ids(head.removesuffix("x")), tuple(self._ids(tail))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without special ones."""

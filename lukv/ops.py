@@ -1,4 +1,5 @@
-"""The maths that scorers share: rotary embedding, and the attention that keys get from some query rows."""
+"""The maths that scorers share: rotary embedding, the attention that keys get from some query rows, and what a value is
+worth behind the output projection."""
 
 from __future__ import annotations
 
@@ -28,12 +29,14 @@ def attention_mass(
     reduce: Literal["mean", "max"] = "mean",
     columns: int | None = None,
     block: int | None = None,
+    row_weights: Tensor | None = None,
 ) -> Tensor:
     """The attention probability that each key gets from consecutive query rows: [H, columns], the rows' mean or max.
 
     queries [H, n, d] are post-RoPE and stand at positions first_position .. first_position+n-1. keys [K, T, d] are
     post-RoPE, and H = G*K. Row i attends to the keys up to its own position. Its softmax runs over all of these keys;
-    the result is then cut to the first `columns` keys (default T) and not renormalised.
+    the result is then cut to the first `columns` keys (default T) and not renormalised. `row_weights` [n] multiply each
+    row's probabilities before the rows are reduced.
 
     The result is float32 (float64 for float64 keys). `block` bounds the number of logits in memory at a time, so no
     T x T matrix exists. Key lists that do not fit into a block are read twice: once for each row's log-sum-exp, once
@@ -53,13 +56,14 @@ def attention_mass(
         )
     if reduce not in ("mean", "max"):
         raise ValueError(f"reduce={reduce!r}: use 'mean' or 'max'")
-    dtype = torch.float64 if keys.dtype == torch.float64 else torch.float32
+    dtype = accumulate(keys)
     block = block or (1 << 26 if keys.is_cuda else 1 << 20)  # a CPU core's cache; a GPU wants few, large launches
     lines = heads // groups * rows
     span = min(tokens, max(64, block // lines))  # keys per block
     batch = max(1, block // (lines * span))  # KV heads per block
     # the query heads of a group are more rows against the same keys, so that K is never repeated
     scaled = (queries.to(dtype) * scale).reshape(groups, lines, width)
+    weights = None if row_weights is None else row_weights.to(dtype).repeat(heads // groups)[:, None]
     last = torch.arange(first_position, first_position + rows, device=keys.device).repeat(heads // groups)[:, None]
 
     def logits(part: slice, start: int) -> Tensor:
@@ -75,8 +79,8 @@ def attention_mass(
     for first in range(0, groups, batch):
         part = slice(first, first + batch)
         if span == tokens:
-            probabilities = logits(part, 0).softmax(-1)
-            mass[part] = _reduce_rows(probabilities[..., :columns], rows, reduce)
+            probabilities = logits(part, 0).softmax(-1)[..., :columns]
+            mass[part] = _reduce_rows(probabilities, rows, reduce, weights)
             continue
         norm = torch.full((len(scaled[part]), lines), -torch.inf, dtype=dtype, device=keys.device)
         for start in range(0, tokens, span):
@@ -84,11 +88,60 @@ def attention_mass(
         for start in range(0, columns, span):
             probabilities = logits(part, start).sub_(norm[..., None]).exp_()
             end = min(start + span, columns)
-            mass[part, :, start:end] = _reduce_rows(probabilities[..., : end - start], rows, reduce)
+            mass[part, :, start:end] = _reduce_rows(probabilities[..., : end - start], rows, reduce, weights)
     return mass.reshape(heads, columns)
 
 
-def _reduce_rows(probabilities: Tensor, rows: int, reduce: str) -> Tensor:
-    """[K, G * rows, columns] -> [K, G, columns]: mean or max over the rows of each query head."""
-    by_row = probabilities.unflatten(1, (-1, rows))
+def _reduce_rows(probabilities: Tensor, rows: int, reduce: str, weights: Tensor | None) -> Tensor:
+    """[K, G * rows, columns] -> [K, G, columns]: mean or max over the rows of each query head, times weights [G * rows,
+    1]."""
+    by_row = (probabilities if weights is None else probabilities * weights).unflatten(1, (-1, rows))
     return by_row.mean(2) if reduce == "mean" else by_row.amax(2)
+
+
+def output_gram(projection: Tensor, heads: int) -> Tensor:
+    """Each head's Gram matrix W^T W, [H, dv, dv], of an output projection W_O [hidden, H * dv].
+
+    With it |W v|^2 = v^T (W^T W) v, and W v, of the hidden size, is never built. The result is float32 (float64 for
+    float64).
+    """
+    blocks = projection.detach().to(accumulate(projection)).unflatten(1, (heads, -1)).transpose(0, 1)
+    return blocks.transpose(1, 2) @ blocks
+
+
+@torch.no_grad()
+def value_weight(values: Tensor, gram: Tensor, normalise: bool = True, block: int = 512) -> Tensor:
+    """n [H, T]: the length of each token's value after each head's output projection.
+
+    values [K, T, dv]; gram [H, dv, dv] from `output_gram`. With `normalise` the result sums to 1. `block` tokens are
+    computed at a time, which bounds the memory needed beside the result.
+    """
+    heads, tokens = len(gram), values.shape[1]
+    grouped = gram.unflatten(0, (len(values), -1))
+    weight = gram.new_empty(heads, tokens)
+    for start in range(0, tokens, block):
+        v = values[:, None, start : start + block].to(gram.dtype)
+        square = ((v @ grouped) * v).sum(-1)
+        weight[:, start : start + block] = square.clamp(min=0).sqrt().flatten(0, 1)
+    return weight / weight.sum() if normalise else weight
+
+
+@torch.no_grad()
+def utility(queries: Tensor, keys: Tensor, weight: Tensor, scale: float, softcap: float | None = None) -> Tensor:
+    """U [K, T] of one layer, float32 (float64 for float64).
+
+    keys [K, T + m, d] are post-RoPE: T context tokens, then m tokens of the question and the answer. queries [H, n, d]
+    are the post-RoPE rows of the newest n <= m of these tokens. weight [H, T] is n of `value_weight`.
+    """
+    tokens, rows = weight.shape[1], queries.shape[1]
+    if not 0 < rows <= keys.shape[1] - tokens:
+        raise ValueError(f"{rows} rows cannot come after {tokens} context tokens in a cache of {keys.shape[1]}")
+    first = keys.shape[1] - rows
+    # n is the same at every step, so the maximum over steps can be taken before the product
+    attention = attention_mass(queries, keys, scale, first, softcap, reduce="max", columns=tokens)
+    return (attention * weight).unflatten(0, (len(keys), -1)).amax(1)
+
+
+def accumulate(tensor: Tensor) -> torch.dtype:
+    """The dtype to add up in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -2,12 +2,17 @@
 
 A scorer sees one sequence without padding, right after a layer's prefill attention; the backend cuts a padded batch
 into its sequences. It is a pure function of tensors: it has no model, no cache and no state of its own.
+
+    observe(queries of the prompt) ...  ->  observed            chunk by chunk, if the scorer needs queries
+    extra_passes(prompt)                ->  texts to run        behind the whole cache, if one look is not enough
+    observe_pass(what a pass showed) ... -> observed            pass by pass
+    score(layer with observed)          ->  scores [K, T]
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +29,8 @@ class PromptLayer:
 
     Query heads k*G .. k*G+G-1 share KV head k. keys [K, T, d] (post-RoPE) and values [K, T, dv] have the model's dtype.
     `index` is the layer's number among the `layers` that can be evicted. `scale` multiplies q.k. `softcap` is the cap
-    of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` made of the prompt's queries.
+    of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` and `observe_pass` made of the
+    queries.
 
     A later eviction (lukv/backend/reeviction.py) shows one KV head at a time: K = 1, and `head` is its number. keys and
     values then hold the T tokens that are left of `seen`, and `positions` [T] int64, ascending, says where these stood
@@ -57,6 +63,57 @@ class PromptLayer:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """The text that is compressed, for scorers that ask for extra passes about it.
+
+    ids: its T token ids. encode: text -> token ids, without BOS. head: how many of the ids stand before the user's own
+    text, from the chat template. tail: the ids with which the template ends the user's turn and begins the answer; a
+    newline where there is no template. question, answer: what follows the prompt, known only to upper bounds
+    (`Scorer.needs_answer`).
+    """
+
+    ids: tuple[int, ...]
+    encode: Callable[[str], Sequence[int]]
+    head: int = 0
+    tail: tuple[int, ...] = ()
+    question: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExtraPass:
+    """One more forward over the whole, uncompressed cache of a prompt: `ids`, at least one, are run behind the prompt
+    and then taken back. A scorer may subclass it, to know in `observe_pass` what the pass was for."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PassLayer:
+    """What one layer shows of an extra pass of n tokens, `asked`, behind a prompt of T `tokens`.
+
+    queries [H, n, d] are those of the pass. keys [K, T + n, d] and values [K, T + n, dv] are the prompt's, then those
+    of the pass: views of the cache, from which the pass is taken back afterwards. All else is as in PromptLayer.
+
+    weigh: values [K, m, dv] -> [H, m] float32, the lengths |W_O^h v| of what each query head adds to the layer's output
+    for a value (Scorer.needs_weights, else None). hidden [n, D]: what the layer's attention got as input, after the
+    layer's norm (Scorer.needs_hidden, else None).
+    """
+
+    asked: ExtraPass
+    index: int
+    layers: int
+    tokens: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scale: float
+    softcap: float | None = None
+    weigh: Callable[[Tensor], Tensor] | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Scorer:
     """Base of all scorers. `sink` and `recent`: how many first and last tokens the scorer's own paper protects."""
 
@@ -64,9 +121,15 @@ class Scorer:
     sink: int = 0
     recent: int = 0
 
-    needs_utility: ClassVar[bool] = False
-    """True for an upper bound, which is not a method to deploy. `observed` is then the utility [K, T] of this prompt
-    for one question. Whoever evicts measures it first (lukv/budgets/oracle.py) and hands it to `RaggedCache.select`."""
+    needs_answer: ClassVar[bool] = False
+    """True for an upper bound, which is not a method to deploy: its extra passes look at the answer in `Prompt`.
+    Whoever evicts lets the full cache answer first, and each question then has a compressed cache of its own."""
+
+    needs_weights: ClassVar[bool] = False
+    """True if `observe_pass` uses `PassLayer.weigh`. Models whose output projection cannot be read are refused."""
+
+    needs_hidden: ClassVar[bool] = False
+    """True if `observe_pass` uses `PassLayer.hidden`. Models whose layers have no `input_layernorm` are refused."""
 
     needs_rope: ClassVar[bool] = False
     """True if the scorer undoes RoPE with `PromptLayer.rope` and `lukv.ops.rotate`. Models that apply another rotation
@@ -80,6 +143,26 @@ class Scorer:
         depend on where it was cut. A scorer that needs no queries returns None.
         """
         return None
+
+    def extra_passes(self, prompt: Prompt) -> Sequence[ExtraPass]:
+        """The further forwards that this scorer asks for, the same for the same prompt. None by default.
+
+        The cache stays whole until they are done. Scorers of a sweep that ask for the same ids share the forward.
+        """
+        return ()
+
+    def observe_pass(self, observed: Any, layer: PassLayer) -> Any:
+        """Fold what one layer shows of one extra pass into `observed`, as `observe` does with the prompt's queries.
+
+        Passes come in the order in which they were asked for. `observed` is the result for the prompt and the passes
+        before this one. It may not be written into.
+        """
+        raise NotImplementedError
+
+    @property
+    def makes_passes(self) -> bool:
+        """Does this scorer ask for extra passes?"""
+        return type(self).extra_passes is not Scorer.extra_passes
 
     def score(self, layer: PromptLayer) -> Tensor:
         """[K, T] float32, finite: the higher a token's score, the more it is worth keeping."""

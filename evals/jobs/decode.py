@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from evals.run.settings import Run
 from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import OracleSettings, UtilityOracle
+from lukv.backend.passes import run_passes
 from lukv.eviction import Eviction
 from lukv.model import LoadedModel
+from lukv.scoring import Prompt, Scorer
 
 Line = dict[str, Any]
 """A line of samples.jsonl: a SampleRecord or a FailedSample of records.py."""
@@ -43,8 +44,12 @@ class ActiveRun:
     failure: Exception | None = None
 
     @property
-    def needs_utility(self) -> bool:
-        return self.eviction is not None and self.eviction.scorer.needs_utility
+    def scorer(self) -> Scorer | None:
+        return None if self.eviction is None else self.eviction.scorer
+
+    @property
+    def needs_answer(self) -> bool:
+        return self.scorer is not None and self.scorer.needs_answer
 
     def lacks(self, batch: Sequence[SharedContext]) -> bool:
         """Whether a sample of the batch is not done."""
@@ -63,10 +68,10 @@ def split_by_need(
     batch: list[SharedContext], runs: Sequence[ActiveRun]
 ) -> Iterator[tuple[list[SharedContext], list[ActiveRun]]]:
     """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
-    context after the other for those whose scorer must know what the answer needs (Scorer.needs_utility)."""
-    yield batch, [each for each in runs if not each.needs_utility]
+    context after the other for those whose scorer must know its answer (Scorer.needs_answer)."""
+    yield batch, [each for each in runs if not each.needs_answer]
     for turn in range(len(batch[0])):
-        yield [[context[turn]] for context in batch], [each for each in runs if each.needs_utility]
+        yield [[context[turn]] for context in batch], [each for each in runs if each.needs_answer]
 
 
 def answer_within_memory(
@@ -97,6 +102,9 @@ def answer_within_memory(
 def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool) -> Answered:
     """Prefill the batch's contexts, evict them by each run's method, decode. together: many runs in one decoding.
 
+    Extra passes that scorers ask for are run over the full cache, once for all runs. They count as prefill of the runs
+    that ask for them.
+
     Runs that are decoded together stay together until all of them have the batch. So a run that goes on after a stop
     computes what an uninterrupted one would have, to the last bit.
     """
@@ -107,18 +115,24 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
     rows = [list(context[0].context) for context in batch]
     at_work = [each for group in groups for each in group]
     attention = runs[0].run["attention"]
-    utility = measure_utility(batch, model) if runs[0].needs_utility else None
     start = time.perf_counter()
-    if len(at_work) == 1 and utility is None:  # no layer has to wait for another method
+    if len(at_work) == 1 and not runs[0].needs_answer:  # no layer has to wait for another method
         (alone,) = at_work
         cache = compress(model, rows, eviction=alone.eviction, attention=attention)
         synchronize(model.device)
         yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
-    scorers = [each.eviction.scorer for each in at_work if each.eviction is not None]
-    full = compress(model, rows, observe=list(dict.fromkeys(scorers)), attention=attention)
+    scorers = list(dict.fromkeys(each.scorer for each in at_work if each.scorer is not None))
+    full = compress(model, rows, observe=scorers, attention=attention)
     synchronize(model.device)
     prefill = time.perf_counter() - start
+    prompts = [model.describe_prompt(row) for row in rows]
+    if runs[0].needs_answer:
+        prompts = add_answers(prompts, batch, full, model)
+    start = time.perf_counter()
+    run_passes(model, full, scorers, prompts)
+    synchronize(model.device)
+    passes = time.perf_counter() - start
     for group in groups:
         selections: list[Selection] = []
         selected: list[ActiveRun] = []
@@ -126,14 +140,15 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
         for each in group:
             start = time.perf_counter()
             try:
-                selections.append(full.select(each.eviction, utility))
+                selections.append(full.select(each.eviction))
             except Exception as error:  # this method's own fault: the others go on
                 if describe_out_of_memory(error):
                     raise
                 each.failure = error
                 continue
             selected.append(each)
-            seconds.append(time.perf_counter() - start)
+            asked = each.scorer is not None and each.scorer.makes_passes
+            seconds.append(time.perf_counter() - start + passes * asked)
         if not selected:
             continue
         start = time.perf_counter()
@@ -145,15 +160,23 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
         yield from zip(selected, ask(selected, batch, cache, model, until_cached, prefill, len(at_work)), strict=True)
 
 
-def measure_utility(batch: Sequence[SharedContext], model: LoadedModel) -> list[list[torch.Tensor]]:
-    """For each context and layer [K, T]: what its tokens are worth to the full cache's answer to its one question."""
-    measured = []
-    for (question,) in batch:
-        sample = question.sample
-        oracle = UtilityOracle(model, OracleSettings(horizon=sample.max_new_tokens))
-        context = oracle.prefill(question.context)
-        measured.append([*context.utility(question.question, **list_endings(sample, model))])
-    return measured
+def add_answers(
+    prompts: Sequence[Prompt], batch: Sequence[SharedContext], full: RaggedCache, model: LoadedModel
+) -> list[Prompt]:
+    """The prompts with the one question that is asked about each, and what the full cache answers, its end included."""
+    samples = [question for (question,) in batch]
+    sample = samples[0].sample
+    endings = list_endings(sample, model)
+    questions = [list(each.question) for each in samples]
+    said = answer(model, full, questions, sample.max_new_tokens, model.eos_ids, **endings)
+    full.rollback()
+    known = []
+    for prompt, question, tokens in zip(prompts, questions, said.tokens, strict=True):
+        stopped = endings["stop"] is not None and endings["stop"](tokens)
+        ended = len(tokens) < sample.max_new_tokens and not stopped
+        end = model.eos_ids[:1] if ended else ()
+        known.append(replace(prompt, question=tuple(question), answer=(*tokens, *end)))
+    return known
 
 
 def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> list[list[ActiveRun]]:

@@ -38,7 +38,7 @@ def measure_run(folder: RunFolder) -> Latency:
                 raise InputError(f"job.{name}={job[name]} must be at least 1")
         model = build.get_model(run)
         eviction = build.build_eviction(run, method, model)
-        if eviction is not None and eviction.scorer.needs_utility:
+        if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
         methods = {run["method"]: eviction}
         if run.evicts and run["reference"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +76,7 @@ class RaggedCache(Cache):
         stream: bool = False,
     ) -> None:
         check_wrapper(model)
+        check_waits(eviction, later)
         if (every is not None or stream) and later is None:
             raise ValueError("every= and stream= need an eviction to apply: give later=Eviction(...)")
         if prompt_columns is None and not stream and getattr(model.generation_config, "prefill_chunk_size", None):
@@ -204,26 +204,36 @@ class RaggedCache(Cache):
 
     # ---- other caches made of it -------------------------------------------------------------------------------------
 
-    def select(self, eviction: Eviction | None, observed: Sequence[Sequence[Any]] | None = None) -> Selection:
+    def select(self, eviction: Eviction | None) -> Selection:
         """What `eviction` (None: everything) keeps of the prompt, which must be here whole (see `fork_for`). Scores are
-        computed once for all evictions that share a scorer and its protection.
+        computed once for all evictions that share a scorer and its protection."""
+        self._require_whole()
+        if eviction is None:
+            return [layer.keep_window() for layer in self.layers]
+        scorer = eviction.scorer
+        if type(scorer).observe is not Scorer.observe and scorer not in self.options.observe:
+            raise ValueError(f"{scorer.name} needs the prompt's queries: prefill with observe=[{scorer.name}]")
+        if scorer.makes_passes and not self.evictable[0].knows_passes(scorer):
+            raise ValueError(f"{scorer.name} asks for extra passes: run_passes(model, cache, [{scorer.name}], prompts)")
+        rows = zip(*(layer.rank(eviction) for layer in self.evictable), strict=True)
+        kept = [eviction.select(row) for row in rows]
+        return [
+            layer.keep_window() if layer.is_sliding else [row[layer.index] for row in kept] for layer in self.layers
+        ]
 
-        observed: for each batch row and evictable layer, what the scorer finds as PromptLayer.observed, if that is not
-        what it made of the prompt's queries (Scorer.needs_utility).
-        """
+    def begin_passes(self, scorers: Sequence[Scorer], lengths: Sequence[int]) -> None:
+        """Let the extra passes of these scorers begin (`passes.run_passes`). lengths: tokens of each row's prompt."""
+        self._require_whole()
+        if missing := [scorer.name for scorer in scorers if scorer not in self.options.observe]:
+            raise ValueError(f"{missing[0]} asks for extra passes: prefill with observe=[{missing[0]}]")
+        if self.tokens.tolist() != list(lengths):
+            raise ValueError(f"the prompts have {list(lengths)} tokens, this cache has seen {self.tokens.tolist()}")
+        for layer in self.evictable:
+            layer.begin_passes(scorers)
+
+    def _require_whole(self) -> None:
         if (self.kept_counts != self.evictable[0].held.committed.tokens[:, None]).any():
             raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
-        scorer = eviction.scorer if eviction else None
-        if scorer and type(scorer).observe is not Scorer.observe and scorer not in self.options.observe:
-            raise ValueError(f"{scorer.name} needs the prompt's queries: prefill with observe=[{scorer.name}]")
-        if observed is None:
-            return [layer.select(eviction) for layer in self.layers]
-        if len(observed) != len(self.tokens):
-            raise ValueError(f"observed is given for {len(observed)} sequences, this cache holds {len(self.tokens)}")
-        return [
-            layer.select(eviction, None if layer.is_sliding else [row[layer.index] for row in observed])
-            for layer in self.layers
-        ]
 
     def fork(self, selections: Sequence[Selection], eviction: Eviction | None = None) -> RaggedCache:
         """A new cache with this one's rows as the first selection keeps them, then all of them again as the second
@@ -304,3 +314,14 @@ class RaggedCache(Cache):
         for layer in self.evictable:
             if layer.reeviction is not None:
                 layer.reeviction.every = None
+
+
+def check_waits(eviction: Eviction | None, later: Eviction | None) -> None:
+    """Raise ValueError for evictions that cannot be applied layer by layer, or not to what is evicted already."""
+    for each, what in (
+        (eviction, "use compress(), or prefill with eviction=None"),
+        (later, "choose another for later"),
+    ):
+        if each is not None and each.waits:
+            part = type(each.allocator).__name__ if each.allocator.compares_layers else f"scorer {each.scorer.name}"
+            raise ValueError(f"{part} needs the whole prompt, in all layers, before it is evicted: {what}")

@@ -5,28 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
-from lukv.backend.architecture import check_wrapper
 from lukv.backend.cache import RaggedCache
-from lukv.backend.lengths import check_factors
+from lukv.backend.forward import Loaded, feed, unwrap
 from lukv.backend.padding import pad_left, stack_left
+from lukv.backend.passes import check_passes, run_passes
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
-from lukv.scoring import Scorer
-
-
-class Loaded(Protocol):
-    """What is used of a lukv.model.LoadedModel."""
-
-    model: PreTrainedModel
-    attention: str
-
+from lukv.scoring import Prompt, Scorer
 
 SHRINK_AT = 0.75
 """Rows that have ended leave the batch once at most this share of it is still running."""
@@ -64,8 +55,13 @@ def compress(
     record_queries: bool = False,
     later: Eviction | None = None,
     every: int | None = None,
+    prompts: Sequence[Prompt] | None = None,
 ) -> RaggedCache:
     """Prefill the contexts once and evict layer by layer. At most one layer's full keys and values are alive at a time.
+
+    An eviction that waits for the whole prompt (`Eviction.waits`) is applied at the end: its scorer's extra passes are
+    run first, and until then the cache is the full one. prompts: what these passes are made of, one a row; None: as the
+    loaded model's tokenizer and chat template say.
 
     input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
     token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
@@ -75,12 +71,17 @@ def compress(
     less memory, but all layers hold all their keys and values until the last chunk.
     """
     network = unwrap(model)
-    check_rotation(network, [*observe, *(e.scorer for e in (eviction, later) if e is not None)])
+    scorers = [*observe, *(e.scorer for e in (eviction, later) if e is not None)]
+    check_rotation(network, scorers)
+    check_passes(network, scorers)
     ids, mask = pad_left(input_ids, attention_mask, network.device)
+    waiting = eviction if eviction is not None and eviction.waits else None
+    if waiting and waiting.scorer.makes_passes and prompts is None:
+        prompts = describe_prompts(model, ids, mask, waiting.scorer)
     cache = RaggedCache(
         network,
-        eviction,
-        observe=observe,
+        None if waiting else eviction,
+        observe=[*observe, waiting.scorer] if waiting else observe,
         attention=attention or str(getattr(model, "attention", "auto")),
         prompt_columns=ids.shape[1],
         record_queries=record_queries,
@@ -89,7 +90,22 @@ def compress(
     )
     for columns in split_columns(ids.shape[1], chunk):
         feed(network, cache, ids, mask, columns)
-    return cache
+    if waiting is None:
+        return cache
+    if prompts is not None:
+        run_passes(model, cache, [waiting.scorer], prompts)
+    return cache.fork_for(waiting)
+
+
+def describe_prompts(model: PreTrainedModel | Loaded, ids: Tensor, mask: Tensor | None, scorer: Scorer) -> list[Prompt]:
+    """What extra passes are made of. Raises ValueError for a model that comes without its tokenizer."""
+    if isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"scorer {scorer.name} asks for extra passes with a text of its own: give the model as lukv.model.load "
+            "returns it, or prompts=[Prompt(...)]"
+        )
+    rows = ids if mask is None else [row[used.bool()] for row, used in zip(ids, mask, strict=True)]
+    return [model.describe_prompt(row.tolist()) for row in rows]
 
 
 @torch.no_grad()
@@ -141,35 +157,6 @@ def append(model: PreTrainedModel | Loaded, cache: RaggedCache, ids: Tensor | Se
     network = unwrap(model)
     padded, mask = pad_left(ids, None, network.device)
     return feed(network, cache, padded, mask, slice(None))
-
-
-def unwrap(model: PreTrainedModel | Loaded) -> PreTrainedModel:
-    """The transformers model in it. Raises ValueError for a wrapper that this backend cannot look through."""
-    check_wrapper(model)
-    return model if isinstance(model, PreTrainedModel) else model.model
-
-
-def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | None, columns: slice) -> Tensor:
-    """One forward of some columns of left-padded ids [B, T] after what the cache has seen -> logits [B, vocabulary]."""
-    seen, new = cache.get_seq_length(), ids[:, columns]
-    if seen and len(ids) != len(cache.tokens):
-        raise ValueError(f"this cache holds {len(cache.tokens)} sequences, the input has {len(ids)}")
-    valid = None if mask is None else mask[:, columns]
-    ahead = torch.arange(new.shape[1], device=ids.device) if valid is None else (valid.cumsum(-1) - 1).clamp(min=0)
-    tokens = torch.from_numpy(cache.tokens).to(ids.device)[:, None] if seen else ids.new_zeros(len(ids), 1)
-    logits = model(
-        input_ids=new,
-        attention_mask=None if valid is None else torch.cat([valid.new_ones(len(ids), seen), valid], dim=1),
-        position_ids=tokens + ahead,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
-    cache.require_attended()
-    check_factors(model)
-    if cache.get_seq_length() != seen + new.shape[1]:
-        raise RuntimeError(f"{type(model).__name__} dropped the cache it was given")
-    return logits
 
 
 @torch.no_grad()

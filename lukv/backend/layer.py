@@ -20,8 +20,8 @@ from lukv.backend.parameters import AttentionParameters
 from lukv.backend.prompt import Entries, PromptBuffer, PromptScores, attend_rows, keep_window, split_rows
 from lukv.backend.reeviction import Reeviction
 from lukv.backend.stored import NO_STATE, Stored
-from lukv.eviction import Eviction
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.eviction import Eviction, Ranked
+from lukv.scoring import ExtraPass, PassLayer, PromptLayer, Rope, Scorer
 
 
 @dataclass
@@ -286,15 +286,36 @@ class RaggedLayer(CacheLayerMixin):
         """What a scorer sees of one batch row's prompt: keys [K, T, d], values [K, T, dv]."""
         return self._require_scores().view(row, keys, values, scorer)
 
-    def select(self, eviction: Eviction | None, observed: Sequence[Any] | None = None) -> list[Tensor]:
-        """What `eviction` (None: everything) keeps of each row's prompt, which must be here whole: [K, T] bool.
+    def rank(self, eviction: Eviction) -> list[Ranked]:
+        """How `eviction` ranks each row's prompt, which must be here whole."""
+        return self._require_scores().rank(eviction, self.held.view_prompt())
 
-        observed: for each row what the scorer is to find, if that is not what it was shown.
-        """
-        prompt = self.held.view_prompt()
-        if self.is_sliding or eviction is None:
-            return keep_window(prompt, self.window)
-        return self._require_scores().select(eviction, prompt, observed)
+    def keep_window(self) -> list[Tensor]:
+        """Of each row's prompt [K, T] bool: what later tokens can attend to if nothing is evicted."""
+        return keep_window(self.held.view_prompt(), self.window)
+
+    def begin_passes(self, scorers: Sequence[Scorer]) -> None:
+        """Let the extra passes of these scorers begin."""
+        self._require_scores().begin_passes(scorers)
+
+    def knows_passes(self, scorer: Scorer) -> bool:
+        """Were the extra passes of this scorer run over the prompt?"""
+        return all(scorer in passed for passed in self._require_scores().passed)
+
+    def show_pass(
+        self,
+        row: int,
+        scorer: Scorer,
+        asked: ExtraPass,
+        weigh: Callable[[Tensor], Tensor] | None,
+        hidden: Tensor | None,
+    ) -> None:
+        """Show a scorer what was appended to a row since the last commit, which is the pass that it asked for."""
+        scores, p = self._require_scores(), self.parameters
+        keys, values = self.held.arena.view_row(row)
+        tokens = int(self.held.committed.tokens[row])
+        about = asked, self.index, self.options.layers, tokens, scores.view_appended(row), keys, values
+        scores.show_pass(row, scorer, PassLayer(*about, p.scale, p.softcap, weigh, hidden))
 
     def evict_again(self, due: np.ndarray | None = None) -> None:
         """Evict the rows that are due (None: all that have seen a token since they were last evicted) by the cache's

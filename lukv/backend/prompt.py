@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from lukv.backend.dense import attend_causally
 from lukv.backend.padding import Range
 from lukv.backend.parameters import AttentionParameters
 from lukv.eviction import Eviction, Ranked, Ranking
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PassLayer, PromptLayer, Rope, Scorer
 
 Entries = tuple[Tensor, Tensor]
 """keys [K, T, d], values [K, T, dv] of one batch row."""
@@ -89,13 +88,15 @@ class PromptScores:
     """What scorers see and say of each batch row's prompt in one layer.
 
     index: the layer's number among those that can be evicted, of which there are `layers`. `observed` is of the prompt,
-    which a commit extends by what was appended. `rankings` of it are made when they are first asked for, and then serve
-    every eviction with the same scorer and protection.
+    which a commit extends by what was appended. `passed` is what scorers with extra passes made of it in these, once
+    they were run. `rankings` are made when they are first asked for, and then serve every eviction with the same scorer
+    and protection.
     """
 
     def __init__(self, batch: int, index: int, layers: int, parameters: AttentionParameters, rope: Rope | None) -> None:
         self.index, self.layers, self.parameters, self.rope = index, layers, parameters, rope
         self.observed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
+        self.passed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
         self.rankings: list[dict[Ranking, Ranked]] = [{} for _ in range(batch)]
         self._appended: list[tuple[Tensor, Sequence[Range], np.ndarray]] = []
 
@@ -111,8 +112,24 @@ class PromptScores:
         """Keep a chunk's queries that come after the prompt, for the case that they are committed."""
         self._appended.append((query.detach(), ranges, start))
 
+    def view_appended(self, row: int) -> Tensor:
+        """[H, n, d]: the queries of one row that came after the prompt."""
+        return torch.cat([query[row, :, slice(*ranges[row])] for query, ranges, _ in self._appended], 1)
+
+    def begin_passes(self, scorers: Sequence[Scorer]) -> None:
+        """Let the extra passes of these scorers begin, anew if they were run before."""
+        for passed, observed in zip(self.passed, self.observed, strict=True):
+            passed.update({scorer: observed.get(scorer) for scorer in scorers})
+        self.rankings = [{} for _ in self.rankings]
+
+    def show_pass(self, row: int, scorer: Scorer, layer: PassLayer) -> None:
+        """Show a scorer an extra pass of one row."""
+        self.passed[row][scorer] = scorer.observe_pass(self.passed[row][scorer], layer)
+
     def commit(self, scorers: Sequence[Scorer]) -> None:
-        """What was appended belongs to the prompt from now on."""
+        """What was appended belongs to the prompt from now on. Extra passes were about the prompt before."""
+        if self._appended:
+            self.passed = [{} for _ in self.passed]
         for query, ranges, start in self._appended:
             self.observe(query, ranges, start, scorers)
         self.rollback()
@@ -125,10 +142,11 @@ class PromptScores:
     def forget(self) -> None:
         """Free what was observed: no scorer will be asked again."""
         self.observed = [{} for _ in self.observed]
+        self.passed = [{} for _ in self.passed]
 
     def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
         """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv], and what it observed."""
-        p, observed = self.parameters, self.observed[row].get(scorer)
+        p, observed = self.parameters, (self.observed[row] | self.passed[row]).get(scorer)
         return PromptLayer(
             self.index, self.layers, keys, values, p.query_heads, p.scale, p.softcap, observed=observed, rope=self.rope
         )
@@ -137,22 +155,18 @@ class PromptScores:
         """What an eviction keeps of each row: [K, T] bool. Nothing else is remembered."""
         return [eviction.keep(self.view(row, *entries, eviction.scorer)) for row, entries in enumerate(prompt)]
 
-    def select(
-        self, eviction: Eviction, prompt: Sequence[Entries], observed: Sequence[Any] | None = None
-    ) -> list[Tensor]:
-        """The same with `rankings`. observed: for each row what the scorer finds, if not what it was shown."""
-        if observed is not None:
-            views = [self.view(row, *entries, eviction.scorer) for row, entries in enumerate(prompt)]
-            return [eviction.keep(replace(view, observed=o)) for view, o in zip(views, observed, strict=True)]
+    def rank(self, eviction: Eviction, prompt: Sequence[Entries]) -> list[Ranked]:
+        """How each row's tokens are ranked; this is remembered."""
         for row, entries in enumerate(prompt):
             if eviction.ranking not in self.rankings[row]:
                 self.rankings[row][eviction.ranking] = eviction.rank(self.view(row, *entries, eviction.scorer))
-        return [eviction.select(rankings[eviction.ranking]) for rankings in self.rankings]
+        return [rankings[eviction.ranking] for rankings in self.rankings]
 
     def select_rows(self, rows: Sequence[int]) -> PromptScores:
         """What was observed of these rows. Rankings are made anew."""
         chosen = copy(self)
         chosen.observed = [self.observed[row] for row in rows]
+        chosen.passed = [dict(self.passed[row]) for row in rows]
         chosen.rankings = [{} for _ in rows]
         picked = list(rows)
         chosen._appended = [(q[picked], [r[row] for row in picked], s[picked]) for q, r, s in self._appended]

@@ -163,7 +163,7 @@ def measure(
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
                 raise ValueError(f"context {number} has {tokens} tokens, all of them protected under {scorer.name}")
-        ranked = [None if scorer.needs_utility else measured.order(scorer, protection) for scorer in scorers]
+        ranked = [None if scorer.needs_answer else measured.order(scorer, protection) for scorer in scorers]
         weight = 1.0 if settings.weigh == "pairs" else 1 / len(questions)
         for index, question in enumerate(questions):
             utility = measured.utility(*question, 1000 * number + index)

@@ -23,14 +23,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
+from lukv.backend.output import output_grams
+from lukv.backend.passes import run_passes
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
-from lukv.ops import attention_mass
+from lukv.ops import utility, value_weight
 from lukv.scoring import PromptLayer, Scorer
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
@@ -78,61 +80,22 @@ class OracleSettings:
             )
 
 
-def output_gram(projection: Tensor, heads: int) -> Tensor:
-    """Each head's Gram matrix W^T W, [H, dv, dv], of an output projection W_O [hidden, H * dv].
-
-    With it |W v|^2 = v^T (W^T W) v, and W v, of the hidden size, is never built. The result is float32 (float64 for
-    float64).
-    """
-    blocks = projection.detach().to(_accumulate(projection)).unflatten(1, (heads, -1)).transpose(0, 1)
-    return blocks.transpose(1, 2) @ blocks
-
-
-@torch.no_grad()
-def value_weight(values: Tensor, gram: Tensor, normalise: bool = True, block: int = 512) -> Tensor:
-    """n [H, T]: the length of each token's value after each head's output projection.
-
-    values [K, T, dv]; gram [H, dv, dv] from `output_gram`. With `normalise` the result sums to 1. `block` tokens are
-    computed at a time, which bounds the memory needed beside the result.
-    """
-    heads, tokens = len(gram), values.shape[1]
-    grouped = gram.unflatten(0, (len(values), -1))
-    weight = gram.new_empty(heads, tokens)
-    for start in range(0, tokens, block):
-        v = values[:, None, start : start + block].to(gram.dtype)
-        square = ((v @ grouped) * v).sum(-1)
-        weight[:, start : start + block] = square.clamp(min=0).sqrt().flatten(0, 1)
-    return weight / weight.sum() if normalise else weight
-
-
-@torch.no_grad()
-def utility(queries: Tensor, keys: Tensor, weight: Tensor, scale: float, softcap: float | None = None) -> Tensor:
-    """U [K, T] of one layer, float32 (float64 for float64).
-
-    keys [K, T + m, d] are post-RoPE: T context tokens, then m tokens of the question and the answer. queries [H, n, d]
-    are the post-RoPE rows of the newest n <= m of these tokens. weight [H, T] is n of `value_weight`.
-    """
-    tokens, rows = weight.shape[1], queries.shape[1]
-    if not 0 < rows <= keys.shape[1] - tokens:
-        raise ValueError(f"{rows} rows cannot come after {tokens} context tokens in a cache of {keys.shape[1]}")
-    first = keys.shape[1] - rows
-    # n is the same at every step, so the maximum over steps can be taken before the product
-    attention = attention_mass(queries, keys, scale, first, softcap, reduce="max", columns=tokens)
-    return (attention * weight).unflatten(0, (len(keys), -1)).amax(1)
-
-
 class UtilityOracle:
     """Measures utilities with one model. A context is prefilled once and can then be asked many questions."""
 
     def __init__(self, loaded: LoadedModel, settings: OracleSettings | None = None) -> None:
         self.loaded, self.settings = loaded, settings or OracleSettings()
-        self.grams = output_grams(loaded)
+        self.grams = output_grams(loaded.model)
 
     def prefill(self, ids: Sequence[int], scorers: Sequence[Scorer] = ()) -> MeasuredContext:
-        """Prefill a context and keep all of it. `scorers` observe its queries, so that they can rank it."""
+        """Prefill a context and keep all of it. `scorers` observe its queries, and their extra passes are run, so that
+        they can rank it."""
         cache = compress(
             self.loaded.model, [list(ids)], attention=self.loaded.attention, observe=scorers, record_queries=True
         )
+        asking = [scorer for scorer in scorers if scorer.makes_passes and not scorer.needs_answer]
+        if asking:
+            run_passes(self.loaded, cache, asking, [self.loaded.describe_prompt(ids)])
         return MeasuredContext(self, cache, ids)
 
 
@@ -149,8 +112,8 @@ class MeasuredContext:
     def order(self, scorer: Scorer, protection: Protection, utility: Tensor | None = None) -> Tensor:
         """[layers, K, T] int64 on the CPU: each head's tokens, best first, ranked as an eviction ranks them.
 
-        The scorer must be among those that `prefill` was given. A scorer with `needs_utility` ranks by `utility`
-        [layers, K, T], that of the question at hand.
+        The scorer must be among those that `prefill` was given. A scorer with `needs_answer` ranks by `utility`
+        [layers, K, T], that of the question at hand, as its own pass would tell it.
         """
         layers = self.layers(scorer)
         if utility is not None:
@@ -274,32 +237,3 @@ def sampler(
         return drawn.to(logits.device)
 
     return pick
-
-
-def output_grams(loaded: LoadedModel) -> list[Tensor]:
-    """`output_gram` of each layer that can be evicted, [H, dv, dv] on the layer's device. Raises ValueError for a model
-    whose attention has no `o_proj`."""
-    layers = getattr(loaded.model.get_decoder(), "layers", None)
-    grams = []
-    for index in RaggedCache(loaded.model).model_layers:
-        attention = getattr(layers[index], "self_attn", None) if layers is not None else None
-        projection = getattr(attention, "o_proj", None)
-        if projection is None:
-            raise ValueError(f"{loaded.name}: layer {index} has no self_attn.o_proj, which the oracle needs")
-        grams.append(
-            output_gram(read_weight(projection, f"{loaded.name}: layer {index}"), loaded.config.num_attention_heads)
-        )
-    return grams
-
-
-def read_weight(projection: nn.Module, where: str) -> Tensor:
-    """The weight of a linear layer as floats. torch's dynamically quantized layers unpack theirs. Raises ValueError for
-    other quantized weights: their integers mean nothing without scales."""
-    weight = projection.weight() if callable(projection.weight) else projection.weight
-    if not isinstance(weight, Tensor) or not (weight.is_quantized or weight.is_floating_point()):
-        raise ValueError(f"{where} has quantized output weights, which the oracle cannot read: load it dequantized")
-    return weight.dequantize() if weight.is_quantized else weight
-
-
-def _accumulate(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.adakv import count_winners
-from lukv.allocation import Budget, HeadScores
+from lukv.allocation import Budget, HeadScores, count_winners
 from lukv.budgets.curve import CurveAllocator
 
 

@@ -44,7 +44,7 @@ def find_runs(runs: Path, experiment: str) -> list[FinishedRun]:
         if result.get("experiment") != experiment:
             continue
         config = yaml.safe_load((path.parent / "config.yaml").read_text())
-        if config["scorer"] is not None and not getattr(create(config["scorer"]), "needs_utility", False):
+        if config["scorer"] is not None and not getattr(create(config["scorer"]), "needs_answer", False):
             runs_found.append({"result": result, "config": config})
     if not runs_found:
         raise SystemExit(f"no finished run of {experiment} in {runs}: python run.py experiment=embedded makes them")

@@ -33,7 +33,8 @@ def layer_of(scores, protection=NONE, layer=0, layers=1):
 def all_counts(allocator, budget, scores, protection=NONE):
     """[layers, K] for scores [layers, K, T]."""
     n = len(scores)
-    return torch.stack([allocator.counts(budget, layer_of(scores[i], protection, i, n)) for i in range(n)]).numpy()
+    layers = [layer_of(scores[i], protection, i, n) for i in range(n)]
+    return torch.stack(allocator.counts_of_layers(budget, layers)).numpy()
 
 
 def made_up(layers, heads, tokens, seed=0, ties=False):

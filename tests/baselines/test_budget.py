@@ -12,8 +12,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
+from lukv.backend.passes import run_passes
 from lukv.eviction import Eviction
-from lukv.scoring import PromptLayer
+from lukv.scoring import Prompt, PromptLayer
 from tests.baselines.conftest import CONF
 
 LAYERS, KV_HEADS, QUERY_HEADS, DIM = 3, 2, 4, 8
@@ -51,7 +52,7 @@ def test_totals_are_exact_for_every_length(evictions):
             observed = scorer.observe(None, queries, 0, None)
             layers.append(PromptLayer(**{**vars(layer), "observed": observed}))
         for eviction in evictions:
-            kept = [int(eviction.keep(layer).sum()) for layer in layers]
+            kept = [int(mask.sum()) for mask in eviction.select([eviction.rank(layer) for layer in layers])]
             each = eviction.budget.entries(tokens, KV_HEADS)
             together = eviction.budget.entries(tokens, KV_HEADS * LAYERS)
             assert kept == [each] * LAYERS or sum(kept) == together, (tokens, eviction.budget)
@@ -69,6 +70,8 @@ def test_one_token_and_short_prompts_in_one_batch_on_the_backend(evictions):
     lengths = [1, 2, 9, 70]
     rows = [torch.arange(n).remainder(50).tolist() for n in lengths]
     full = compress(model, rows, observe=[evictions[0].scorer])
+    prompts = [Prompt(tuple(row), lambda text: [1, 2], head=int(len(row) == 2), tail=(3,)) for row in rows]
+    run_passes(model, full, [evictions[0].scorer], prompts)
     for eviction in evictions:
         cache = full.fork_for(eviction)
         for row, tokens in enumerate(lengths):

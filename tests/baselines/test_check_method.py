@@ -9,7 +9,7 @@ import torch
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.contract import ContractError, check_method
 from lukv.eviction import Protection
-from lukv.scoring import Scorer
+from lukv.scoring import ExtraPass, Scorer
 
 
 def test_every_config(build, any_scorer, any_allocator):
@@ -170,3 +170,64 @@ def test_a_global_total_is_enough():
         return torch.from_numpy(spread[layer.layer])
 
     check_method(Norm(), Counts(rule))
+
+
+class Asks(Norm):
+    """A correct scorer with two extra passes; the classes below each break one rule."""
+
+    def extra_passes(self, prompt):
+        return [ExtraPass((*prompt.encode("x"), *prompt.ids[:2])), ExtraPass((1,))]
+
+    def observe_pass(self, observed, layer):
+        norm = layer.keys[:, : layer.tokens].float().norm(dim=-1) * layer.queries.float().norm()
+        return norm if observed is None else observed + norm
+
+    def score(self, layer):
+        return layer.observed
+
+
+class AsksNothing(Asks):
+    def extra_passes(self, prompt):
+        return [ExtraPass(())]
+
+
+class AsksOtherwise(Asks):
+    def extra_passes(self, prompt):
+        return [ExtraPass((int(torch.randint(10**6, ())),))]
+
+
+class AddsInPlace(Asks):
+    def observe_pass(self, observed, layer):
+        return super().observe_pass(None, layer) if observed is None else observed.add_(1)
+
+
+class TurnsQueries(Asks):
+    def observe_pass(self, observed, layer):
+        layer.queries.neg_()
+        return super().observe_pass(observed, layer)
+
+
+def test_extra_passes():
+    check_method(Asks(), Uniform())
+    for scorer, message in [
+        (AsksNothing(), "an extra pass needs at least one token"),
+        (AsksOtherwise(), "asks for other passes each time"),
+        (AddsInPlace(), "observe_pass writes into its inputs"),
+        (TurnsQueries(), "observe_pass writes into its inputs"),
+    ]:
+        with pytest.raises(ContractError, match=message):
+            check_method(scorer, Uniform())
+
+
+def test_allocators_that_compare_layers():
+    class Together(Allocator):
+        def counts_of_layers(self, budget, layers):
+            return [Uniform().counts(budget, layer) for layer in layers]
+
+    class Short(Together):
+        def counts_of_layers(self, budget, layers):
+            return super().counts_of_layers(budget, layers)[1:]
+
+    check_method(Norm(), Together())
+    with pytest.raises(ContractError, match="counts of 2 layers, not of 3"):
+        check_method(Norm(), Short())

@@ -10,9 +10,9 @@ from baselines.adakv import AdaKV
 from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.eviction import Eviction, Protection
 from lukv.model import load
+from lukv.scoring import Prompt
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",
@@ -47,9 +47,10 @@ def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, mod
     seen = []
     for number, (context, question) in enumerate((c, q) for c in CONTEXTS for q in QUESTIONS):
         ids, after = loaded.prompt_ids(context, question, "")
-        utility = UtilityOracle(loaded, OracleSettings(horizon=7)).prefill(ids).utility(after)
-        full = compress(loaded, [ids])
-        cache = full.fork([full.select(eviction, [list(utility)])])
+        steps = answer(loaded, compress(loaded, [ids]), [after], 7, loaded.eos_ids, pick=lambda x: x.argmax(-1))
+        said = (*steps.tokens[0], *loaded.eos_ids)[: steps.steps]
+        prompt = Prompt(tuple(ids), loaded.text_ids, question=tuple(after), answer=said)
+        cache = compress(loaded, [ids], eviction=eviction, prompts=[prompt])
         line = found[f"data-{number}"]
         seen.append(line["kept"])
         assert line["kept"] == cache.kept_counts[:, 0].tolist()

@@ -16,18 +16,11 @@ from transformers.masking_utils import eager_mask
 
 from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
-from lukv.budgets.oracle import (
-    OracleSettings,
-    UtilityOracle,
-    output_gram,
-    output_grams,
-    read_weight,
-    sampler,
-    utility,
-    value_weight,
-)
+from lukv.backend.output import output_grams, read_weight
+from lukv.budgets.oracle import OracleSettings, UtilityOracle, sampler
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection
+from lukv.ops import output_gram, utility, value_weight
 from lukv.scoring import PromptLayer, Scorer
 from tests.core.small_models import VOCABULARY, small_model, text
 
@@ -264,13 +257,13 @@ def test_the_weights_of_quantized_layers():
     """torch's dynamically quantized layers hold theirs packed; other integers mean nothing without their scales."""
     loaded = small_model("llama")
     loaded.model.float()
-    exact = output_grams(loaded)
+    exact = output_grams(loaded.model)
     loaded.model = torch.ao.quantization.quantize_dynamic(loaded.model, {torch.nn.Linear}, dtype=torch.qint8)
-    for ours, gram in zip(output_grams(loaded), exact, strict=True):
+    for ours, gram in zip(output_grams(loaded.model), exact, strict=True):
         torch.testing.assert_close(ours, gram, rtol=0, atol=0.02 * float(gram.abs().max()))
     worth = UtilityOracle(loaded, OracleSettings(horizon=2)).prefill(text(0, 30)).utility([5, 6])
     assert worth.isfinite().all()
     projection = torch.nn.Linear(4, 4)
     projection.weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="m: layer 0 has quantized output weights, which the oracle cannot read"):
+    with pytest.raises(ValueError, match="m: layer 0 has quantized output weights, which cannot be read"):
         read_weight(projection, "m: layer 0")

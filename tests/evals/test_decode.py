@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evals.jobs.decode import ActiveRun, answer_batch, measure_utility
+from evals.jobs.decode import ActiveRun, add_answers, answer_batch
 from evals.jobs.prompts import TokenizedSample
 from evals.task import Sample, Task
-from lukv.budgets.oracle import OracleSettings, UtilityOracle
+from lukv.backend.generate import compress
 from lukv.model import LoadedModel, load
 
 CONTEXTS = ["The door of room 1 is red. " * 6, "The door of room 2 is green. " * 5]
@@ -74,31 +75,40 @@ def test_the_samples_first_tokens_complete_no_stop_string(loaded: LoadedModel, s
         assert whole[0] not in said[:minimum]
 
 
-def test_utility_is_that_of_the_answer_up_to_its_stop_string(loaded: LoadedModel, stock: PreTrainedModel) -> None:
+def test_upper_bounds_know_the_answer_up_to_its_end(loaded: LoadedModel, stock: PreTrainedModel) -> None:
     whole = greedy(stock, loaded, CONTEXTS[0], QUESTIONS[0])
     string = whole[3:5]
     context, question = loaded.prompt_ids(CONTEXTS[0], QUESTIONS[0], "")
 
-    def utility(tokens: int, stop: tuple[str, ...] = ()) -> torch.Tensor:
+    def known(tokens: int, stop: tuple[str, ...] = ()) -> tuple[int, ...]:
         sample = Sample("x", "task", "", "", ("x",), tokens, stop=stop)
-        (layers,) = measure_utility([[TokenizedSample(sample, TASK, tuple(context), tuple(question))]], loaded)
-        return torch.stack(layers)
+        batch = [[TokenizedSample(sample, TASK, tuple(context), tuple(question))]]
+        full = compress(loaded, [context])
+        (prompt,) = add_answers([loaded.describe_prompt(context)], batch, full, loaded)
+        assert prompt.question == tuple(question)
+        assert full.tokens.tolist() == [len(context)]
+        return prompt.answer
 
-    stopped = utility(16, (string,))
-    torch.testing.assert_close(stopped, utility(whole.index(string) + 2))
-    assert not torch.allclose(stopped, utility(16))
+    assert loaded.decode(known(16)) == whole
+    assert loaded.decode(known(16, (string,))) == whole[: whole.index(string) + 2]
+    ending = copy.copy(loaded)
+    ending.eos_ids = known(16)[5:6]  # its sixth token ends the answer from now on
+    first = known(16).index(ending.eos_ids[0])
+    batch = [[TokenizedSample(Sample("x", "task", "", "", ("x",), 16), TASK, tuple(context), tuple(question))]]
+    (prompt,) = add_answers([loaded.describe_prompt(context)], batch, compress(loaded, [context]), ending)
+    assert prompt.answer == known(16)[: first + 1]
 
 
-def test_utility_is_that_of_an_answer_whose_first_tokens_end_nothing(
+def test_the_answer_upper_bounds_know_may_have_first_tokens_that_end_nothing(
     loaded: LoadedModel, stock: PreTrainedModel
 ) -> None:
-    """As LongBench's samsum: the answer that is measured is the one that is given."""
+    """As LongBench's samsum: the answer that is known is the one that is given."""
     first = greedy(stock, loaded, CONTEXTS[0], QUESTIONS[0])[0]
     rules: dict[str, Any] = {"stop": (first,), "min_new_tokens": 3}
     said = predictions(loaded, QUESTIONS[:1], **rules)[f"0 {QUESTIONS[0]}"]
     context, question = loaded.prompt_ids(CONTEXTS[0], QUESTIONS[0], "")
     sample = Sample("x", "task", "", "", ("x",), 16, **rules)
-    (measured,) = measure_utility([[TokenizedSample(sample, TASK, tuple(context), tuple(question))]], loaded)
-    oracle = UtilityOracle(loaded, OracleSettings(continuation="reference"))
-    given = oracle.prefill(context).utility(question, loaded.text_ids(said))
-    torch.testing.assert_close(torch.stack(measured), given)
+    batch = [[TokenizedSample(sample, TASK, tuple(context), tuple(question))]]
+    (prompt,) = add_answers([loaded.describe_prompt(context)], batch, compress(loaded, [context]), loaded)
+    assert loaded.decode(prompt.answer) == said
+    assert len(said) > 1

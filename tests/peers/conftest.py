@@ -8,7 +8,7 @@ import pytest
 
 from lukv.budgets.table import BudgetTable
 from tests.baselines.conftest import made_up_table
-from tests.peers.peer_cases import LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
+from tests.peers.peer_cases import KVZIP, LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("LUKV_PEERS_PYTHON", HERE.parents[1] / ".venv-peers" / "bin" / "python"))
@@ -60,7 +60,7 @@ def pytest_terminal_summary(terminalreporter, config):
     columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
     terminalreporter.section(f"against kvpress 0.5.5: {LENGTHS} tokens, {len(RATIOS)} ratios")
     terminalreporter.write_line(f"{'models, method':62}" + "".join(f"{column:>14}" for column in columns))
-    for key in [*((RANDOM, m) for m in METHODS), *((TRAINED, m) for m in TRAINED_METHODS)]:
+    for key in [*((RANDOM, m) for m in (*METHODS, *KVZIP)), *((TRAINED, m) for m in TRAINED_METHODS)]:
         row = rows.get(key, {})
         cell = [
             f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns

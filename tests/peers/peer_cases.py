@@ -36,6 +36,20 @@ TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measur
 TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")
 CASES = {**dict.fromkeys(MODELS, METHODS), TRAINED: TRAINED_METHODS}
 QUESTION = 4  # tokens after the context
+KVZIP = {  # KVzipPress's parameters: one chunk holds the whole prompt, or there are several
+    "kvzip": {},
+    "kvzip_chunks": {"chunk_size": 100},
+    "kvzip_plus": {"chunk_size": 100, "kvzip_plus_normalization": True},
+    "kvzip_layerwise": {"chunk_size": 100, "layerwise": True},
+}
+KVZIP_RATIOS = (0.1, 0.5, 0.8)
+KVZIP_LENGTHS = (30, 70, 257)  # at each ratio more is kept than the sinks
+HEADS = {"": ("", "\n"), "short": ("<u>", "</u>"), "long": ("<system><u>", "</u>")}  # chat template, "" is none
+
+
+def encode_text(text: str) -> list[int]:
+    """A tokenizer for models that have none."""
+    return [ord(letter) for letter in text]
 
 
 def table_file(model: str, method: str) -> str:

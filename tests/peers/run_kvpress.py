@@ -2,7 +2,8 @@
 
 Saves tiny random-weight models under FOLDER, runs every case of peer_cases.py in float32 and writes, for each model and
 length, MODEL-LENGTH.npz: ids, and for each method and ratio "METHOD/RATIO/kept" [layers, K, T] bool, ".../scores"
-[layers, K, T], ".../logits" [V]. The budget tables for LUKVPress are in FOLDER (peer_cases.table_file).
+[layers, K, T], ".../logits" [V]. The budget tables for LUKVPress are in FOLDER (peer_cases.table_file). KVzip's results
+are in MODEL-LENGTH-kvzip.npz, also by chat template: "HEAD/METHOD/RATIO/...", and "HEAD/ids".
 """
 
 import sys
@@ -11,7 +12,22 @@ from pathlib import Path
 import kvpress
 import numpy as np
 import torch
-from peer_cases import CASES, GEOMETRY, LENGTHS, MODELS, QUESTION, RATIOS, TRAINED, table_file
+from kvpress.presses import kvzip_press
+from peer_cases import (
+    CASES,
+    GEOMETRY,
+    HEADS,
+    KVZIP,
+    KVZIP_LENGTHS,
+    KVZIP_RATIOS,
+    LENGTHS,
+    MODELS,
+    QUESTION,
+    RATIOS,
+    TRAINED,
+    encode_text,
+    table_file,
+)
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +97,16 @@ def record(press) -> tuple[list, list]:
 @torch.no_grad()
 def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np.ndarray]:
     scores, kept = record(press)
+    logits = answer(model, ids, question, press)
+    return {
+        "scores": torch.stack(scores)[:, 0].numpy(),
+        "kept": torch.stack(kept).numpy(),
+        "logits": logits.numpy(),
+    }
+
+
+def answer(model, ids: torch.Tensor, question: torch.Tensor, press) -> torch.Tensor:
+    """[V]: the logits after the question."""
     cache, tokens = DynamicCache(), ids.shape[1]
     with press(model):
         model.model(input_ids=ids, past_key_values=cache)
@@ -90,11 +116,55 @@ def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np
         logits = model(question[:, i : i + 1], past_key_values=cache, position_ids=torch.tensor([[tokens + i]])).logits[
             0, -1
         ]
-    return {
-        "scores": torch.stack(scores)[:, 0].numpy(),
-        "kept": torch.stack(kept).numpy(),
-        "logits": logits.numpy(),
-    }
+    return logits
+
+
+class Letters:
+    """What KVzipPress asks of a tokenizer."""
+
+    def __init__(self, head: str) -> None:
+        self.before, self.after = HEADS[head]
+        self.chat_template = head or None
+
+    def encode(self, text: str, **options) -> torch.Tensor:
+        return torch.tensor([encode_text(text)], dtype=torch.int64)
+
+    def apply_chat_template(self, messages, **options) -> str:
+        return self.before + messages[0]["content"] + self.after
+
+
+@torch.no_grad()
+def run_kvzip(model, ids: torch.Tensor, question: torch.Tensor, options: dict, ratio: float) -> dict[str, np.ndarray]:
+    press = kvpress.KVzipPress(ratio, **options)
+    finish, found = press.compress_post, {}
+
+    def recording_finish(model):
+        found["scores"] = press.score_val[:, 0].clone().numpy()
+        finish(model)
+        kept = torch.ones(found["scores"].shape, dtype=torch.bool)
+        for layer, mask in zip(model.model.layers, kept, strict=True):
+            _, heads, positions = layer.self_attn.masked_key_indices
+            mask[heads, positions] = False
+        found["kept"] = kept.numpy()
+
+    press.compress_post = recording_finish
+    logits = answer(model, ids, question, press)
+    return {**found, "logits": logits.numpy()}
+
+
+def run_kvzips(model, length: int) -> dict[str, np.ndarray]:
+    arrays = {}
+    for head, (before, _) in HEADS.items():
+        kvzip_press.AutoTokenizer.from_pretrained = lambda *args, head=head, **kwargs: Letters(head)
+        generator = torch.Generator().manual_seed(length)
+        ids = torch.randint(0, model.config.vocab_size, (1, length + QUESTION), generator=generator)
+        ids[0, : len(before)] = torch.tensor(encode_text(before), dtype=torch.int64)
+        arrays[f"{head}/ids"] = ids[0].numpy()
+        for method, options in KVZIP.items():
+            for ratio in KVZIP_RATIOS:
+                result = run_kvzip(model, ids[:, :length], ids[:, length:], options, ratio)
+                arrays |= {f"{head}/{method}/{ratio}/{key}": value for key, value in result.items()}
+    return arrays
 
 
 def main(folder: Path) -> None:
@@ -114,6 +184,8 @@ def main(folder: Path) -> None:
                     result = run(model, ids[:, :length], ids[:, length:], press)
                     arrays |= {f"{method}/{ratio}/{key}": value for key, value in result.items()}
             np.savez_compressed(folder / f"{name}-{length}.npz", **arrays)
+        for length in KVZIP_LENGTHS if name in MODELS else ():
+            np.savez_compressed(folder / f"{name}-{length}-kvzip.npz", **run_kvzips(model, length))
 
 
 if __name__ == "__main__":
