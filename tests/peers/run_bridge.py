@@ -54,7 +54,9 @@ def made_for(press, model):
     config = model.config
     layers, heads, width = config.num_hidden_layers, config.num_key_value_heads, config.hidden_size
     if isinstance(press, kvpress.LUKVPress):
-        shares = np.linspace(1.6, 0.4, layers * heads).reshape(layers, heads) * np.linspace(0.01, 0.99, 99)[:, None, None]
+        shares = (
+            np.linspace(1.6, 0.4, layers * heads).reshape(layers, heads) * np.linspace(0.01, 0.99, 99)[:, None, None]
+        )
         press._budget_curves = np.minimum(shares, 1)
     elif isinstance(press, kvpress.ExpectedAttentionStatsPress):
         queries = config.num_attention_heads
@@ -189,7 +191,9 @@ def compare(name, model, context, question) -> dict:
         "our_bytes": cache.nbytes,
         "entries": entry * int(sum(mask.sum() for mask in masks)),
         "unknown": 1 - len(known) / len(masks),
-        "positions": all(m.nonzero()[:, 0].tolist() == p.tolist() for mask, heads in known for m, p in zip(mask, heads)),
+        "positions": all(
+            m.nonzero()[:, 0].tolist() == p.tolist() for mask, heads in known for m, p in zip(mask, heads)
+        ),
         "attention": model.config._attn_implementation,
     }
     ours, our_logits = decode(lambda token, i: append(model, cache, [[token]])[0], question)
