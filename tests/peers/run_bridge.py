@@ -177,6 +177,11 @@ def run_theirs(model, context, question, press, prefill):
     return *decode(step, question), size, masks
 
 
+def unmasked(mask) -> list[list[int]]:
+    """The positions that a mask [K, T] leaves each head."""
+    return [head.nonzero()[:, 0].tolist() for head in mask]
+
+
 def compare(name, model, context, question) -> dict:
     press = make_press(name, model)
     prefill = "eager" if isinstance(press, kvpress.ObservedAttentionPress) else "sdpa"
@@ -191,9 +196,7 @@ def compare(name, model, context, question) -> dict:
         "our_bytes": cache.nbytes,
         "entries": entry * int(sum(mask.sum() for mask in masks)),
         "unknown": 1 - len(known) / len(masks),
-        "positions": all(
-            m.nonzero()[:, 0].tolist() == p.tolist() for mask, heads in known for m, p in zip(mask, heads)
-        ),
+        "positions": all(unmasked(mask) == [head.tolist() for head in heads] for mask, heads in known),
         "attention": model.config._attn_implementation,
     }
     ours, our_logits = decode(lambda token, i: append(model, cache, [[token]])[0], question)
@@ -221,7 +224,7 @@ def main(out: Path, *only: str) -> None:
             prompt = torch.cat([context[:, :-20], torch.tensor([[press.delimiter_token_id]]), context[:, -20:]], dim=1)
         try:
             results["work"][name] = compare(name, model, prompt, question)
-        except Exception as error:  # noqa: BLE001 - the test shows it
+        except Exception as error:  # the test shows it
             results["work"][name] = {"error": f"{type(error).__name__}: {error}"}
     for name in REFUSED:
         try:
