@@ -68,8 +68,9 @@ def compress(
         raise
     use_ragged_attention(network)
     tokens = count_tokens(press, ids, theirs)
-    devices = [layer.keys.device for layer in theirs.layers]
-    layers = [pack_layer(theirs.layers.pop(0), module, tokens) for module in find_attention(network)]
+    held: list[Any] = theirs.layers
+    devices = [layer.keys.device for layer in held]
+    layers = [pack_layer(held.pop(0), module, tokens) for module in find_attention(network)]  # each frees its memory
     state = CacheState(tokens, np.full(len(ids), tokens), layers)
     kernel = attention or str(getattr(model, "attention", "auto"))
     return RaggedCache.from_state(network, state, devices, kernel)
