@@ -5,8 +5,8 @@
 takes every argument of the command `lm_eval`, which does not look for models outside its own package. From Python,
 `import evals.harness` is enough: lm_eval.simple_evaluate(model="lukv", model_args=...).
 
-What is in model_args beside `pretrained` are settings of run.py (scorer=snapkv, budget_tokens=128, model.dtype=float32),
-checked as there. Needs lm_eval (0.4.13).
+What is in model_args beside `pretrained` are settings of run.py (scorer=snapkv, budget_tokens=128 ...), checked as
+there. Needs lm_eval (0.4.13).
 """
 
 from __future__ import annotations

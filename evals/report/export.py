@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evals.report.data import name_row, shorten, without_places
+from evals.report.data import name_row, without_places
 from evals.report.runs import Result, keeps_all, read_results
 from evals.run.files import read_json, read_settings
 from evals.run.folder import read_samples
@@ -86,7 +86,7 @@ def describe(r: Result, folder: Path) -> list[Entry]:
     about, settings = read_json(folder / "run.json"), read_settings(folder / "config.yaml")
     facts = about.get("benchmark", {})
     lines = [line for line in read_samples(folder / "samples.jsonl") if "error" not in line]
-    config = make_config(r, about["command"], settings)
+    config = make_config(r, about, settings)
     if facts.get("benchmark") == "ruler":
         config |= {"dataset": "ruler", "data_dir": str(facts["made_for"] or facts["length"])}
         config |= {"query_aware": facts["question_aware"], "fraction": find_fraction(r)}
@@ -106,15 +106,16 @@ def describe(r: Result, folder: Path) -> list[Entry]:
     return entries
 
 
-def make_config(r: Result, command: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def make_config(r: Result, about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """kvpress's EvaluationConfig, in its order. compression_ratio is the share removed: as asked, or where a number of
     tokens was asked for, as measured."""
     budget = r["config"]["budget"]
+    local = "model.path" in about.get("inputs", {})  # else it is an id on the hub
     kept = 1.0 if keeps_all(r) else r["budget"]["kept_share"] if budget is None else budget
     return {
         "dataset": "",
         "data_dir": "",
-        "model": shorten(str(settings["model"]["path"])),
+        "model": str(r["model"] if local else settings["model"]["path"]),
         "device": None,
         "press_name": "no_press" if keeps_all(r) else re.sub(r"[^\w.=+-]+", "_", name_row(r)),
         "compression_ratio": round(1 - kept, 6),
@@ -131,7 +132,7 @@ def make_config(r: Result, command: str, settings: Mapping[str, Any]) -> dict[st
         "log_level": "INFO",
         "model_kwargs": {"attn_implementation": None, "dtype": settings["model"].get("dtype", "auto")},
         "trust_remote_code": False,
-        "press_init_command": without_places(command),
+        "press_init_command": without_places(about["command"]),
         "seed": r["config"]["seed"],
         "fp8": False,
     }

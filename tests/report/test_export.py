@@ -28,9 +28,10 @@ RIGHT = {"niah_single_1": ["number 12", "12345"], "qa_1": ["red", "red"]}
 def write_run(runs: Path, *overrides: str, answers: dict[str, list[str]] = ANSWERS, **facts: Any) -> str:
     """A finished run whose samples have these answers, scored by the benchmark itself."""
     metric = {task: Ruler(length=4096, tasks=[task]).metric(task.split("_")[0]) for task in answers}
+    zeros = {task: [0.0] * len(texts) for task, texts in answers.items()}
     name = write_evaluation(
-        runs, {task: [0.0] * len(texts) for task, texts in answers.items()}, *OWN, *overrides, about={"benchmark": FACTS | facts}
-    )  # fmt: skip
+        runs, zeros, *OWN, *overrides, about={"benchmark": FACTS | facts, "inputs": {"model.path": "x"}}
+    )
     path = runs / name / "samples.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
@@ -86,6 +87,15 @@ def test_the_full_cache_is_no_press(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "method=full", question_aware=True)
     (entry,) = export(tmp_path / "runs", "*", tmp_path / "out")
     assert entry.folder == "ruler__4096__tiny__no_press__0.00__fraction0.004__query_aware"
+
+
+def test_a_model_of_the_hub_has_its_id(tmp_path: Path) -> None:
+    name = write_run(tmp_path / "runs", "method=snapkv", "model=llama-3.1-8b-instruct", "budget_tokens=512")
+    about = tmp_path / "runs" / name / "run.json"
+    about.write_text(about.read_text().replace("model.path", "model.other"))
+    (entry,) = export(tmp_path / "runs", "*", tmp_path / "out")
+    assert entry.config["model"] == "meta-llama/Llama-3.1-8B-Instruct"
+    assert entry.folder.startswith("ruler__4096__meta-llama--Llama-3.1-8B-Instruct__snapkv-snapkv__")
 
 
 def test_what_is_not_as_in_kvpress_is_said(tmp_path: Path) -> None:
