@@ -20,9 +20,10 @@ def measure(section: Section) -> None:
     torch.set_num_threads(1)
     section.text(f"""
         Batch 1, one thread, {SHARE:.0%} kept, key norms as scores, random weights; what is kept has no influence on
-        time. All of it under transformers 5.2, which kvpress needs. AdaKV and LUKVPress leave all entries in kvpress's cache and mask them at every step; Knorm prunes them,
-        the same number in each head. *packed*: the same press through the bridge. *prompt*: prefill with scoring, and
-        packing where there is any, one run; *further token*: median.
+        time. All of it under transformers 5.2, which kvpress needs. AdaKV and LUKVPress leave all entries in kvpress's
+        cache and mask them at every step; Knorm prunes them, the same number in each head. *packed*: the same press
+        through the bridge. *prompt*: prefill with scoring, and packing where there is any, one run; *further token*:
+        median.
     """)
     section.head("model, context, press", "prompt, s", "further token, ms", "of stock", "cache, MiB", "of stock")
     for geometry, layers in ((TINY, 4), (LARGE, 2)):
