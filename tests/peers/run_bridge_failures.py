@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lukv.backend.generate import answer
 from lukv.bridges.kvpress import compress
+from lukv.model import load
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 
@@ -56,6 +57,11 @@ def main() -> None:
     assert together == [answer(model, c, [q], 6).tokens[0] for c, q in zip(alone, questions, strict=True)]
     eager = compress(model, ids, kvpress.ObservedAttentionPress(0.5), prefill="eager")
     assert (eager.kept_counts == 30).all()
+
+    # a model of ours, with its tokenizer
+    loaded = load(TINY, dtype="float32", device="cpu")
+    ours = compress(loaded, [ids[0].tolist()], kvpress.AdaKVPress(kvpress.KnormPress(0.5)))
+    assert answer(loaded, ours, [questions[0]], 6).tokens[0] == together[0]
 
     # transformers' own generate() goes on from the packed cache
     batch.rollback()

@@ -16,7 +16,7 @@ import evals.harness  # noqa: F401 - it registers the model
 
 TINY = Path(__file__).parents[2] / "models" / "tiny"
 ASKED = {
-    "stock": ("hf", f"pretrained={TINY},dtype=float32,add_bos_token=True,device=cpu"),
+    "stock": ("hf", f"pretrained={TINY},dtype=float32,add_bos_token=True"),
     "full": ("lukv", "pretrained=tiny,method=full"),
     "by_path": ("lukv", f"pretrained={TINY},method=full,model.dtype=float32"),
     "snapkv": ("lukv", "pretrained=tiny,method=snapkv,budget=0.3"),

@@ -112,10 +112,9 @@ def test_as_typed(tasks: Path, tmp_path: Path) -> None:
     done = run(*command, *out, "--model_args", "pretrained=tiny,method=snapkv,budget=0.3", home=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(file.read_text())["lukv"]["method"] == "snapkv"
+    assert json.loads(file.read_text())["config"]["lukv"]["method"] == "snapkv"
     wrong = {
-        "pretrained=tiny,method=snapkw,budget=0.3": "lm_eval: no method named 'snapkw'. Did you mean snapkv?",
-        "pretrained=tiny,method=snapkv,budget=20": "budget=20 is not a share",
+        "pretrained=tiny,method=snapkw,budget=0.3": "lm_eval: no method named 'snapkw'. Did you mean 'snapkv'?",
         "pretrained=no/such/folder,method=snapkv": "no/such/folder",
     }
     for arguments, said in wrong.items():
