@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from evals.run.conf import flatten
 from lukv.artifacts import write_atomically
 
-PATH_KEYS = ("path", "data", "sources", "prepared", "tokenizer")
+PATH_KEYS = ("path", "data", "sources", "prepared", "tokenizer", "code", "prose")
 """Settings that name files. Any other one does if it looks like a path: with a slash or an ending."""
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")
