@@ -47,7 +47,7 @@ test-mutations: $(READY) ## before a release: do the tests see the faults of tes
 test-versions: ## the backend under the oldest supported and the newest transformers, each in an environment of its own
 	bash scripts/test_transformers_versions.sh
 
-test-peers: $(READY) ## against kvpress in an environment of its own (.venv-peers)
+test-peers: $(READY) ## against kvpress and lm-evaluation-harness in environments of their own (.venv-peers, .venv-harness)
 	bash scripts/peers_venv.sh
 	$(PY) -m pytest -m peers tests/peers --timeout 1800
 

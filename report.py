@@ -3,6 +3,7 @@
 python report.py [--runs runs] [--out runs/report] [--against lukv]
 python report.py score --predictions PATH      LongBench scores of a file of predictions, without a model
 python report.py data --name NAME              docs/data/NAME.csv: one line a cell, what `make docs` writes tables from
+python report.py export --format kvpress       runs of RULER and LongBench as kvpress's leaderboard takes them
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from evals.run.settings import find_shipped
 from evals.run.signals import survive_closed_pipe
 from evals.text import suggest_nearest, table
 
-COMMANDS = ("score", "data")
+COMMANDS = ("score", "data", "export")
 
 SAMPLES_A_TASK = 2
 """Samples of each task that the page shows of a run."""
@@ -115,6 +116,17 @@ def write_cells(runs: Path, only: str, file: Path) -> int:
     return 0
 
 
+def write_export(runs: Path, only: str, to: Path) -> int:
+    """Write finished runs in kvpress's layout, and say what tells them from kvpress's own."""
+    from evals.report.export import export
+
+    entries = export(runs, only, to)
+    for entry in entries:
+        print(entry.folder, *(f"    {line}" for line in entry.differences), sep="\n")
+    print(f"{len({entry.run_id for entry in entries})} runs, {len(entries)} folders: {to}/")
+    return 0
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as run.py does."""
 
@@ -159,6 +171,11 @@ def main() -> int:
     data.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")
     data.add_argument("--only", default="*", metavar="PATTERN", help="of the ids of the runs to take (default: all)")
     data.add_argument("--to", type=Path, default=Path("docs/data"), help="folder to write to (default: docs/data)")
+    out = commands.add_parser("export", help="finished runs in the layout of somebody else's leaderboard")
+    out.add_argument("--format", required=True, choices=["kvpress"], help="whose")
+    out.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")
+    out.add_argument("--only", default="*", metavar="PATTERN", help="of the ids of the runs to take (default: all)")
+    out.add_argument("--to", type=Path, help="folder to write to (default: RUNS/report/kvpress)")
     args = parser.parse_args()
     try:
         with survive_closed_pipe():
@@ -166,6 +183,8 @@ def main() -> int:
                 return score(args.predictions, args.protocol, args.e)
             if args.command == "data":
                 return write_cells(args.runs, args.only, args.to / f"{args.name}.csv")
+            if args.command == "export":
+                return write_export(args.runs, args.only, args.to or args.runs / "report" / "kvpress")
             return write(args.runs, args.out or args.runs / "report", args.against)
         return 0
     except (ValueError, OSError) as error:

@@ -2,6 +2,8 @@
 
 attention QUERY_HEADS KV_HEADS HEAD_DIM TOKENS SHARE...   seconds of one token's attention, by share, and "full"
 model GEOMETRY LAYERS TOKENS STEPS SHARE                  by method: seconds to the first token and of a further one
+bridge GEOMETRY LAYERS TOKENS STEPS SHARE                 by method, and "METHOD, packed" through lukv.bridges.kvpress:
+                                                          the same, and bytes of the cache after the prompt
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks._measure import DTYPE, LARGE, TINY, WORKING_SET, in_turn, uneven
-from benchmarks._models import ids_of, model_of
+from benchmarks._models import ids_of, model_of, twin
 
 
 def attention(query_heads: str, kv_heads: str, head_dim: str, tokens: str, *shares: str) -> dict[str, float]:
@@ -49,15 +51,23 @@ def presses(layers: int, heads: int, share: float) -> dict[str, kvpress.BasePres
     return {"AdaKV": kvpress.AdaKVPress(kvpress.KnormPress(compression_ratio=1 - share)), "LUKVPress": lukv}
 
 
-def model(geometry: str, layers: str, tokens: str, steps: str, share: str) -> dict[str, dict[str, float]]:
+def make_network(geometry: str, layers: str):
     shape = {"tiny": TINY, "8B": LARGE}[geometry]
-    network = model_of(shape, int(layers), DTYPE if shape is TINY else torch.bfloat16)
-    ids = ids_of(int(tokens))
+    return shape, model_of(shape, int(layers), DTYPE if shape is TINY else torch.bfloat16)
+
+
+def model(geometry: str, layers: str, tokens: str, steps: str, share: str) -> dict[str, dict[str, float]]:
+    shape, network = make_network(geometry, layers)
+    return decode_masked(network, ids_of(int(tokens)), presses(int(layers), shape.kv_heads, float(share)), int(steps))
+
+
+def decode_masked(network, ids: torch.Tensor, by_name: dict, steps: int) -> dict[str, dict[str, float]]:
+    """kvpress's own decoding without a press ("full") and after each of these."""
     result: dict[str, dict[str, float]] = {}
     caches = {}
     modules = [layer.self_attn for layer in network.model.layers]
     masked = {}
-    for name, press in {"full": None, **presses(int(layers), shape.kv_heads, float(share))}.items():
+    for name, press in {"full": None, **by_name}.items():
         for prompt in (ids[:, :64], ids):  # the short one warms up
             caches[name] = DynamicCache(config=network.config)
             for module in modules:
@@ -66,6 +76,7 @@ def model(geometry: str, layers: str, tokens: str, steps: str, share: str) -> di
             with press(network) if press else nullcontext():
                 network(prompt, past_key_values=caches[name], logits_to_keep=1)
             result[name] = {"first": time.process_time() - begin}
+        result[name]["bytes"] = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[name].layers)
         masked[name] = [getattr(module, "masked_key_indices", None) for module in modules]
 
     def step(name: str):
@@ -76,7 +87,30 @@ def model(geometry: str, layers: str, tokens: str, steps: str, share: str) -> di
 
         return call
 
-    for name, seconds in in_turn({name: step(name) for name in caches}, int(steps)).items():
+    for name, seconds in in_turn({name: step(name) for name in caches}, steps).items():
+        result[name]["token"] = seconds
+    return result
+
+
+def bridge(geometry: str, layers: str, tokens: str, steps: str, share: str) -> dict[str, dict[str, float]]:
+    from lukv.backend.generate import append
+    from lukv.bridges.kvpress import compress
+
+    shape, network = make_network(geometry, layers)
+    ids, ours = ids_of(int(tokens)), twin(network)
+    by_name = presses(int(layers), shape.kv_heads, float(share))
+    by_name["Knorm"] = kvpress.KnormPress(compression_ratio=1 - float(share))
+    result, caches = decode_masked(network, ids, by_name, int(steps)), {}
+    for name, press in by_name.items():
+        for prompt in (ids[:, :64], ids):  # the short one warms up
+            begin = time.process_time()
+            cache = compress(ours, prompt, press)
+            first = time.process_time() - begin
+        result[f"{name}, packed"] = {"first": first, "bytes": cache.nbytes}
+        cache.reserve(256)
+        caches[f"{name}, packed"] = cache
+    calls = {name: lambda i, cache=cache: append(ours, cache, ids[:, :1]) for name, cache in caches.items()}
+    for name, seconds in in_turn(calls, int(steps)).items():
         result[name]["token"] = seconds
     return result
 
@@ -84,4 +118,4 @@ def model(geometry: str, layers: str, tokens: str, steps: str, share: str) -> di
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with torch.no_grad():
-        print(json.dumps({"attention": attention, "model": model}[sys.argv[1]](*sys.argv[2:])))
+        print(json.dumps({"attention": attention, "model": model, "bridge": bridge}[sys.argv[1]](*sys.argv[2:])))

@@ -44,11 +44,20 @@ GRAPH = {module: imports(module) for module in MODULES}
 
 RULES = [  # modules in these packages, but not in those, import nothing of these packages, except those
     (("lukv",), (), ("evals", "baselines"), ()),
+    (PACKAGES, (), ("lukv.bridges",), ()),  # they need what is not installed with us
     (("baselines",), (), ("lukv", "evals"), ("lukv.scoring", "lukv.allocation", "lukv.ops")),
     (("evals",), (), ("baselines",), ()),
     (
         PACKAGES,
-        ("lukv.model", "lukv.checkpoint", "lukv.gguf", "lukv.backend", "models", "scripts.architectures"),
+        (
+            "lukv.model",
+            "lukv.checkpoint",
+            "lukv.gguf",
+            "lukv.backend",
+            "lukv.bridges",
+            "models",
+            "scripts.architectures",
+        ),
         ("transformers",),
         (),
     ),
