@@ -19,7 +19,6 @@ from evals.report.compare import compare_group, find_label
 from evals.report.data import collect, write_data
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
-from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.settings import find_shipped
@@ -40,8 +39,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     said: list[str] = []  # printed last: whoever reads it may close the pipe
     groups = group_by_experiment(results)
     method = against or "lukv"
-    own_scorer = read_method_defaults(method).get("scorer")
-    others = {name: find_label(method, own_scorer, group) for name, group in groups.items()}
+    others = {name: find_label(method, group) for name, group in groups.items()}
     if against is not None and not any(others.values()):
         known = sorted({label(r) for group in groups.values() for r in group if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")

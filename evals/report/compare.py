@@ -77,15 +77,11 @@ def _compare_alike(
     return [*out]
 
 
-def find_label(method: str, own_scorer: str | None, group: Sequence[Result]) -> str | None:
-    """The label in this group that stands for `method`, or None.
-
-    `method` may be a label itself. Otherwise the method with its own scorer is taken, or with the first other scorer
-    that it was run with.
-    """
-    labels = sorted({label(r) for r in group if not keeps_all(r)})
-    of_method = sorted({label(r) for r in group if r["method"] == method and not keeps_all(r)})
-    return next((name for name in (method, f"{method}-{own_scorer}", *of_method) if name in labels), None)
+def find_label(method: str, group: Sequence[Result]) -> str | None:
+    """The label in this group that stands for `method`, or None: the method with its own parts, which has its name, or
+    else the first with other ones. `method` may be a label itself."""
+    labels = {label(r): r["method"] for r in group if not keeps_all(r)}
+    return next((name for name in (method, *sorted(labels)) if name in labels and method in (name, labels[name])), None)
 
 
 def compare_group(group: Sequence[Result], other: str | None, runs: Path) -> Compared:

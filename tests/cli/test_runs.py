@@ -16,7 +16,7 @@ import pytest
 from evals.run.fingerprint import fingerprint
 from tests.as_typed import ROOT, Command, process
 
-RUN = "random__snapkv-snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
+RUN = "random__snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_name_that_another_experiment_has_gets_a_hash(
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     for _ in range(2):
         assert command(*settings, "method=snapkv", "budget=0.2") == 0
-    names = {path.name for path in finished.parent.glob("*__snapkv-snapkv__*")}
+    names = {path.name for path in finished.parent.glob("*__snapkv__*")}
     (new,) = names - {finished.name}
     assert new.startswith(f"{finished.name}__")
     assert json.loads((finished.parent / new / "result.json").read_text())["run_id"] == new
