@@ -109,9 +109,8 @@ def keeps_all(r: Result) -> bool:
 
 
 def label(r: Result) -> str:
-    """The row's name: the method, and each part and setting that is not its own choice ("lukv-snapkv scorer.window=16").
-
-    An older result calls the method otherwise.
+    """The row's name: the method, and each part and setting that is not its own choice, as in "lukv-snapkv
+    scorer.window=16". An older result calls the method otherwise.
     """
     method, *settings = read_label(r)
     if r["config"].get("scorer"):

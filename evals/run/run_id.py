@@ -81,8 +81,8 @@ def find_method(method: str, chosen: Mapping[str, str | None]) -> str:
 
 
 def label_method(method: str | None, chosen: Mapping[str, str | None]) -> str:
-    """The method's name and each of its parts that it does not choose by itself: "lukv", "lukv-snapkv". Without a method
-    (job=calibrate) the scorer. chosen: the option in each of the groups scorer, allocator and protection."""
+    """The method's name and each of its parts that it does not choose by itself: "lukv", "lukv-snapkv". Without one, as
+    in job=calibrate, the scorer. chosen: the option in each of the groups scorer, allocator and protection."""
     if method is None:
         return str(chosen["scorer"])
     usual = read_method_defaults(method)

@@ -60,6 +60,7 @@ class Config:
     reference: Optional[str] = None  # noqa: UP045
     runs: str = "runs"
     targets: list[str] = field(default_factory=list)
+    verbose: bool = False
     debug: bool = False
 
 

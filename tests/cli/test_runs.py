@@ -56,7 +56,7 @@ def test_folder_and_table(
         "time per token",
     ):
         assert word in shown
-    full = finished.name.replace("snapkv-snapkv__b0.2", "full")
+    full = finished.name.replace("snapkv__b0.2", "full")
     assert {p.name for p in finished.parent.iterdir()} == {finished.name, full}
     result = json.loads((finished / "result.json").read_text())
     assert result["status"] == "done"
