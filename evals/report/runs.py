@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.run.files import read_json, read_settings
-from evals.run.folder import read_experiment, read_samples
-from evals.run.run_id import find_method, label_method
+from evals.run.folder import name_result_method, read_experiment, read_samples
 from evals.stats import mean_interval
 
 Result = Mapping[str, Any]
@@ -113,10 +112,7 @@ def label(r: Result) -> str:
     scorer.window=16". An older result calls the method otherwise.
     """
     method, *settings = read_label(r)
-    if r["config"].get("scorer"):
-        chosen = {group: r["config"].get(group) for group in ("scorer", "allocator", "protection")}
-        method = label_method(find_method(r["method"], chosen), chosen)
-    return " ".join([method, *settings])
+    return " ".join([name_result_method(r) or method, *settings])
 
 
 def read_label(r: Result) -> list[str]:

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 from scipy import stats
 
 import report
-from evals.report.compare import PAIRS_AT_ONCE, compare, compare_group, compare_pairs, find_label
+from evals.report.compare import FEWEST, PAIRS_AT_ONCE, compare, compare_group, compare_pairs, find_label
 from evals.report.figures import choose_heads
 from evals.report.runs import group_by_experiment, label, read_latencies, read_results
-from evals.report.tables import markdown_row
+from evals.report.tables import format_difference, markdown_row
 from evals.stats import holm
 from evals.text import size
 from tests.as_typed import process
@@ -170,13 +170,16 @@ def test_a_cell_of_any_text_is_one_cell() -> None:
     assert markdown_row(["a|b", "c\nd", ""]) == "| a\\|b | c d |  |"
 
 
-def test_one_sample_a_task_shows_no_spread() -> None:
-    """Resampled within its task a single sample never varies, so that any difference would look certain."""
-    alone = {f"task {t}": {"0": 1.0} for t in range(15)}
-    none = {task: {"0": 0.0} for task in alone}
-    assert compare(alone, none, "x")["mean"].p == 1
-    two = {task: {"0": 1.0, "1": 1.0} for task in alone}
-    assert compare(two, {task: dict.fromkeys(found, 0.0) for task, found in two.items()}, "x")["mean"].p < 0.05
+@pytest.mark.parametrize("n", range(1, 8))
+def test_few_samples_a_task_prove_nothing(n: int) -> None:
+    """Resampled within its task a single sample never varies, and two or three vary too little: below six of each task
+    no difference has an interval or a star, however many tasks there are."""
+    alone = {f"task {t}": {str(i): 1.0 for i in range(n)} for t in range(15)}
+    none = {task: dict.fromkeys(found, 0.0) for task, found in alone.items()}
+    for difference in compare(alone, none, "x").values():
+        assert difference.mean == 1
+        assert (difference.p < 0.05, difference.low is not None) == (n >= FEWEST,) * 2
+        assert format_difference(difference) == ("+100.0* (+100.0..+100.0)" if n >= FEWEST else "+100.0")
 
 
 def test_latency_alone(tmp_path: Path) -> None:
