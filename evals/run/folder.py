@@ -177,8 +177,8 @@ def read_experiment(folder: Path) -> dict[str, str | None]:
 
 
 def name_result_method(result: Mapping[str, Any]) -> str | None:
-    """What a result's method and its parts are called today, whatever it was called then; None where nothing was evicted
-    and for the oldest results, which do not have the parts."""
+    """What a result's method and its parts are called today, whatever it was called then. None where nothing was
+    evicted, and for the oldest results, which do not have the parts."""
     chosen = {group: result["config"].get(group) for group in METHOD_PARTS}
     return label_method(find_method(result["method"], chosen), chosen) if chosen["scorer"] else None
 
