@@ -5,6 +5,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
+# Test files that `make test` runs at a time.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo smollm2 docs test test-slow test-faults test-mutations test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
@@ -31,7 +33,7 @@ docs: $(READY) ## write the tables and figures of README.md and docs/ from docs/
 	$(PY) -m scripts.docs
 
 test: $(READY) ## the tests that need nothing but this machine, in minutes
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(READY) ## the long suites
 	$(PY) -m pytest -m slow --timeout 3600

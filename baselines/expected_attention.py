@@ -9,7 +9,8 @@ Queries before RoPE are modelled as Gaussian. For each query head, over the toke
 
 The queries before RoPE are the post-RoPE ones with the model's own rotary embedding undone, so nothing but the
 attention's inputs is needed. The moments are sums, so the prompt may come in chunks. The first `sink` tokens are
-protected.
+protected. The LU-KV authors' program for calibration has them in the softmax (`sinks_in_softmax`); their scorer at run
+time, as kvpress's, has not.
 
 Differences from kvpress: sums are float64 (kvpress: the model's dtype). A prompt of at most `sink` tokens has score 0
 (kvpress: an assertion). Neither models a logit soft cap. eps = 0.02 is the value of LU-KV's tables; kvpress's default
@@ -19,7 +20,7 @@ is 0. It is far above a typical softmax value, so that the ranking is almost the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from lukv.scoring import PromptLayer, Rope, Scorer
 
 BLOCK, HEADS = 512, 4  # tokens and heads at a time, so that they stay in a CPU's cache
 STRIP = 32  # rows of a symmetric matrix at a time
+LATER = ("sinks_in_softmax", False)  # a parameter that came later, with what was done before
 
 
 class Moments(NamedTuple):
@@ -42,13 +44,14 @@ class Moments(NamedTuple):
 @dataclass(frozen=True)
 class ExpectedAttention(Scorer):
     """`future`: how many next positions to average over. `eps` is added to the attention. The first `sink` tokens are
-    left out and protected."""
+    left out and protected. With `sinks_in_softmax` they are left out of the statistics only."""
 
     needs_rope: ClassVar[bool] = True
     name: str = "expected_attention"
     sink: int = 4
     future: int = 512
     eps: float = 0.02
+    sinks_in_softmax: bool = False
 
     def __post_init__(self) -> None:
         if self.future < 1 or self.eps < 0:
@@ -86,11 +89,15 @@ class ExpectedAttention(Scorer):
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
         first = self.sink if layer.positions is None else int((layer.positions < self.sink).sum())
         if tokens > first:
-            keys, values = layer.keys[:, first:].float(), layer.values[:, first:]
-            expected = self._logits(layer, keys).softmax(-1).mean(1)
-            length = values.float().norm(dim=-1)
+            keys = layer.keys if self.sinks_in_softmax else layer.keys[:, first:]
+            expected = self._logits(layer, keys.float()).softmax(-1).mean(1)[:, first - tokens :]
+            length = layer.values[:, first:].float().norm(dim=-1)
             scores[:, first:] = (expected + self.eps) * length
         return scores
+
+    def parameters(self) -> dict[str, Any]:
+        """Without `sinks_in_softmax` where it is False: tables made before there was this choice stay valid."""
+        return {name: value for name, value in super().parameters().items() if (name, value) != LATER}
 
     def _logits(self, layer: PromptLayer, keys: Tensor) -> Tensor:
         """[K, G, n]: the logarithm of the expected unnormalised attention of each query head to keys [K, n, d]."""

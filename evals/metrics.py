@@ -201,6 +201,17 @@ def retrieval_zh(prediction: str, reference: str) -> float:
     return retrieval(prediction, reference, r"段落(\d+)")
 
 
+def edit_similarity(prediction: str, reference: str) -> float:
+    """Likeness of two texts, blanks at their ends apart: twice the letters that match in order, by all their letters.
+
+    It is difflib's ratio, as in `code_similarity`, of the whole texts and not rounded.
+
+    >>> edit_similarity("return a+b", " return a + b")
+    0.9090909090909091
+    """
+    return SequenceMatcher(None, prediction.strip(), reference.strip(), autojunk=False).ratio()
+
+
 def code_similarity(prediction: str, reference: str) -> float:
     """Likeness, in whole per cent, of the first line that has no backtick, "#" or "//" (a blank line has none).
 

@@ -78,6 +78,7 @@ class Allocator:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class Uniform(Allocator):
     """Every head keeps the same share. What does not divide evenly goes to the first heads, one entry each."""
 

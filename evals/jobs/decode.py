@@ -15,6 +15,7 @@ from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
 from evals.run.folder import RunFolder
 from evals.run.records import Times
 from evals.run.settings import Run
+from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
@@ -151,7 +152,7 @@ def measure_utility(batch: Sequence[SharedContext], model: LoadedModel) -> list[
         sample = question.sample
         oracle = UtilityOracle(model, OracleSettings(horizon=sample.max_new_tokens))
         context = oracle.prefill(question.context)
-        measured.append([*context.utility(question.question, stop=model.stop_at(sample.stop))])
+        measured.append([*context.utility(question.question, **list_endings(sample, model))])
     return measured
 
 
@@ -202,9 +203,7 @@ def ask(
             [list(q.question) for q in questions] * len(runs),
             sample.max_new_tokens,
             model.eos_ids,
-            model.stop_at(sample.stop),
-            min_new_tokens=sample.min_new_tokens,
-            first_token_may_end=sample.first_token_may_end,
+            **list_endings(sample, model),
         )
         synchronize(model.device)
         decoding = (time.perf_counter() - start) / len(runs)
@@ -223,6 +222,15 @@ def ask(
                 line |= describe_cache(kept[:, row], len(question.context), int(stored[row]), int(full[row]))
                 lines[i].append({**line, "times": times, "attention": cache.kernel})
     return lines
+
+
+def list_endings(sample: Sample, model: LoadedModel) -> dict[str, Any]:
+    """What ends an answer besides its length and end-of-text, as both who answers and who measures utility takes it."""
+    return {
+        "stop": model.stop_at(sample.stop),
+        "min_new_tokens": sample.min_new_tokens,
+        "first_token_may_end": sample.first_token_may_end,
+    }
 
 
 def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedModel) -> Line:

@@ -20,7 +20,7 @@ from evals.run.waiting import explain_wait
 from evals.text import size
 from lukv.artifacts import write_atomically
 
-PATH_KEYS = ("path", "data", "sources", "prepared", "tokenizer")
+PATH_KEYS = ("path", "data", "sources", "prepared", "tokenizer", "code", "prose")
 """Settings that name files. Any other one does if it looks like a path: with a slash or an ending."""
 
 MODEL_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt", ".tiktoken")

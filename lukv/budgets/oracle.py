@@ -181,14 +181,20 @@ class MeasuredContext:
         reference_answer: Sequence[int] | None = None,
         index: int = 0,
         stop: Stop | None = None,
+        min_new_tokens: int = 0,
+        first_token_may_end: bool = True,
     ) -> Tensor:
         """[layers, K, T] on the CPU: the utility of the context's tokens to one question.
 
         `reference_answer` is decoded if continuation=reference. `index` gives each question random numbers of its own.
-        `stop` ends a decoded answer early. The cache is rolled back to the context afterwards. The utility is zero
-        where no row counts: an answer of one token without the first row.
+        `stop`, `min_new_tokens` and `first_token_may_end` say when a decoded answer ends, as in
+        lukv.backend.generate.answer. The cache is rolled back to the context afterwards. The utility is zero where no
+        row counts: an answer of one token without the first row.
         """
-        rows = self._decode(list(question), reference_answer, index, stop)
+        if self.oracle.settings.continuation == "reference":
+            rows = self._feed(list(question), reference_answer)
+        else:
+            rows = self._decode(list(question), index, stop, min_new_tokens, first_token_may_end)
         layers = []
         for layer, weight in enumerate(self.weights):
             keys = self.cache.view_entries(layer, 0)[0]
@@ -201,24 +207,37 @@ class MeasuredContext:
         self.cache.rollback()
         return torch.stack(layers)
 
+    def _feed(self, question: list[int], answer: Sequence[int] | None) -> int:
+        """Append the question and the reference answer, and return how many of the newest rows count."""
+        if not answer:
+            raise ValueError("continuation=reference needs a reference answer of at least one token for each question")
+        steps = min(self.oracle.settings.horizon, len(answer))
+        # the last token of the answer decides nothing more
+        append(self.oracle.loaded.model, self.cache, [[*question, *answer[: steps - 1]]])
+        return self._count_rows(question, steps)
+
     def _decode(
-        self, question: list[int], reference_answer: Sequence[int] | None, index: int, stop: Stop | None
+        self, question: list[int], index: int, stop: Stop | None, min_new_tokens: int, first_token_may_end: bool
     ) -> int:
         """Append the question, decode behind it, and return how many of the newest rows count."""
-        settings, model = self.oracle.settings, self.oracle.loaded.model
-        if settings.continuation == "reference":
-            if not reference_answer:
-                raise ValueError(
-                    "continuation=reference needs a reference answer of at least one token for each question"
-                )
-            steps = min(settings.horizon, len(reference_answer))
-            # the last token of the answer decides nothing more
-            append(model, self.cache, [[*question, *reference_answer[: steps - 1]]])
-        else:
-            # with a pick of its own, `answer` stops right after the answer's last token, on a GPU too
-            pick = self._sampler(question, index) if settings.continuation == "sampled" else greedy
-            eos = self.oracle.loaded.eos_ids
-            steps = answer(model, self.cache, [question], settings.horizon, eos, stop, pick).steps
+        settings, loaded = self.oracle.settings, self.oracle.loaded
+        # with a pick of its own, `answer` stops right after the answer's last token, on a GPU too
+        pick = self._sampler(question, index) if settings.continuation == "sampled" else greedy
+        said = answer(
+            loaded.model,
+            self.cache,
+            [question],
+            settings.horizon,
+            loaded.eos_ids,
+            stop,
+            pick,
+            min_new_tokens,
+            first_token_may_end,
+        )
+        return self._count_rows(question, said.steps)
+
+    def _count_rows(self, question: Sequence[int], steps: int) -> int:
+        settings = self.oracle.settings
         if settings.question_rows:
             return steps + len(question) - 1
         return steps if settings.first_row else steps - 1

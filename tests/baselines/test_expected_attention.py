@@ -9,8 +9,10 @@ import torch
 from baselines.expected_attention import ExpectedAttention
 from lukv.allocation import Budget, Uniform
 from lukv.backend.cache import RaggedCache
+from lukv.budgets.table import BudgetTable
 from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from tests.as_typed import ROOT
 from tests.reference.dense_reference import rows, tiny_model
 
 THETA = 100.0
@@ -55,29 +57,41 @@ def observe(scorer, queries, layer, cuts=()):
     return replace(layer, observed=observed)
 
 
-def dense(before, layer, matrix, future, eps, sink=4):
+def dense(before, layer, matrix, future, eps, sink=4, sinks_in_softmax=False):
     """Straight from the definition, in float64, with full rotation matrices."""
     heads, tokens, dim = layer.keys.shape
     group = layer.query_heads // heads
     R = sum(matrix(p, dim) for p in range(tokens, tokens + future)) / future
     scores = torch.zeros(heads, tokens - sink, dtype=torch.float64)
     for h in range(layer.query_heads):
-        q, k = before[h, sink:].double(), layer.keys[h // group, sink:].double()
+        q, k = before[h, sink:].double(), layer.keys[h // group, 0 if sinks_in_softmax else sink :].double()
         mu, S = R @ q.mean(0), R @ torch.cov(q.T, correction=0) @ R.T
         logits = torch.stack([layer.scale * (mu @ x) + layer.scale**2 / 2 * (x @ S @ x) for x in k])
-        scores[h // group] += logits.softmax(-1) / group
+        scores[h // group] += logits.softmax(-1)[sink - tokens :] / group
     return (scores + eps) * layer.values[:, sink:].double().norm(dim=-1)
 
 
 @pytest.mark.parametrize(
     ("dims", "dim", "factor"), [(8, 8, 1.0), (4, 8, 1.0), (8, 8, 1.7)], ids=["plain", "partial", "attention factor"]
 )
+@pytest.mark.parametrize("sinks", [False, True], ids=["sinks out", "sinks in"])
 @pytest.mark.parametrize("eps", [0.0, 0.02])
-def test_against_dense(dims, dim, factor, eps):
+def test_against_dense(dims, dim, factor, eps, sinks):
     before, after, layer, matrix = prompt(40, dims, dim, factor)
-    scorer = ExpectedAttention(future=16, eps=eps)
+    scorer = ExpectedAttention(future=16, eps=eps, sinks_in_softmax=sinks)
     scores = scorer.score(observe(scorer, after, layer))
-    torch.testing.assert_close(scores[:, 4:].double(), dense(before, layer, matrix, 16, eps), rtol=1e-5, atol=1e-9)
+    expected = dense(before, layer, matrix, 16, eps, sinks_in_softmax=sinks)
+    torch.testing.assert_close(scores[:, 4:].double(), expected, rtol=1e-5, atol=1e-9)
+    assert not scores[:, :4].any()
+
+
+def test_tables_made_before_sinks_could_be_in_the_softmax_stay_valid():
+    """A table's metadata holds the parameters, and is compared with the run's."""
+    before = {"name": "expected_attention", "sink": 4, "recent": 0, "future": 512, "eps": 0.02}
+    assert ExpectedAttention().parameters() == before
+    assert ExpectedAttention(sinks_in_softmax=True).parameters() == {**before, "sinks_in_softmax": True}
+    table = BudgetTable.load(ROOT / "models" / "tiny" / "tables" / "expected_attention.safetensors")
+    assert table.metadata["scorer_parameters"] == before
 
 
 def test_what_an_eviction_left_is_judged_where_it_stood():

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from evals.jobs.decode import ActiveRun, answer_batch, measure_utility
 from evals.jobs.prompts import TokenizedSample
 from evals.task import Sample, Task
+from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.model import LoadedModel, load
 
 CONTEXTS = ["The door of room 1 is red. " * 6, "The door of room 2 is green. " * 5]
@@ -86,3 +87,18 @@ def test_utility_is_that_of_the_answer_up_to_its_stop_string(loaded: LoadedModel
     stopped = utility(16, (string,))
     torch.testing.assert_close(stopped, utility(whole.index(string) + 2))
     assert not torch.allclose(stopped, utility(16))
+
+
+def test_utility_is_that_of_an_answer_whose_first_tokens_end_nothing(
+    loaded: LoadedModel, stock: PreTrainedModel
+) -> None:
+    """As LongBench's samsum: the answer that is measured is the one that is given."""
+    first = greedy(stock, loaded, CONTEXTS[0], QUESTIONS[0])[0]
+    rules: dict[str, Any] = {"stop": (first,), "min_new_tokens": 3}
+    said = predictions(loaded, QUESTIONS[:1], **rules)[f"0 {QUESTIONS[0]}"]
+    context, question = loaded.prompt_ids(CONTEXTS[0], QUESTIONS[0], "")
+    sample = Sample("x", "task", "", "", ("x",), 16, **rules)
+    (measured,) = measure_utility([[TokenizedSample(sample, TASK, tuple(context), tuple(question))]], loaded)
+    oracle = UtilityOracle(loaded, OracleSettings(continuation="reference"))
+    given = oracle.prefill(context).utility(question, loaded.text_ids(said))
+    torch.testing.assert_close(torch.stack(measured), given)
