@@ -156,7 +156,9 @@ def main() -> int:
     data.add_argument("--name", required=True, help="of the file")
     data.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")
     data.add_argument("--only", default="*", metavar="PATTERN", help="of the ids of the runs to take (default: all)")
-    data.add_argument("--to", type=Path, default=Path("docs/data"), help="folder to write to (default: docs/data)")
+    data.add_argument(
+        "--to", type=Path, default=find_shipped("docs/data"), help="folder to write to (default: docs/data)"
+    )
     args = parser.parse_args()
     try:
         with survive_closed_pipe():
