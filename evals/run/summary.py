@@ -14,6 +14,7 @@ from typing import Any
 
 from evals.run.compose import join_lines
 from evals.run.files import read_json
+from evals.run.folder import read_experiment
 from evals.run.run_id import find_job
 from evals.run.settings import Run, find_shipped
 from evals.run.signals import survive_closed_pipe
@@ -41,7 +42,7 @@ def summarize(sweep: Sweep) -> int:
     states = [judge(p, sweep) for p in sweep.planned]
     if len(states) > 1 or sweep.slurm_logs is not None:  # what a run here printed, one on Slurm has in its log
         with survive_closed_pipe():
-            print("\n".join(["", *draw_matrices(states), *list_states(states)]))
+            print("\n".join(["", *draw_matrices(states, sweep), *list_states(states)]))
     unexplained = any(s.name == "failed" and s.run.id not in sweep.faults for s in states)
     return max([int(unexplained), *(fault.code for fault in sweep.faults.values())])
 
@@ -62,29 +63,34 @@ def judge(p: PlannedRun, sweep: Sweep) -> State:
     return State(p, "failed", "no result.json: killed, or still running" if p.run.folder.exists() else "left nothing")
 
 
-def draw_matrices(states: Sequence[State]) -> Iterator[str]:
-    """Method x budget, a matrix for each set of runs that may stand in one."""
-    experiments: dict[str, list[State]] = {}
-    for state in states:
-        if "tasks" in state.result:
-            experiments.setdefault(state.run.comparison_id, []).append(state)
-    for name, group in experiments.items():
-        one = group[0].result
+def draw_matrices(states: Sequence[State], sweep: Sweep) -> Iterator[str]:
+    """Method x budget, a matrix for each set of runs that may stand in one: their settings and prompts are the same."""
+    experiments: dict[tuple[str, str | None], dict[str, State]] = {}
+    for s in states:
+        if "tasks" in s.result:
+            experiments.setdefault(name_experiment(s.run), {})[s.run.id] = s
+    for experiment, group in experiments.items():
+        for reference in filter(None, [s.run.make_reference() for s in group.values()]):
+            s = judge(PlannedRun(reference), sweep)
+            if "tasks" in s.result and name_experiment(reference) == experiment:
+                group.setdefault(reference.id, s)
+        one = next(iter(group.values())).result
         n = sum(task["n"] for task in one["tasks"].values())
-        yield f"{name}: mean of {len(one['tasks'])} tasks (n = {n}) in per cent, 95% interval"
-        yield draw_matrix(group)
+        yield f"{experiment[0]}: mean of {len(one['tasks'])} tasks (n = {n}) in per cent, 95% interval"
+        yield draw_matrix(list(group.values()))
         if one.get("left_out"):
             yield f"left out, run.json says why: {', '.join(one['left_out'])}"
         yield ""
 
 
+def name_experiment(run: Run) -> tuple[str, str | None]:
+    """A chat template may say today's date: then the prompts of two days differ, though all settings are the same."""
+    return run.comparison_id, read_experiment(run.folder)["asked"]
+
+
 def draw_matrix(group: Sequence[State]) -> str:
     """The full cache first, the best of the others next. What keeps everything has the same score at every budget."""
     kept = {s.run.label: s.result for s in group if not s.run.evicts}
-    for state in group:
-        reference = state.run.make_reference()
-        if reference is not None and (reference.folder / "result.json").exists():
-            kept.setdefault(reference.label, read_json(reference.folder / "result.json"))
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     evicting = sorted((s for s in group if s.run.evicts), key=lambda s: s.run["budget"] or s.run["budget_tokens"])
     budgets = list(dict.fromkeys(name_budget(s.run) for s in evicting)) or ["score"]

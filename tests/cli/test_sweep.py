@@ -296,6 +296,24 @@ def test_it_ends_with_a_matrix_of_its_scores(
     assert read_matrix(out)["snapkv"] == found["snapkv"]
 
 
+def test_a_full_cache_that_was_asked_other_prompts_is_not_in_it(
+    command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by a chat template that says the date: all settings are the same."""
+    sweep = ["-m", *settings, "method=random", "budget=0.1,0.4"]
+    assert command(*sweep) == 0
+    assert "\nfull " in capsys.readouterr().out
+    (full,) = tmp_path.glob("*__full__*/run.json")
+    about = json.loads(full.read_text())
+    about["prompts"]["niah_single_1 v1"] = "0" * 16
+    full.write_text(json.dumps(about))
+    assert command(*sweep) == 0
+    out = capsys.readouterr().out
+    assert "was asked other prompts in niah_single_1 v1" in out
+    assert "\nrandom " in out
+    assert "\nfull " not in out
+
+
 def test_a_matrix_of_each_model_and_seed(
     command: Command, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
