@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -72,12 +73,14 @@ def name_method(run: Described) -> list[str]:
 
 def find_method(method: str, chosen: Mapping[str, str | None]) -> str:
     """What a run is called, whatever method= it started from: by the method whose own scorer and allocator it has. No
-    method has just these two: by the one it started from, or by its scorer where the allocator is that of many methods
-    and so of none. chosen: the option in each of the groups scorer and allocator."""
+    method has just these two: by its scorer under the allocator that most methods have (equal budgets), which tells
+    nothing, else by the method it started from. chosen: the option in each of the groups scorer and allocator."""
     usual = {name: read_method_defaults(name) for name in (method, *GROUPS["method"])}
-    same = [name for name in usual if usual[name].get("allocator") == chosen["allocator"]]
-    own = [name for name in same if usual[name].get("scorer") == chosen["scorer"]]
-    return own[0] if own else method if len(same) <= 1 else str(chosen["scorer"])
+    for name, own in usual.items():
+        if (own.get("scorer"), own.get("allocator")) == (chosen["scorer"], chosen["allocator"]):
+            return name
+    [(common, _)] = Counter(own.get("allocator") for own in usual.values()).most_common(1)
+    return str(chosen["scorer"]) if chosen["allocator"] == common else method
 
 
 def label_method(method: str | None, chosen: Mapping[str, str | None]) -> str:
