@@ -20,7 +20,6 @@ from evals.report.compare import compare_group, find_label
 from evals.report.data import collect, write_data
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
-from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.settings import find_shipped
@@ -41,8 +40,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
     said: list[str] = []  # printed last: whoever reads it may close the pipe
     groups = group_by_experiment(results)
     method = against or "lukv"
-    own_scorer = read_method_defaults(method).get("scorer")
-    others = {name: find_label(method, own_scorer, group) for name, group in groups.items()}
+    others = {name: find_label(method, group) for name, group in groups.items()}
     if against is not None and not any(others.values()):
         known = sorted({label(r) for group in groups.values() for r in group if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
@@ -170,7 +168,9 @@ def main() -> int:
     data.add_argument("--name", required=True, help="of the file")
     data.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")
     data.add_argument("--only", default="*", metavar="PATTERN", help="of the ids of the runs to take (default: all)")
-    data.add_argument("--to", type=Path, default=Path("docs/data"), help="folder to write to (default: docs/data)")
+    data.add_argument(
+        "--to", type=Path, default=find_shipped("docs/data"), help="folder to write to (default: docs/data)"
+    )
     out = commands.add_parser("export", help="finished runs in the layout of somebody else's leaderboard")
     out.add_argument("--format", required=True, choices=["kvpress"], help="whose")
     out.add_argument("--runs", type=Path, default=argparse.SUPPRESS, help="folder of the run folders (default: runs)")

@@ -17,6 +17,7 @@ from evals.run import cli, slurm
 from evals.run.compose import join_lines
 from evals.run.conf import CONF
 from evals.run.overrides import normalize_arguments
+from evals.run.summary import summarize
 from evals.run.sweep import Sweep
 
 
@@ -31,7 +32,7 @@ def run() -> int:
         else:
             with slurm.wait_for_tasks(sweep):
                 launch(sweep)
-        return cli.summarize(sweep)
+        return summarize(sweep)
     except KeyboardInterrupt:
         cli.stop(130, cli.STOPPED)
     except (RuntimeError, OSError, HydraException) as e:

@@ -60,7 +60,7 @@ def test_an_installed_package_evaluates_the_embedded_model(installed: Path, tmp_
     assert "niah_single_1" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     runs = sorted(path.parent.name for path in tmp_path.glob("runs/*/result.json"))
-    assert [name.split("__")[1] for name in runs] == ["full", "lukv-keydiff"]
+    assert [name.split("__")[1] for name in runs] == ["full", "lukv"]
     python(installed, tmp_path, "-m", "evals.report")
     assert (tmp_path / "runs" / "report" / "leaderboard.html").is_file()
 

@@ -47,9 +47,10 @@ class Job:
         """All work comes before the first word: whoever reads it may close the pipe."""
         result = self.finish()
         text = self.describe(result)
-        if self.sweep.outcomes[self.run.id].found:
+        if text and self.sweep.outcomes[self.run.id].found:
             print(f"{self.run.id}: already done")
-        print(text)
+        if text:
+            print(text)
 
     def finish(self, wait: bool = False) -> Result:
         """The result: known in this sweep, or read from the folder, or computed now. wait: for another process that has
@@ -81,7 +82,7 @@ class Job:
         raise NotImplementedError
 
     def describe(self, result: Result) -> str:
-        """The result in words, after doing with it whatever else was asked for."""
+        """The result in words, after doing with it whatever else was asked for. Empty where there is nothing to say."""
         raise NotImplementedError
 
     def write(self, folder: RunFolder, result: Result) -> Result:
@@ -108,6 +109,8 @@ class Evaluate(Job):
                 f"{reference.id} was asked other prompts in {', '.join(tasks)}: it is not shown beside. If the chat "
                 f"template says today's date, model.date=YYYY-MM-DD pins it\n"
             )
+        if len(self.sweep.planned) > 1 and not self.run["verbose"]:  # the sweep ends with a matrix of all
+            return note.rstrip()
         return f"{note}{result_table(result, beside)}\n\n{self.run.folder}/"
 
     def list_other_prompts(self, reference: Run) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from evals.jobs.device import read_peak_bytes, reset_peak, synchronize
+from evals.jobs.progress import show_progress
 from evals.run import build
 from evals.run.folder import RunFolder
 from evals.run.instantiate import InputError
@@ -45,7 +47,10 @@ def measure_run(folder: RunFolder) -> Latency:
             methods[run["reference"]] = None
         lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
     folder.begin(build.describe_model(model))
-    rows = [row for length in lengths for row in measure(methods, length, model, run)]
+    done = count()
+    with show_progress(folder.path.name, len(lengths) * (1 + job["repeats"]), "rounds") as reached:
+        reached(next(done))
+        rows = [r for length in lengths for r in measure(methods, length, model, run, lambda: reached(next(done)))]
     return {
         "status": "done",
         "run_id": run.id,
@@ -71,8 +76,10 @@ def choose_lengths(lengths: int | Sequence[int] | None, new_tokens: int, model: 
     return lengths
 
 
-def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run) -> list[LatencyRow]:
-    """Medians for each method at one length. The first round warms up and is not counted."""
+def measure(
+    methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run, step: Callable[[], None]
+) -> list[LatencyRow]:
+    """Medians for each method at one length. The first round warms up and is not counted. step: called after each."""
     job = run["job"]
     draw = np.random.default_rng(run["seed"])
     vocabulary = model.config.vocab_size
@@ -82,6 +89,7 @@ def measure(methods: dict[str, Eviction | None], length: int, model: LoadedModel
     for _ in range(1 + job["repeats"]):
         for name, eviction in methods.items():
             rounds[name].append(measure_once(context, question, eviction, model, job["new_tokens"], run["attention"]))
+        step()
     rows = []
     for name, measured in rounds.items():
         medians = {k: float(np.median([m[k] for m in measured[1:]])) for k in measured[0] if k != "attention"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from evals.run import build
 from evals.run.instantiate import InputError, create
+from evals.run.waiting import explain_wait
 from evals.task import Sample, Task
 from lukv.model import LoadedModel
 
@@ -68,6 +69,12 @@ def _tokenize(
 ) -> tuple[list[TokenizedSample], dict[str, Any]]:
     model = build.load_model(model_settings)
     benchmark = create(json.loads(benchmark_settings))
+    with explain_wait(f"making and tokenizing the samples of {benchmark.name}"):
+        return tokenize_tasks(benchmark, model, limit), dict(benchmark.facts())
+
+
+def tokenize_tasks(benchmark: Any, model: LoadedModel, limit: int | None) -> list[TokenizedSample]:
+    """All samples. Raises InputError for one that the model cannot be asked, and where there is none."""
     samples: list[TokenizedSample] = []
     longest = model.max_length
     length = getattr(benchmark, "length", None)
@@ -91,7 +98,7 @@ def _tokenize(
     name, times = Counter(s.sample.id for s in samples).most_common(1)[0]
     if times > 1:
         raise InputError(f"{times} samples of the benchmark have the same id: {name}")
-    return samples, dict(benchmark.facts())
+    return samples
 
 
 def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:

@@ -11,15 +11,20 @@ import numpy as np
 from evals.report.runs import Result, Scores, budget_label, keeps_all, label, read_scores
 from evals.stats import RESAMPLES, holm, resampled_means, verdict
 
+FEWEST = 6
+"""Samples of each task below which a difference has no interval, and no p value below .05 (evals.stats.verdict):
+resampling two or three samples shows too little of how much they vary."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A score minus that of `against` on the same samples (0..1): mean, 95% interval, two-sided p value."""
+    """A score minus that of `against` on the same samples (0..1): mean, 95% interval, two-sided p value. low and high
+    are None where a task has fewer than FEWEST samples."""
 
     against: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float
 
 
@@ -64,7 +69,8 @@ def _compare_alike(
     """`compare_pairs` for pairs that all have these samples: (task, sample ids) each."""
     means, draws = {}, {}
     sizes = {task: len(ids) for task, ids in samples}
-    sizes["mean"] = sum(sizes.values()) if min(sizes.values()) > 1 else 1  # one sample a task shows no spread
+    fewest = min(sizes.values())
+    sizes["mean"] = sum(sizes.values()) if fewest >= FEWEST else fewest
     for seed, (task, ids) in enumerate(samples):
         columns = np.array([[scores[task][i] - others[task][i] for scores, others, _ in pairs] for i in ids])
         means[task], draws[task] = columns.mean(axis=0), resampled_means(columns, seed, RESAMPLES)
@@ -72,20 +78,17 @@ def _compare_alike(
     out: list[dict[str, Difference]] = [{} for _ in pairs]
     for task, mean in means.items():
         for column, (_, _, against) in enumerate(pairs):
-            value, (low, high), p = verdict(float(mean[column]), draws[task][:, column], sizes[task])
+            value, ends, p = verdict(float(mean[column]), draws[task][:, column], sizes[task])
+            low, high = ends if sizes[task] >= FEWEST else (None, None)
             out[column][task] = Difference(against, value, low, high, p)
     return [*out]
 
 
-def find_label(method: str, own_scorer: str | None, group: Sequence[Result]) -> str | None:
-    """The label in this group that stands for `method`, or None.
-
-    `method` may be a label itself. Otherwise the method with its own scorer is taken, or with the first other scorer
-    that it was run with.
-    """
-    labels = sorted({label(r) for r in group if not keeps_all(r)})
-    of_method = sorted({label(r) for r in group if r["method"] == method and not keeps_all(r)})
-    return next((name for name in (method, f"{method}-{own_scorer}", *of_method) if name in labels), None)
+def find_label(method: str, group: Sequence[Result]) -> str | None:
+    """The label in this group that stands for `method`, or None: the method with its own parts, which has its name, or
+    else the first with other ones. `method` may be a label itself."""
+    labels = {label(r): r["method"] for r in group if not keeps_all(r)}
+    return next((name for name in (method, *sorted(labels)) if name in labels and method in (name, labels[name])), None)
 
 
 def compare_group(group: Sequence[Result], other: str | None, runs: Path) -> Compared:

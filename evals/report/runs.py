@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.run.files import read_json, read_settings
-from evals.run.folder import read_experiment, read_samples
+from evals.run.folder import name_result_method, read_experiment, read_samples
 from evals.stats import mean_interval
 
 Result = Mapping[str, Any]
@@ -108,19 +108,24 @@ def keeps_all(r: Result) -> bool:
 
 
 def label(r: Result) -> str:
-    """The row's name: method, scorer, and each setting that is not the method's own choice ("scorer.window=16").
-
-    An older result does not have it: then it is what the run id has beyond the experiment and the budget. Where the id
-    was cut, its end is no setting.
+    """The row's name: the method, and each part and setting that is not its own choice, as in "lukv-snapkv
+    scorer.window=16". An older result calls the method otherwise.
     """
+    method, *settings = read_label(r)
+    return " ".join([name_result_method(r) or method, *settings])
+
+
+def read_label(r: Result) -> list[str]:
+    """The words of a result's own label. The oldest do not have it: then these are what the run id has beyond the
+    experiment and the budget. Where the id was cut, its end is no setting."""
     if "label" in r:
-        return str(r["label"])
+        return str(r["label"]).split()
     shared = r["experiment"].split("__")
     _, method, *rest = r["run_id"].split("__")
     own = [part for part in rest if part not in shared]
     if len(r["run_id"]) == CUT:
         own = own[:-1]
-    return " ".join([method, *(own if keeps_all(r) else own[1:])])  # the first of its own parts is the budget
+    return [method, *(own if keeps_all(r) else own[1:])]  # the first of its own parts is the budget
 
 
 def budget_label(r: Result) -> str:

@@ -15,7 +15,8 @@ SIGNIFICANT = 0.05
 NOTE = (
     "Scores in per cent with 95% intervals (evals/stats.py, mean_interval); kept: share of cache entries; cache: share "
     "of bytes. Bold: best at its budget. Differences are of the mean, on the same samples, with the 95% interval of a "
-    "paired bootstrap; an asterisk: p < .05, corrected for the number of rows (Holm)."
+    "paired bootstrap; an asterisk: p < .05, corrected for the number of rows (Holm). Below 6 samples of each task "
+    "there is neither."
 )
 
 
@@ -100,9 +101,12 @@ def format_score(score: Mapping[str, Any], bold: bool = False) -> str:
 
 
 def format_difference(d: Difference | None) -> str:
-    """A difference in points of per cent, such as "-3.1* (-5.0..-1.2)"; empty without one."""
+    """A difference in points of per cent, such as "-3.1* (-5.0..-1.2)", or "-3.1" of too few samples; empty without
+    one."""
     if d is None:
         return ""
+    if d.low is None or d.high is None:
+        return f"{100 * d.mean:+.1f}"
     star = "*" if d.p < SIGNIFICANT else ""
     return f"{100 * d.mean:+.1f}{star} ({100 * d.low:+.1f}..{100 * d.high:+.1f})"
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from evals.run.conf import CONF, GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
+from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
 from lukv.backend.passes import check_passes
 from lukv.backend.rope_check import check_rotation
@@ -75,7 +76,9 @@ def select_model_settings(run: Run) -> str:
 @lru_cache(maxsize=1)
 def load_model(settings: str) -> LoadedModel:
     """Loaded once for all runs of a sweep that name the same model."""
-    return load(**json.loads(settings))
+    asked = json.loads(settings)
+    with explain_wait(f"loading {asked['name']} from {asked['path']}"):
+        return load(**asked)
 
 
 def describe_model(model: LoadedModel) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import signal
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -176,56 +176,6 @@ def remove_if_empty(folder: Path) -> None:
     """Hydra makes a run's folder before the run: take it away if nothing came of it."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def summarize(sweep: Sweep) -> int:
-    """Print what became of each run of a sweep, judged by the files in its folder; the exit code of the command."""
-    states = [(p, *judge(p, sweep)) for p in sweep.planned]
-    if len(states) > 1 or sweep.slurm_logs is not None:  # what a run here printed, one on Slurm has in its log
-        with survive_closed_pipe():
-            print("\n" + "\n".join(list_states(states)))
-    unexplained = any(name == "failed" and p.run.id not in sweep.faults for p, name, _ in states)
-    return max([int(unexplained), *(fault.code for fault in sweep.faults.values())])
-
-
-def list_states(states: Sequence[tuple[PlannedRun, str, str]]) -> Iterator[str]:
-    """A line for each run with its score, and for each reason why there is none; commands that try again; the counts.
-
-    Where a reason stopped several runs, the same command tries them again.
-    """
-    failed: dict[str, list[PlannedRun]] = {}
-    for p, name, what in states:
-        if name == "failed":
-            failed.setdefault(what, []).append(p)
-        else:
-            yield f"{p.run.id}  {name}  {what}"
-    for what, runs in failed.items():
-        yield f"{runs[0].run.id}{f' and {len(runs) - 1} more' if len(runs) > 1 else ''}  failed  {what}"
-    for runs in failed.values():
-        if len(runs) == 1:
-            yield f"failed: {runs[0].command}"
-    count = [f"{sum(s == name for _, s, _ in states)} {name}" for name in ("done", "skipped", "failed")]
-    yield f"{len(states)} run{'s' * (len(states) > 1)}: {', '.join(count)}"
-
-
-def judge(p: PlannedRun, sweep: Sweep) -> tuple[str, str]:
-    """done, skipped (it was finished before) or failed, and the score or the reason."""
-    from evals.run.files import read_json
-
-    if p.run.id in sweep.faults:
-        return "failed", sweep.faults[p.run.id].line
-    result, error = p.run.folder / "result.json", p.run.folder / "error.json"
-    try:
-        if result.exists():
-            score = read_json(result).get("score")
-            return "skipped" if p.finished else "done", "" if score is None else f"{100 * score:.1f}"
-        if error.exists():
-            return "failed", read_json(error)["error"]
-    except ValueError as e:
-        return "failed", join_lines(e)
-    if not find_job(p.run.config).leaves_result:
-        return "done", ""
-    return "failed", "no result.json: killed, or still running" if p.run.folder.exists() else "left nothing behind"
 
 
 def stop(code: int, line: str) -> NoReturn:

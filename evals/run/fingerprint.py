@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from evals.run.conf import flatten
+from evals.run.waiting import explain_wait
+from evals.text import size
 from lukv.artifacts import write_atomically
 
 PATH_KEYS = ("path", "data", "sources", "prepared", "tokenizer", "code", "prose")
@@ -76,7 +78,8 @@ def _read_fingerprint(path: Path, *state: int) -> str:
     note = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lukv" / "fingerprints" / key
     with suppress(OSError):  # without a note the file is read
         return note.read_text()
-    found = hash_content(path)
+    with explain_wait(f"reading {path} ({size(state[1])}) for its fingerprint, once on this machine"):
+        found = hash_content(path)
     with suppress(OSError):  # a home that cannot be written to only costs time
         write_atomically(note, found.encode())
     return found

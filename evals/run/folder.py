@@ -26,7 +26,8 @@ from evals.run.files import read_json, read_settings, write_json
 from evals.run.identity import describe_experiment, list_changes
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command, stamp_time
-from evals.run.settings import Run
+from evals.run.run_id import find_method, label_method
+from evals.run.settings import METHOD_PARTS, Run
 from lukv.artifacts import write_atomically
 
 
@@ -173,6 +174,13 @@ class RunFolder:
 def read_experiment(folder: Path) -> dict[str, str | None]:
     """What the results that stand in one table with this folder's agree in: identity.describe_experiment."""
     return describe_experiment(read_settings(folder / "config.yaml"), read_json(folder / "run.json"))
+
+
+def name_result_method(result: Mapping[str, Any]) -> str | None:
+    """What a result's method and its parts are called today, whatever it was called then. None where nothing was
+    evicted, and for the oldest results, which do not have the parts."""
+    chosen = {group: result["config"].get(group) for group in METHOD_PARTS}
+    return label_method(find_method(result["method"], chosen), chosen) if chosen["scorer"] else None
 
 
 def read_samples(path: Path, repair: bool = False) -> list[dict[str, Any]]:

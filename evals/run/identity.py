@@ -25,8 +25,9 @@ from evals.run.run_id import find_job, hash_text
 
 NESTED = ("model", "scorer", "allocator", "protection", "benchmark", "job")
 
-RESULT_KEYS = ("method", *NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
-"""Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached."""
+RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
+"""Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached, and what a
+method is called changes nothing: its parts are here."""
 
 UNTOLD = {
     *("model.device", "model.device_map", "model.tables", "model.made_by", "model.check"),
@@ -40,6 +41,9 @@ class Identified(Protocol):
 
     @property
     def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def parts(self) -> Mapping[str, str | None]: ...
 
     @property
     def identity(self) -> Mapping[str, Any]: ...
@@ -139,10 +143,12 @@ def find_folder(run: Identified, name: str) -> str:
     folder = Path(run.config["runs"])
     if is_of(folder / name, run, damaged=True):
         return name
-    method = "__".join(name.split("__")[:2])
-    for other in sorted(folder.glob(f"{escape(method)}*/config.yaml")):
-        if is_of(other.parent, run):
-            return other.parent.name
+    model, method, *rest = map(escape, name.split("__"))
+    older = "__".join([model, f"*-{run.parts['scorer']}*", *rest[:2]])  # names had the scorer of every method
+    for pattern in (f"{model}__{method}*", f"{older}*"):
+        for other in sorted(folder.glob(f"{pattern}/config.yaml")):
+            if is_of(other.parent, run):
+                return other.parent.name
     return f"{name}__{run.hash[:8]}" if is_begun(folder / name) else name
 
 

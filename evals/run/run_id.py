@@ -1,6 +1,6 @@
 """The name of a run's folder: what decides its result, readable, and nothing else.
 
-model__method-scorer__budget__benchmark__seed, then whatever departs from the method's own choices or the defaults.
+model__method__budget__benchmark__seed, then whatever departs from the chosen options.
 identity.py says which folder is whose.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from evals.run.conf import read_method_defaults
+from evals.run.conf import GROUPS, read_method_defaults
 from evals.run.instantiate import InputError, create, locate
 
 LONGEST_NAME = 200
@@ -58,17 +59,38 @@ def join_name(parts: Sequence[str]) -> str:
 
 
 def name_method(run: Described) -> list[str]:
-    """The method with its scorer and whatever it does not choose by itself; its budget."""
+    """The method with whatever it does not choose by itself; its budget."""
     if not run.evicts:
         return [run.config["method"] or "none"]
-    usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.parts
-    extra = [c for g, c in run.parts.items() if g != "scorer" and run.config[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run.config["method"], run.parts["scorer"], *extra] if c is not None)]
+    chosen = {group: choice for group, choice in run.parts.items() if run.config[group] is not None}
+    parts = [label_method(run.config["method"], chosen)]
     if run.config["budget"] is not None:
         parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run.config['budget_tokens']}")
     return parts
+
+
+def find_method(method: str, chosen: Mapping[str, str | None]) -> str:
+    """What a run is called, whatever method= it started from: by the method whose own scorer and allocator it has. No
+    method has just these two: by its scorer under the allocator that most methods have (equal budgets), which tells
+    nothing, else by the method it started from. chosen: the option in each of the groups scorer and allocator."""
+    usual = {name: read_method_defaults(name) for name in (method, *GROUPS["method"])}
+    for name, own in usual.items():
+        if (own.get("scorer"), own.get("allocator")) == (chosen["scorer"], chosen["allocator"]):
+            return name
+    [(common, _)] = Counter(own.get("allocator") for own in usual.values()).most_common(1)
+    return str(chosen["scorer"]) if chosen["allocator"] == common else method
+
+
+def label_method(method: str | None, chosen: Mapping[str, str | None]) -> str:
+    """The method's name and each of its parts that it does not choose by itself: "lukv", "lukv-snapkv". Without one, as
+    in job=calibrate, the scorer. chosen: the option in each of the groups scorer, allocator and protection."""
+    if method is None:
+        return str(chosen["scorer"])
+    usual = read_method_defaults(method)
+    others = [choice for group, choice in chosen.items() if choice not in (None, usual.get(group), method)]
+    return "-".join([method, *map(str, others)])
 
 
 def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:

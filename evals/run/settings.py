@@ -21,7 +21,16 @@ from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
 from evals.run.identity import NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
-from evals.run.run_id import clean_text, find_job, join_name, list_departures, make_name, name_method, name_setting
+from evals.run.run_id import (
+    clean_text,
+    find_job,
+    find_method,
+    join_name,
+    list_departures,
+    make_name,
+    name_method,
+    name_setting,
+)
 
 METHOD_PARTS = ("scorer", "allocator", "protection")
 CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
@@ -51,6 +60,7 @@ class Config:
     reference: Optional[str] = None  # noqa: UP045
     runs: str = "runs"
     targets: list[str] = field(default_factory=list)
+    verbose: bool = False
     debug: bool = False
 
 
@@ -195,17 +205,6 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     run = Run(config, choices, nested)
     check_model_path(run)
     return run
-
-
-def find_method(method: str, choices: Mapping[str, str | None]) -> str:
-    """What a run is called: by the method whose own scorer and allocator it has, whatever method= it started from;
-    where no method has just these two, by that one."""
-
-    def is_own(name: str) -> bool:
-        usual = read_method_defaults(name)
-        return all(usual.get(group) == choices[group] for group in ("scorer", "allocator"))
-
-    return next((name for name in (method, *GROUPS["method"]) if is_own(name)), method)
 
 
 def check_model_path(run: Run) -> None:

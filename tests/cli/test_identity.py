@@ -72,7 +72,7 @@ def change(file: Path) -> None:
 def test_what_changes_no_result_changes_no_name(same: list[str], plan) -> None:
     [usual], [run] = plan("method=snapkv", VT), plan("method=snapkv", VT, *same)
     assert (run.id, run.hash) == (usual.id, usual.hash)
-    assert run.id == "tiny__snapkv-snapkv__b0.2__ruler-1024__s0__benchmark.tasks=vt"
+    assert run.id == "tiny__snapkv__b0.2__ruler-1024__s0__benchmark.tasks=vt"
 
 
 def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None
     assert len({run.hash for run in found}) == len(swept)
     assert max(len(run.id) for run in found) <= 200
     assert {run.label for run in found} == {
-        "snapkv-snapkv", "snapkv-snapkv scorer.window=16", "snapkv-snapkv-equal", "snapkv-snapkv protection.sink=1",
+        "snapkv", "snapkv scorer.window=16", "snapkv-equal", "snapkv protection.sink=1",
     }  # fmt: skip
 
 
@@ -103,9 +103,44 @@ def test_a_method_is_called_by_what_it_does(plan) -> None:
     [typed] = plan("method=lukv", "scorer=snapkv", "allocator=uniform", "protection=own")
     assert (typed.id, typed.hash, typed["method"]) == (usual.id, usual.hash, "snapkv")
     [equal] = plan("method=lukv", "scorer=snapkv", "allocator=uniform")
-    assert equal.id.split("__")[1] == "snapkv-snapkv-equal"
-    [lukv] = plan("method=lukv", "scorer=snapkv")
-    assert lukv.id.split("__")[1] == "lukv-snapkv"
+    assert equal.id.split("__")[1] == "snapkv-equal"
+    names = {
+        "lukv": ["method=lukv"],
+        "lukv-snapkv": ["method=lukv", "scorer=snapkv"],
+        "lukv-lu_curve": ["method=lukv", "allocator=lu_curve"],
+        "expected_attention": ["method=expected_attention"],
+        "adakv_original": ["method=adakv_original"],
+        "adakv-keydiff": ["method=adakv", "scorer=keydiff"],
+        "snapkv_kvpress-uniform": ["method=snapkv", "scorer=snapkv_kvpress"],
+        "snapkv_kvpress-uniform-equal": ["method=lukv", "scorer=snapkv_kvpress", "allocator=uniform"],
+    }
+    for name, typed in names.items():
+        [run] = plan(*typed)
+        assert (run.label, run.id.split("__")[1]) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("typed", "older"),
+    [
+        (["method=lukv"], "lukv-keydiff"),
+        (["method=expected_attention", "scorer.eps=0.5"], "expected_attention-expected_attention"),
+        (["method=keydiff"], "lukv-keydiff-uniform-own"),
+        (["method=snapkv", "scorer=snapkv_kvpress"], "snapkv-snapkv_kvpress"),
+    ],
+)
+def test_a_run_keeps_the_folder_that_an_older_version_named(typed: list[str], older: str, plan, runs: Path) -> None:
+    """Names had the scorer of every method, and the method= that was typed."""
+    [run] = plan(*typed)
+    model, method, *rest = run.id.split("__")
+    assert method != older
+    begin(run)
+    name = "__".join([model, older, *rest])
+    run.folder.rename(runs / name)
+    config = runs / name / "config.yaml"
+    config.write_text(config.read_text().replace(f"method: {run['method']}\n", f"method: {older.split('-')[0]}\n"))
+    [again] = plan(*typed)
+    assert (again.id, again.label) == (name, run.label)
+    assert plan(*typed, "budget=0.3")[0].id == run.id.replace("__b0.2__", "__b0.3__")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +214,7 @@ def test_a_table_is_its_tensors(plan, tmp_path: Path) -> None:
     save_file({**tensors, "kept": tensors["kept"][::-1].copy()}, tables / "keydiff.safetensors")
     [other] = plan(*args)
     assert other.id != before.id
-    assert other.label.startswith("lukv-keydiff allocator.path=")
+    assert other.label.startswith("lukv allocator.path=")
 
 
 def test_a_changed_table_of_the_same_name_has_a_folder_of_its_own(plan, runs: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import pytest
 
 from evals.jobs.progress import Progress
+from evals.run.waiting import explain_wait
 from tests.as_typed import Command
 
 
@@ -43,13 +45,37 @@ def test_in_a_pipe_it_is_a_plain_line_every_tenth() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_latency_says_how_far_it_is(command: Command, settings: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["job=latency", "method=keydiff", "job.lengths=[64,80]", "job.repeats=1", "job.new_tokens=2"]
+    assert command(*args, *(s for s in settings if not s.startswith(("benchmark", "limit")))) == 0
+    said = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if " rounds" in line]
+    assert said == ["4 rounds", *(f"{n}/4 rounds" for n in range(1, 5))]
+
+
+def test_what_is_slow_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while, and only then."""
+    said = threading.Event()
+
+    class Heard(io.StringIO):
+        def flush(self) -> None:
+            said.set()
+
+    stream = Heard()
+    monkeypatch.setattr("sys.stderr", stream)
+    with explain_wait("reading the weights", patience_s=0):
+        assert said.wait(60)
+    with explain_wait("something quick", patience_s=600):
+        pass
+    assert stream.getvalue() == "reading the weights ...\n"
+
+
 def test_calibrate_says_how_far_it_is(
     command: Command, settings: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = [s for s in settings if not s.startswith(("benchmark", "limit"))]
     small = ["calibration.benchmark.length=1200", "calibration.benchmark.tasks=[niah_single_1]", "job.oracle.horizon=2"]
     assert command("job=calibrate", "scorer=keydiff", "calibration.contexts=2", *kept, *small) == 0
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" ...")]
     assert said[0].endswith(": measure")
     assert said[1:2] == ["2 contexts"]
     assert [line.split(",")[0] for line in said[2:]] == ["1/2 contexts", "2/2 contexts"]

@@ -16,7 +16,7 @@ import pytest
 from evals.run.fingerprint import fingerprint
 from tests.as_typed import ROOT, Command, process
 
-RUN = "random__snapkv-snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
+RUN = "random__snapkv__b0.2__ruler-1200__n2__s0__benchmark.tasks=niah_single_1,niah_multikey_2"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_folder_and_table(
         "time per token",
     ):
         assert word in shown
-    full = finished.name.replace("snapkv-snapkv__b0.2", "full")
+    full = finished.name.replace("snapkv__b0.2", "full")
     assert {p.name for p in finished.parent.iterdir()} == {finished.name, full}
     result = json.loads((finished / "result.json").read_text())
     assert result["status"] == "done"
@@ -145,7 +145,7 @@ def test_a_name_that_another_experiment_has_gets_a_hash(
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     for _ in range(2):
         assert command(*settings, "method=snapkv", "budget=0.2") == 0
-    names = {path.name for path in finished.parent.glob("*__snapkv-snapkv__*")}
+    names = {path.name for path in finished.parent.glob("*__snapkv__*")}
     (new,) = names - {finished.name}
     assert new.startswith(f"{finished.name}__")
     assert json.loads((finished.parent / new / "result.json").read_text())["run_id"] == new

@@ -15,7 +15,7 @@ MODEL_LIBRARIES = {"torch", "transformers", "datasets", "safetensors", "tokenize
 
 JOBS = {
     "evaluate": ["method=snapkv"],
-    "a sweep": ["-m", "method=snapkv,full", "budget=0.2,0.4"],
+    "a sweep": ["-m", "method=snapkv,full", "budget=0.2,0.4", "verbose=true"],
     "latency": ["method=keydiff", "job=latency", "job.lengths=[64]", "job.repeats=1", "job.new_tokens=2"],
     "calibrate": [
         *("job=calibrate", "scorer=keydiff", "job.save=true", "job.oracle.horizon=2", "calibration.contexts=1"),

@@ -18,6 +18,7 @@ import torch
 
 from baselines.keydiff import KeyDiff
 from evals.jobs import decode
+from evals.run import summary
 from evals.run.tracking import Tracker, Wandb
 from tests.as_typed import ROOT, Command
 
@@ -256,3 +257,80 @@ def test_tables_of_two_calibrations_are_two_methods_of_one_sweep(
     assert [path.parent.name for path in sorted(tmp_path.glob("*lukv_plus*/result.json"))] == found
     assert command(*sweep, "method=keydiff") == 0
     assert len(list(tmp_path.glob("*keydiff*/result.json"))) == 1
+
+
+def read_matrix(out: str) -> dict[str, list[str]]:
+    """First word of each row -> the rest, of the tables that a sweep ends with."""
+    rows = (line.split() for line in out.partition("95% interval\n")[2].splitlines())
+    return {row[0]: row[1:] for row in rows if row}
+
+
+def test_it_ends_with_a_matrix_of_its_scores(
+    command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of new and finished runs alike; each run's own table only if that is asked for."""
+    sweep = ["-m", *settings, "method=snapkv,lukv,streaming", "budget=0.4,0.1"]
+    assert command(*sweep) == 2  # LU-KV has no table for this model
+    out = capsys.readouterr().out
+    head, *lines = out.strip().splitlines()
+    model = results(tmp_path)[next(iter(results(tmp_path)))]["experiment"]
+    assert head == f"{model}: mean of 2 tasks (n = 4) in per cent, 95% interval"
+    assert lines[0].split() == ["method", "kept", "10%", "kept", "40%"]
+    assert lines[2].split()[0] == "full"
+    assert (
+        lines[-1] == f"in {tmp_path}/; each task, differences, figures and a page: python report.py --runs {tmp_path}"
+    )
+    assert lines[-2] == "6 runs: 4 done, 0 skipped, 2 failed"
+    assert " and 1 more  failed  no budget table at " in lines[-3]
+    assert "kept share" not in out
+    found = read_matrix(out)
+    for folder, result in results(tmp_path).items():
+        label, budget = folder.split("__")[1:3]
+        low, high = (f"{100 * end:.1f}" for end in result["ci95"])
+        cells = [f"{100 * result['score']:.1f}", f"({low}-{high})"]
+        column = {"b0.1": slice(0, 2), "b0.4": slice(2, 4)}.get(budget)
+        assert (found[label][column] if column else found[label]) == (cells if column else 2 * cells)
+    assert command(*sweep, "verbose=true") == 2
+    out = capsys.readouterr().out
+    assert (out.count("already done"), out.count("kept share")) == (4, 4)
+    assert read_matrix(out)["snapkv"] == found["snapkv"]
+
+
+def test_a_full_cache_that_was_asked_other_prompts_is_not_in_it(
+    command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by a chat template that says the date: all settings are the same."""
+    sweep = ["-m", *settings, "method=random", "budget=0.1,0.4"]
+    assert command(*sweep) == 0
+    assert "\nfull " in capsys.readouterr().out
+    (full,) = tmp_path.glob("*__full__*/run.json")
+    about = json.loads(full.read_text())
+    about["prompts"]["niah_single_1 v1"] = "0" * 16
+    full.write_text(json.dumps(about))
+    assert command(*sweep) == 0
+    out = capsys.readouterr().out
+    assert "was asked other prompts in niah_single_1 v1" in out
+    assert "\nrandom " in out
+    assert "\nfull " not in out
+
+
+def test_a_matrix_of_each_model_and_seed(
+    command: Command, settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("-m", *settings, "method=random", "budget_tokens=9,20", "seed=0,1", "reference=null") == 0
+    out = capsys.readouterr().out
+    assert out.count("9 tokens") == out.count("20 tokens") == out.count("95% interval") == 2
+    assert "full" not in out
+
+
+def test_a_matrix_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["method", *(f"kept {i}%" for i in range(7))], ["x" * 20, *["100.0 (90.0-100.0)"] * 7]]
+    wide = summary.fit_terminal(rows)
+    assert len(wide.splitlines()) == 3
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    for columns, tables in ((200, 1), (80, 3), (50, 7), (10, 7)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        shown = summary.fit_terminal(rows)
+        assert shown.count("method") == tables
+        assert columns < 40 or max(map(len, shown.splitlines())) <= columns
+        assert shown.count("kept") == 7

@@ -57,8 +57,8 @@ def refuses(command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 
 
 def progress(line: str) -> bool:
-    """What a run says of its way: its name, "6 samples", "2/6 samples, 1 s, about 2 s left"."""
-    return re.match(r"[^ ]+__[^ ]+$|[^ ]+__[^ ]+, \d+ runs$|\d+(/\d+)? samples", line) is not None
+    """What a run says of its way: its name, "6 samples", "2/6 samples, 1 s, about 2 s left", "loading it ..."."""
+    return re.match(r"[^ ]+__[^ ]+$|[^ ]+__[^ ]+, \d+ runs$|\d+(/\d+)? samples|.* \.\.\.$", line) is not None
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -120,7 +120,7 @@ def test_names_from_a_config_stay_inside(name: str, command: Command, short: lis
 
 def test_a_run_id_cannot_be_given(command: Command, short: list[str], tmp_path: Path) -> None:
     assert command(*short, "method=snapkv", "limit=1", "+job.run_id=../../outside") == 0
-    assert only(tmp_path / "runs").name.startswith("random__snapkv-snapkv__")
+    assert only(tmp_path / "runs").name.startswith("random__snapkv__")
     assert not (tmp_path.parent / "outside").exists()
 
 

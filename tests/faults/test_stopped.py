@@ -234,7 +234,7 @@ def test_two_runs_that_share_a_reference_wait_for_it(evaluation: list[str], tmp_
     processes = [start(tmp_path / f"log{name}", job(run, tmp_path / "runs")) for name, run in runs.items()]
     assert [end(process) for process in processes] == [0, 0], (tmp_path / "logkeydiff").read_text()
     names = sorted(path.name.split("__")[1] for path in (tmp_path / "runs").iterdir())
-    assert names == ["full", "keydiff-keydiff", "snapkv-snapkv"]
+    assert names == ["full", "keydiff", "snapkv"]
     for folder in (tmp_path / "runs").iterdir():
         assert len(lines(folder)) == 3
 

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SAID = {
-    "01_quickstart": ("KiB of", "tiny__lukv-keydiff__b0.1__ruler-1024__n2__s0", "mean of tasks"),
+    "01_quickstart": ("KiB of", "tiny__lukv__b0.1__ruler-1024__n2__s0", "mean of tasks"),
     "02_head_budgets": ("needs most", "no allocation can lose less than", "equal budgets"),
     "03_add_a_method": ("not [K, T] = ", "largest_value", "random"),
 }

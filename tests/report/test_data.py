@@ -38,7 +38,7 @@ def find(cells: list[Cell], method: str, task: str) -> Cell:
 def test_a_line_says_everything(runs: Path) -> None:
     cells = collect(runs)
     assert len(cells) == 3 * 3
-    mean, one = (find(cells, "lukv-keydiff", task) for task in (MEAN, "one"))
+    mean, one = (find(cells, "lukv", task) for task in (MEAN, "one"))
     assert (mean.score, mean.n, mean.full) == ((0.25 + 0.375) / 2, 6, (0.75 + 0.5) / 2)
     assert (one.score, one.n, one.full) == (0.25, 4, 0.75)
     assert (one.low, one.high) == pytest.approx(
@@ -47,7 +47,7 @@ def test_a_line_says_everything(runs: Path) -> None:
     assert (mean.model, mean.benchmark, mean.protocol) == ("tiny", "ruler-512", "question-agnostic")
     assert (mean.scorer, mean.allocator, mean.budget) == ("keydiff", "budget_table", "0.1")
     assert mean.command == "python run.py method=lukv budget=0.1"
-    assert find(cells, "snapkv-snapkv scorer.window=16", MEAN).allocator == "uniform"
+    assert find(cells, "snapkv scorer.window=16", MEAN).allocator == "uniform"
     assert [c.method for c in cells[:3]] == ["full"] * 3
     assert find(cells, "full", MEAN).budget == "all"
 
@@ -78,8 +78,8 @@ def test_the_largest_run_counts_and_its_own_full_cache(runs: Path) -> None:
     write_more(runs, more, 80, "method=full")
     write_more(runs, better, 80, "method=lukv", "budget=0.1")
     cells = collect(runs)
-    assert find(cells, "lukv-keydiff", MEAN).n == 12
-    assert find(cells, "snapkv-snapkv scorer.window=16", MEAN).n == 6
+    assert find(cells, "lukv", MEAN).n == 12
+    assert find(cells, "snapkv scorer.window=16", MEAN).n == 6
     assert sorted(c.n for c in cells if c.method == "full" and c.task == MEAN) == [6, 12]
     small = [c.run_id for c in collect(runs, "*__n80__*")]
     assert set(small) == {r["run_id"] for r in read_results(runs) if "__n80__" in r["run_id"]}
@@ -113,7 +113,7 @@ def test_runs_of_an_older_version(tmp_path: Path) -> None:
     assert result["tasks"]["niah_single_1"]["ci95"] == [pytest.approx(low), 1]
     mean, task = collect(tmp_path)
     assert (mean.low, task.low, task.high, task.full) == (pytest.approx(low), pytest.approx(low), 1, None)
-    assert mean.method == "lukv-keydiff"
+    assert mean.method == "lukv"
     assert mean.commit.startswith(json.loads((OLD / "run.json").read_text())["git_sha"][:12])
 
 
@@ -124,12 +124,12 @@ def test_the_models_own_tables_are_no_part_of_a_rows_name(folder: str, row: str,
     result["run_id"] += f"__model.tables={folder}-tables"
     shutil.copytree(OLD, tmp_path / result["run_id"])
     (tmp_path / result["run_id"] / "result.json").write_text(json.dumps(result))
-    assert {c.method for c in collect(tmp_path)} == {f"lukv-keydiff{row}"}
+    assert {c.method for c in collect(tmp_path)} == {f"lukv{row}"}
 
 
 def test_a_row_is_not_named_by_a_place(tmp_path: Path) -> None:
     write_evaluation(tmp_path, MINE, "method=lukv", "budget=0.2", f"model.tables={tmp_path}/mine")
-    assert {c.method for c in collect(tmp_path)} == {"lukv-keydiff allocator.path=keydiff.safetensors"}
+    assert {c.method for c in collect(tmp_path)} == {"lukv allocator.path=keydiff.safetensors"}
 
 
 @given(st.lists(st.text("ab._-", min_size=1, max_size=4).filter(lambda x: x.strip(".")), min_size=1, max_size=4))

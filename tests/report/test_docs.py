@@ -30,7 +30,7 @@ def test_other_data_make_other_documents(copy: Documents) -> None:
     assert find_stale(copy) == []
     before = page.read_text()
     lines = data.read_text().splitlines()
-    i = next(i for i, line in enumerate(lines) if ",lukv-keydiff,keydiff,budget_table,0.2,mean," in line)
+    i = next(i for i, line in enumerate(lines) if ",lukv,keydiff,budget_table,0.2,mean," in line)
     head, tail = lines[i].split(",mean,")
     lines[i] = f"{head},mean,0.4321,{tail.split(',', 1)[1]}"
     data.write_text("\n".join(lines) + "\n")

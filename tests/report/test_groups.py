@@ -44,10 +44,10 @@ def test_older_runs_stand_beside_new_ones_of_the_same_prompts(tmp_path: Path) ->
     write_evaluation(tmp_path, SCORES, "method=keydiff", about=NEW)
     old = write_evaluation(tmp_path, SCORES, "method=snapkv", about=NEW)
     make_old(tmp_path, old, {"sources": "ruler-sources"})
-    assert groups(tmp_path) == {"tiny__ruler-512__n40__s0": ["full", "keydiff-keydiff", "snapkv-snapkv"]}
+    assert groups(tmp_path) == {"tiny__ruler-512__n40__s0": ["full", "keydiff", "snapkv"]}
     done = process("--runs", str(tmp_path), "--against", "keydiff", program="report.py")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("snapkv-snapkv") == 1
+    assert done.stdout.count("snapkv") == 1
     assert "+0.0" in next(line for line in done.stdout.splitlines() if line.startswith("snapkv"))
 
 
@@ -70,7 +70,7 @@ def test_other_prompts_answers_weights_or_tasks_are_another_table(tmp_path: Path
         write_evaluation(tmp_path, SCORES, "method=snapkv", f"budget=0.{budget}", about={**NEW, **other})
     write_evaluation(tmp_path, {"vt": [0.9] * 40}, "method=keydiff", about={**NEW, "prompts": {"vt v1": "aaaa"}})
     found = groups(tmp_path)
-    assert sorted(found.values()) == [["full"], ["keydiff-keydiff"], *[["snapkv-snapkv"]] * 3]
+    assert sorted(found.values()) == [["full"], ["keydiff"], *[["snapkv"]] * 3]
     done = process("--runs", str(tmp_path), program="report.py")
     assert done.returncode == 0, done.stderr
     assert "**" not in (tmp_path / "report" / "report.md").read_text()
@@ -81,7 +81,24 @@ def test_an_older_run_without_weights_is_not_given_to_either_of_two_models(tmp_p
     write_evaluation(tmp_path, SCORES, "method=keydiff", about={**NEW, "weights_hash": "4567"})
     old = write_evaluation(tmp_path, SCORES, "method=snapkv", about=NEW)
     make_old(tmp_path, old, {"sources": "ruler-sources"})
-    assert sorted(groups(tmp_path).values()) == [["full"], ["keydiff-keydiff"], ["snapkv-snapkv"]]
+    assert sorted(groups(tmp_path).values()) == [["full"], ["keydiff"], ["snapkv"]]
+
+
+def test_an_older_label_is_read_as_todays(tmp_path: Path) -> None:
+    """It had every scorer's name, and the method= that was typed: both budgets of a method are one row."""
+    names = {"method=keydiff": "lukv-keydiff-uniform-own", "method=expected_attention": "expected_attention-" * 2}
+    for typed, older in names.items():
+        write_evaluation(tmp_path, SCORES, typed, "budget=0.1", "scorer.eps=0.5" if "exp" in typed else "seed=0")
+        old = write_evaluation(tmp_path, SCORES, typed, "budget=0.2", "scorer.eps=0.5" if "exp" in typed else "seed=0")
+        result = json.loads((tmp_path / old / "result.json").read_text())
+        words = [older.strip("-"), *result["label"].split()[1:]]
+        (tmp_path / old / "result.json").write_text(
+            json.dumps({**result, "method": older.split("-")[0], "label": " ".join(words)})
+        )
+    assert sorted(*groups(tmp_path).values()) == [
+        *["expected_attention scorer.eps=0.5"] * 2,
+        *["keydiff"] * 2,
+    ]
 
 
 def test_two_tables_of_one_name_are_two_rows(tmp_path: Path) -> None:
@@ -96,14 +113,16 @@ def test_two_tables_of_one_name_are_two_rows(tmp_path: Path) -> None:
     other = {**result, "run_id": copy.name, "config_hash": "0123456789abcdef"}
     (copy / "result.json").write_text(json.dumps(other))
     (labels,) = groups(tmp_path).values()
-    assert labels == ["lukv-keydiff", f"lukv-keydiff {result['config_hash'][:8]}", "lukv-keydiff 01234567"]
+    assert labels == ["lukv", f"lukv {result['config_hash'][:8]}", "lukv 01234567"]
 
 
 def test_an_id_that_was_cut_does_not_make_each_budget_a_method() -> None:
     start, end = "model__{}__jsonl-questions__s0__benchmark.data=", "x" * 200
     ids = [(start.format(f"lukv-keydiff__{b}") + end)[:191] + f"-0123456{i}" for i, b in enumerate(("b0.1", "b0.2"))]
     whole = start.replace("{}__", "") + "y"
-    assert {label({"run_id": i, "experiment": whole, "config": {"budget": 0.1}}) for i in ids} == {"lukv-keydiff"}
+    config = {"budget": 0.1, "scorer": "keydiff", "allocator": "budget_table", "protection": "equal"}
+    about = {"method": "lukv", "experiment": whole, "config": config}
+    assert {label({**about, "run_id": i}) for i in ids} == {"lukv"}
 
 
 def test_a_task_that_the_reference_lacks_has_no_score_of_its() -> None:
