@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evals.report.captions import describe_runs
 from evals.report.runs import label
 from evals.text import percent, size
 
@@ -77,17 +78,6 @@ def sort_tables(rows: Sequence[Row]) -> list[list[Row]]:
     return [sorted(groups[name], key=lambda row: (-budget(row), -row["score"])) for name in sorted(groups)]
 
 
-def describe_samples(row: Row) -> str:
-    """How many samples were used, the seed, and the settings that all runs of the table share.
-
-    An experiment is named model__benchmark__n50__s0__SETTING...
-    """
-    limit, seed = row["config"]["limit"], row["config"]["seed"]
-    _, _, *settings = row["experiment"].split("__")
-    more = [setting for setting in settings if setting not in (f"n{limit}", f"s{seed}")]
-    return ", ".join([*([f"{limit} sample{'s' * (limit != 1)} a task"] if limit else []), f"seed {seed}", *more])
-
-
 def budget(row: Row) -> float:
     """The budget as a number to sort by: a share, or tokens a head. The full cache is infinite."""
     config = row["config"]
@@ -141,7 +131,7 @@ def html_table(rows: Sequence[Row]) -> str:
         values = "".join(f' data-{key}="{escape(filter_value(key, row))}"' for key in FILTERS)
         kind = ' class="full"' if math.isinf(budget(row)) else ""
         bodies.append(f"<tbody{kind}{values}><tr>{''.join(cells)}</tr>\n{details(row, len(names))}</tbody>\n")
-    about = f"{rows[0]['model']}, {describe_samples(rows[0])}"
+    about = describe_runs(rows)
     title = f"{escape(rows[0]['benchmark'])} <small>{escape(about)}</small>"
     return (
         f'<section><h2>{title}</h2><div class="scroll"><table>\n'
