@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from evals.report.compare import compare_group, find_label
 from evals.report.data import collect, write_data
+from evals.report.details import score_depths
 from evals.report.paper import GROUP_BY, make_tables, write_tables
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.select import KEYS, select_results
@@ -32,7 +33,7 @@ from evals.text import suggest_nearest, table
 
 COMMANDS = ("score", "data")
 
-SAMPLES_A_TASK = 2
+SAMPLES_A_TASK = 3
 """Samples of each task that the page shows of a run."""
 
 
@@ -90,12 +91,15 @@ def links(figures: dict[str, Path]) -> list[str]:
 
 
 def add_details(r: Result, folder: Path) -> Result:
-    """A result with what the page shows when its row is opened: the command that repeats it and some samples."""
+    """A result with what the page shows when its row is opened: the commands, scores by depth, and some samples."""
+    lines = read_samples(folder / "samples.jsonl")
     by_task: dict[str, list[Result]] = {}
-    for line in read_samples(folder / "samples.jsonl"):
+    for line in lines:
         by_task.setdefault(line["task"], []).append(line)
-    samples = [line for lines in by_task.values() for line in lines[:SAMPLES_A_TASK]]
-    return {**r, "samples": samples, "command": read_json(folder / "run.json").get("command")}
+    samples = [line for found in by_task.values() for line in found[:SAMPLES_A_TASK]]
+    about = read_json(folder / "run.json")
+    commands = {"repeat": about.get("repeat"), "command": about.get("command")}
+    return {**r, **commands, "samples": samples, "depths": score_depths(lines)}
 
 
 def score(predictions: Path, protocol: str, e: bool) -> int:

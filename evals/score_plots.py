@@ -128,8 +128,8 @@ def draw_full(axes: Axes, full: Row) -> None:
     level = 100 * full["score"]
     axes.axhline(level, color="black", linewidth=1, linestyle="--", zorder=1)
     axes.axhspan(100 * full["ci95"][0], 100 * full["ci95"][1], color="black", alpha=0.06, linewidth=0)
-    where = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "va": "bottom"}
-    axes.annotate("full cache", (0.01, level), (0, 2), fontsize=8, **where)
+    at = axes.get_yaxis_transform()
+    axes.annotate("full cache", (0.01, level), (0, 2), fontsize=8, xycoords=at, textcoords="offset points", va="bottom")
 
 
 def name_ends(axes: Axes, ends: Mapping[str, tuple[str, float]]) -> None:
