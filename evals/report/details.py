@@ -13,8 +13,9 @@ DEPTHS = 5
 
 
 def score_depths(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """Task -> the mean score (0..1) of the samples whose answer stands in each of DEPTHS parts of the context, None of a
-    part that has none. Tasks whose contexts do not say the answer are left out.
+    """Task -> the mean score (0..1) of the samples whose answer stands in each of DEPTHS parts of the context.
+
+    None for a part that has none. Tasks whose contexts do not say the answer are left out.
 
     lines: of samples.jsonl.
     """
@@ -90,7 +91,7 @@ def heat_map(caption: str, values: Sequence[Sequence[float | None]], names: Sequ
 
 
 def html_sample(line: Mapping[str, Any]) -> str:
-    """A line of samples.jsonl: the question, and below it side by side what was said, what was expected and the rest."""
+    """A line of samples.jsonl: the question, and below it side by side what was said, what was expected, the rest."""
     score = "failed" if line.get("score") is None else f"{100 * line['score']:.0f}"
     kept = line.get("kept_share")
     parts = {

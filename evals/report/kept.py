@@ -1,4 +1,4 @@
-"""A view on the page: a context, and which of its tokens each method kept. Of runs that were made with record_kept=N."""
+"""A view on the page: a context, and which of its tokens each method kept. Of runs made with record_kept=N."""
 
 from __future__ import annotations
 

@@ -67,9 +67,7 @@ class KeptTokens(TypedDict):
     """Which tokens of a context stayed, where record_kept= asked for it."""
 
     tokens: list[str]  # the context, token by token
-    layers: dict[
-        str, str
-    ]  # "0-3" or "4" -> a digit for each token: the share of these layers' KV heads that kept it, 0 to 9
+    layers: dict[str, str]  # "0-3" or "4" -> a digit a token: 9 if all KV heads of these layers kept it, 0 if none
 
 
 class OlderSample(TypedDict):
