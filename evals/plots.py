@@ -159,6 +159,8 @@ def save(
     about = {"Description": description} if description else {}
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the same layout in each format, and found once
         for ending in formats:
             metadata = {**FORMATS[ending], **(about if ending == ".png" else {})}
             figure.savefig(path.with_suffix(ending), dpi=130, metadata=metadata)

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from evals.looks import find_look
 from evals.report.data import MEAN, Cell, read_data
 from evals.run.instantiate import suggest_nearest
 from scripts.doc_tables import ALL, Table
@@ -90,8 +91,9 @@ def as_row(cell: Cell) -> dict[str, Any]:
 
 
 def fingerprint(plan: Mapping[str, Any]) -> str:
-    """Of what a figure shows. The file carries it, so that it need not be drawn again to be compared."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    """Of what a figure shows, and how. The file carries it, so that it need not be drawn again to be compared."""
+    looks = [str(find_look(label)) for label in plan["lines"]]
+    return hashlib.sha256(json.dumps([plan, looks], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_fingerprint(path: Path) -> str | None:

@@ -21,13 +21,16 @@ def compare_with_full(
     theirs = {line["id"]: line.get("score") for line in read_samples(full / "samples.jsonl")}
     by_task: dict[str, list[tuple[float, float]]] = {}
     for line in samples:
-        if line.get("score") is None or theirs.get(line["id"]) is None:
+        mine, other = line.get("score"), theirs.get(line["id"])
+        if mine is None or other is None:
             return {}
-        by_task.setdefault(line["task"], []).append((line["score"], theirs[line["id"]]))
+        by_task.setdefault(line["task"], []).append((mine, other))
     if not by_task or len(theirs) != len(samples):
         return {}
-    mine, beside = (sum(sum(p[i] for p in pairs) / len(pairs) for pairs in by_task.values()) for i in (0, 1))
-    return {"score/full": beside / len(by_task), "score/minus_full": (mine - beside) / len(by_task)}
+    score, full_score = (
+        sum(sum(pair[i] for pair in pairs) / len(pairs) for pairs in by_task.values()) / len(by_task) for i in (0, 1)
+    )
+    return {"score/full": full_score, "score/minus_full": score - full_score}
 
 
 def find_full(folder: Path, result: Mapping[str, Any]) -> Path | None:
