@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo smollm2 docs test test-slow test-faults test-mutations test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
+.PHONY: help setup demo smollm2 docs notebooks test test-slow test-faults test-mutations test-versions test-peers test-gpu test-slurm check format bench bench-full pin flash clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,9 @@ smollm2: $(READY) ## fetch SmolLM2-135M-Instruct, 93 MB, for model=smollm2-135m-
 
 docs: $(READY) ## write the tables and figures of README.md and docs/ from docs/data
 	$(PY) -m scripts.docs
+
+notebooks: $(READY) ## run the notebooks and store their outputs in them
+	$(PY) -m scripts.notebooks
 
 test: $(READY) ## the tests that need nothing but this machine, in minutes
 	$(PY) -m pytest -n $(JOBS) --dist loadfile

@@ -1,6 +1,7 @@
 """Every finished run in runs/ as tables (markdown and csv), figures, and one page to look at.
 
 python report.py [--runs runs] [--out runs/report] [--against lukv]
+python report.py --select model=tiny --select budget=0.1,0.2 --group-by budget    of these runs, a column a budget
 python report.py score --predictions PATH      LongBench scores of a file of predictions, without a model
 python report.py data --name NAME              docs/data/NAME.csv: one line a cell, what `make docs` writes tables from
 python report.py export --format kvpress       runs of RULER and LongBench as kvpress's leaderboard takes them
@@ -12,13 +13,17 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.report.compare import compare_group, find_label
 from evals.report.data import collect, write_data
+from evals.report.details import score_depths
+from evals.report.paper import GROUP_BY, make_tables, write_tables
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
+from evals.report.select import KEYS, select_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
 from evals.run.files import read_json
 from evals.run.folder import read_samples
@@ -28,13 +33,17 @@ from evals.text import suggest_nearest, table
 
 COMMANDS = ("score", "data", "export")
 
-SAMPLES_A_TASK = 2
+SAMPLES_A_TASK = 3
 """Samples of each task that the page shows of a run."""
 
 
-def write(runs: Path, out: Path, against: str | None) -> int:
-    """Write all files of the report. Each run is compared with the method `against` (lukv, if it was run)."""
-    results, latencies = read_results(runs), read_latencies(runs)
+def write(runs: Path, out: Path, against: str | None, select: Sequence[str] = (), by: str = "budget") -> int:
+    """Write all files of the report. Each run is compared with the method `against` (lukv, if it was run).
+
+    select: KEY=VALUE that the runs must meet. by: what the columns of tables.tex and tables.md are.
+    """
+    found, latencies = read_results(runs), read_latencies(runs)
+    results = select_results(found, select)
     if not results and not latencies:
         return stop(f"no finished run in {runs}/: start with  python run.py method=lukv budget=0.2")
     said: list[str] = []  # printed last: whoever reads it may close the pipe
@@ -58,6 +67,7 @@ def write(runs: Path, out: Path, against: str | None) -> int:
         sections += [markdown(name, group, compared), *links(drawings)]
         rows += [row for r in group for row in csv_rows(r, compared)]
         figures |= drawings
+    write_tables(make_tables(groups, by, others, runs), out)
     if latencies:
         drawings = draw_latencies(latencies, out)
         sections += ["## Latency and memory\n", *links(drawings)]
@@ -69,7 +79,8 @@ def write(runs: Path, out: Path, against: str | None) -> int:
         writer.writerows(rows)
     shown = [add_details(r, runs / r["run_id"]) for group in groups.values() for r in group]
     write_page(shown, figures, out / "leaderboard.html")
-    print(*said, f"{len(results)} runs: {out}/report.md, {out}/scores.csv, {out}/leaderboard.html", sep="\n")
+    files = "report.md, scores.csv, tables.tex, tables.md, leaderboard.html"
+    print(*said, f"{len(results)} runs in {out}/: {files}", sep="\n")
     return 0
 
 
@@ -79,12 +90,15 @@ def links(figures: dict[str, Path]) -> list[str]:
 
 
 def add_details(r: Result, folder: Path) -> Result:
-    """A result with what the page shows when its row is opened: the command that repeats it and some samples."""
+    """A result with what the page shows when its row is opened: the commands, scores by depth, and some samples."""
+    lines = read_samples(folder / "samples.jsonl")
     by_task: dict[str, list[Result]] = {}
-    for line in read_samples(folder / "samples.jsonl"):
+    for line in lines:
         by_task.setdefault(line["task"], []).append(line)
-    samples = [line for lines in by_task.values() for line in lines[:SAMPLES_A_TASK]]
-    return {**r, "samples": samples, "command": read_json(folder / "run.json").get("command")}
+    samples = [line for found in by_task.values() for line in found[:SAMPLES_A_TASK]]
+    about = read_json(folder / "run.json")
+    commands = {"repeat": about.get("repeat"), "command": about.get("command")}
+    return {**r, **commands, "samples": samples, "depths": score_depths(lines)}
 
 
 def score(predictions: Path, protocol: str, e: bool) -> int:
@@ -131,7 +145,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """A mistyped option is named before its value is taken for a command. Each command checks its own options."""
         args = sys.argv[1:] if args is None else args
-        known = ["--help", *re.findall(r"--\w+", self.format_usage())]
+        known = ["--help", *re.findall(r"--[\w-]+", self.format_usage())]
         for option in (a.partition("=")[0] for a in takewhile(lambda a: a not in COMMANDS, args) if a.startswith("--")):
             if not any(name.startswith(option) for name in known):
                 self.error(f"no option {option}.{suggest_nearest(option, known)}")
@@ -155,6 +169,16 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, help="folder to write to (default: RUNS/report)")
     parser.add_argument("--against", metavar="METHOD", help="compare the others with it, on the same samples (lukv)")
+    parser.add_argument(
+        "--select",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"only these runs (may be repeated). KEY: {', '.join(KEYS)}; VALUE: one, a few with commas, or a pattern",
+    )
+    parser.add_argument(
+        "--group-by", default="budget", choices=GROUP_BY, help="the columns of tables.tex and tables.md (budget)"
+    )
     commands = parser.add_subparsers(dest="command")
     scoring = commands.add_parser("score", help="score LongBench predictions")
     scoring.add_argument(
@@ -185,7 +209,7 @@ def main() -> int:
                 return write_cells(args.runs, args.only, args.to / f"{args.name}.csv")
             if args.command == "export":
                 return write_export(args.runs, args.only, args.to or args.runs / "report" / "kvpress")
-            return write(args.runs, args.out or args.runs / "report", args.against)
+            return write(args.runs, args.out or args.runs / "report", args.against, args.select, args.group_by)
         return 0
     except (ValueError, OSError) as error:
         return stop(str(error))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import IO, Any
 
 import matplotlib
@@ -15,49 +16,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from evals.looks import find_look
 from lukv.budgets.table import BudgetTable
+
+matplotlib.rcParams |= {"pdf.fonttype": 42, "svg.hashsalt": "lukv"}  # fonts that journals take; the same file each time
 
 Row = Mapping[str, Any]
 
 Heads = np.ndarray | Sequence[Sequence[float]]
 """[layers, heads], each 0..1."""
-
-MARKERS = "osD^v<>PX*hd"
-
-AXES = {"kept_share": (100, "cache kept (% of the prompt's entries)"), "cache_bytes": (2**-20, "cache (MiB a context)")}
-"""What a score can be drawn against: the factor from a row's value to the axis's, and the axis's name."""
-
-
-def draw_scores(
-    x: str, lines: Mapping[str, Sequence[Row]], full: Row | None, title: str, path: Path, description: str | None = None
-) -> None:
-    """The mean score (per cent) of each method over x, with its 95% interval. The full cache is a dashed level.
-
-    x       a key of AXES: what each row is placed by
-    lines   label -> rows with kept_share, cache_bytes, score and ci95 (shares and scores in 0..1)
-    full    the full cache's row: method, score and ci95
-    description  kept in the file, where nobody sees it
-    """
-    factor, name = AXES[x]
-    # room for a legend of one line a method
-    size = 4.9 + 0.055 * max(map(len, lines), default=0), max(4.5, 0.8 + 0.17 * len(lines))
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    ordered = sorted(lines.items(), key=lambda item: -max(row["score"] for row in item[1]))
-    for i, (label, unsorted) in enumerate(ordered):
-        rows = sorted(unsorted, key=lambda row: row[x])
-        y = [100 * row["score"] for row in rows]
-        around = [[100 * (r["score"] - r["ci95"][0]) for r in rows], [100 * (r["ci95"][1] - r["score"]) for r in rows]]
-        bars = [[max(e, 0) for e in side] for side in around]
-        axes.errorbar([factor * row[x] for row in rows], y, bars, label=label, capsize=2, **line_style(i))
-    if full is not None:
-        axes.axhline(100 * full["score"], color="black", linewidth=1, linestyle="--", label=full["method"] + " cache")
-        axes.axhspan(100 * full["ci95"][0], 100 * full["ci95"][1], color="black", alpha=0.06)
-    axes.set(xlabel=name, ylabel="mean score (%)")
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.25)
-    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside right center", frameon=False)
-    save(figure, title, path, description)
-
 
 COSTS = {
     "ttft_s": (1e3, "time to first token (ms)"),
@@ -75,10 +42,10 @@ def draw_costs(rows: Sequence[Row], title: str, path: Path) -> None:
     figure, panels = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", sharex=True)
     labels = list(dict.fromkeys(row["label"] for row in rows))
     for axes, (key, (factor, name)) in zip(panels.flat, COSTS.items(), strict=True):
-        for i, label in enumerate(labels):
+        for label in labels:
             mine = sorted((r for r in rows if r["label"] == label), key=lambda r: r["context_tokens"])
             y = [factor * r[key] for r in mine]
-            axes.plot([r["context_tokens"] for r in mine], y, label=label, **line_style(i))
+            axes.plot([r["context_tokens"] for r in mine], y, label=label, **find_look(label).line())
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_ylim(bottom=0)
@@ -129,12 +96,6 @@ def draw_heads(
     save(figure, title, path)
 
 
-def line_style(i: int) -> dict[str, Any]:
-    """Marker and colour of the i-th line. They repeat after 60 lines."""
-    colour = plt.get_cmap("tab20")(i % 20)
-    return {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1.4, "color": colour}
-
-
 def draw_budgets(table: BudgetTable, path: Path, budgets: Sequence[float] = (0.05, 0.1, 0.2, 0.5)) -> None:
     """The share that each KV head keeps at several overall budgets (shares kept)."""
     panels = {f"{100 * budget:g}% kept": table.shares(budget) for budget in budgets}
@@ -181,12 +142,30 @@ def draw_loss_curves(table: BudgetTable, path: Path, heads: Sequence[tuple[int, 
     save(figure, f"Loss curves: {describe(table)}", path)
 
 
-def save(figure: Figure, title: str, path: Path | IO[bytes], description: str | None = None) -> None:
-    """Write the figure as a PNG and forget it. Missing folders are made. description: a text in the file's metadata."""
-    figure.suptitle(break_lines(title, 80), fontsize=9)
+FORMATS: Mapping[str, Mapping[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""What a figure is written as, and the metadata to leave out, so that the same figure is the same file."""
+
+
+def save(
+    figure: Figure, title: str, path: Path | IO[bytes], description: str | None = None, formats: Iterable[str] = FORMATS
+) -> None:
+    """Write the figure and forget it. Missing folders are made. A file without a name is a PNG.
+
+    formats      endings of the files beside `path`, whose own ending is replaced
+    description  a text in the PNG's metadata, where nobody sees it
+    """
+    whole = title.replace("n = ", "n\u00a0=\u00a0")
+    figure.suptitle(fill(whole, int(13 * figure.get_figwidth()), break_on_hyphens=False), fontsize=9)
+    about = {"Description": description} if description else {}
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Description": description} if description else None)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the same layout in each format, and found once
+        for ending in formats:
+            metadata = {**FORMATS[ending], **(about if ending == ".png" else {})}
+            figure.savefig(path.with_suffix(ending), dpi=130, metadata=metadata)
+    else:
+        figure.savefig(path, dpi=130)
     plt.close(figure)
 
 

@@ -20,11 +20,14 @@ from typing import Any
 
 import yaml
 
+from evals.looks import find_look
 from evals.report.data import MEAN, Cell, read_data
 from evals.run.instantiate import suggest_nearest
 from scripts.doc_tables import ALL, Table
 
 ROOT = Path(__file__).parents[1]
+FORMATS = (".png", ".pdf")
+"""Figures are in the pages as PNG and beside them as PDF, for papers."""
 BEGIN = re.compile(r"^<!-- table: ", re.MULTILINE)
 BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
 
@@ -64,12 +67,12 @@ class Documents:
         return BLOCK.sub(lambda found: f"{found[1]}\n{self.make_table(found[2])}\n\n{found[4]}", text)
 
     def plan_figure(self, name: str) -> dict[str, Any]:
-        """What is drawn: {lines, full, title} as evals.plots.draw_scores takes them."""
+        """What is drawn: {lines, full, title, names} as evals.score_plots.draw_scores takes them."""
         asked = self.asked["figures"][name]
         cells = [c for c in self.read_cells(asked["data"]) if c.task == MEAN]
         full = max((c for c in cells if c.budget == ALL), key=lambda c: c.n)
         lines = {
-            self.asked["names"].get(label, label): [
+            label: [
                 {**as_row(c), "kept_share": float(c.budget)} for c in cells if c.method == label and c.budget != ALL
             ]
             for label in asked["rows"]
@@ -77,7 +80,7 @@ class Documents:
         lines = {label: rows for label, rows in lines.items() if rows}
         counts = sorted({c.n for c in cells})
         title = f"{asked['title']}, n = {'/'.join(map(str, counts))} a point"
-        return {"lines": lines, "full": {**as_row(full), "method": "full"}, "title": title}
+        return {"lines": lines, "full": as_row(full), "title": title, "names": self.asked["names"]}
 
     def find_figure(self, name: str) -> Path:
         return self.root / "docs/figures" / f"{name}.png"
@@ -88,8 +91,9 @@ def as_row(cell: Cell) -> dict[str, Any]:
 
 
 def fingerprint(plan: Mapping[str, Any]) -> str:
-    """Of what a figure shows. The file carries it, so that it need not be drawn again to be compared."""
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
+    """Of what a figure shows, and how. The file carries it, so that it need not be drawn again to be compared."""
+    looks = [str(find_look(label)) for label in plan["lines"]]
+    return hashlib.sha256(json.dumps([plan, looks], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_fingerprint(path: Path) -> str | None:
@@ -105,12 +109,17 @@ def find_stale(documents: Documents) -> list[Path]:
     """The pages and figures that are not what their data say."""
     pages = [p for p in documents.pages if documents.make_page(p) != p.read_text(encoding="utf-8")]
     figures = {documents.find_figure(name): documents.plan_figure(name) for name in documents.asked["figures"]}
-    return [*pages, *(path for path, plan in figures.items() if read_fingerprint(path) != fingerprint(plan))]
+    return [*pages, *(path for path, plan in figures.items() if is_stale(path, plan))]
+
+
+def is_stale(path: Path, plan: Mapping[str, Any]) -> bool:
+    there = all(path.with_suffix(ending).is_file() for ending in FORMATS)
+    return not there or read_fingerprint(path) != fingerprint(plan)
 
 
 def write(documents: Documents) -> list[Path]:
     """Write what is stale; the files written. Nothing is written where one of them cannot be made."""
-    from evals.plots import draw_scores
+    from evals.score_plots import draw_scores
 
     stale = find_stale(documents)
     for page in set(documents.pages) & set(stale):
@@ -118,7 +127,7 @@ def write(documents: Documents) -> list[Path]:
     for name in documents.asked["figures"]:
         path, plan = documents.find_figure(name), documents.plan_figure(name)
         if path in stale:
-            draw_scores("kept_share", **plan, path=path, description=fingerprint(plan))
+            draw_scores("kept_share", **plan, path=path, description=fingerprint(plan), formats=FORMATS)
     return stale
 
 

@@ -13,7 +13,7 @@ import torch
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
 from evals.run.folder import RunFolder
-from evals.run.records import Times
+from evals.run.records import KeptTokens, Times
 from evals.run.settings import Run
 from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
@@ -28,13 +28,22 @@ Line = dict[str, Any]
 
 Answered = Iterator[tuple["ActiveRun", list[Line]]]
 
+QUESTION = 1000
+"""Characters of a question that are recorded: the last ones, as few-shot examples come first."""
+
+LAYER_GROUPS = 4
+"""Groups of neighbouring layers whose kept tokens are recorded apart."""
+
 ROWS_TOGETHER = 64
 """Sequences that are decoded together, at most. The batch of one method always is."""
 
 
 @dataclass
 class ActiveRun:
-    """A run at work. eviction: None keeps everything. failure: why it cannot go on, while the others do."""
+    """A run at work. eviction: None keeps everything. failure: why it cannot go on, while the others do.
+
+    recorded: ids of the samples that also record which tokens stayed.
+    """
 
     run: Run
     folder: RunFolder
@@ -42,6 +51,7 @@ class ActiveRun:
     done: dict[str, Line]
     failed: list[Line] = field(default_factory=list)
     failure: Exception | None = None
+    recorded: frozenset[str] = frozenset()
 
     @property
     def scorer(self) -> Scorer | None:
@@ -243,6 +253,8 @@ def ask(
             for row, question in enumerate(questions, i * len(questions)):
                 line = score_answer(question, said.tokens[row], model)
                 line |= describe_cache(kept[:, row], len(question.context), int(stored[row]), int(full[row]))
+                if question.sample.id in runs[i].recorded:
+                    line["kept_tokens"] = describe_kept(cache, row, question.context, model)
                 lines[i].append({**line, "times": times, "attention": cache.kernel})
     return lines
 
@@ -263,11 +275,39 @@ def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedMode
     return {
         "id": question.sample.id,
         "task": question.task.name,
+        "question": question.sample.question[-QUESTION:],
+        **find_answer(question.sample),
         "prediction": text,
         "references": list(question.sample.references),
         "score": next(iter(scores.values())),
         "scores": scores,
     }
+
+
+def describe_kept(cache: RaggedCache, row: int, context: Sequence[int], model: LoadedModel) -> KeptTokens:
+    """Which tokens of a row's compressed context are in the cache, for groups of neighbouring layers."""
+    layers = len(cache.evictable)
+    groups = [group for group in np.array_split(np.arange(layers), LAYER_GROUPS) if len(group)]
+    told = {}
+    for group in groups:
+        heads = [positions for layer in group for positions in cache.find_positions(int(layer), row)]
+        counts = np.bincount(torch.cat(heads).cpu().numpy(), minlength=len(context))
+        name = f"{group[0]}-{group[-1]}" if len(group) > 1 else f"{group[0]}"
+        told[name] = "".join(str(round(9 * count / len(heads))) for count in counts)
+    return {"tokens": cut_text(context, model), "layers": told}
+
+
+def cut_text(tokens: Sequence[int], model: LoadedModel) -> list[str]:
+    """The text of each token as it stands behind another: some tokenizers drop a text's first space."""
+    decode = model.tokenizer.decode
+    before = str(decode([tokens[0]]))
+    return [before, *(str(decode([tokens[0], token]))[len(before) :] for token in tokens[1:])]
+
+
+def find_answer(sample: Sample) -> dict[str, float]:
+    """{"answer_depth": where the context says a right answer first (0..1)}; empty where it says none."""
+    found = [at for text in sample.references if text and (at := sample.context.find(text)) >= 0]
+    return {"answer_depth": round(min(found) / len(sample.context), 4)} if found else {}
 
 
 def describe_cache(kept: np.ndarray, tokens: int, stored: int, full: int) -> Line:

@@ -43,6 +43,8 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
     with ExitStack() as opened:
         first = begin(folder, method, model, about)
         others = open_others(folder, sweep, model, about, opened)
+        for each in (first, *others):
+            each.recorded = choose_recorded(samples, each.run["record_kept"])
         with follow(run["track"], run.folder, list(first.done.values())) as tracker:
             answer([first, *others], sweep, samples, model, tracker)
             for other in others:
@@ -53,6 +55,14 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
             assert outcome.result is not None
             tracker.finish(outcome.result)
     return outcome.result
+
+
+def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset[str]:
+    """The ids of the first `count` samples of each task."""
+    by_task: dict[str, list[str]] = {}
+    for s in samples:
+        by_task.setdefault(s.task.name, []).append(s.sample.id)
+    return frozenset(i for ids in by_task.values() for i in ids[:count])
 
 
 def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any]) -> ActiveRun:

@@ -25,6 +25,7 @@ from evals.report.runs import (
     group_by_experiment,
     keeps_all,
     label,
+    name_protocol,
     read_results,
     read_scores,
 )
@@ -128,13 +129,6 @@ def pair(mine: Scores, full: Scores, run_id: str) -> dict[str, list[float]]:
 
 def mean_of_means(groups: Sequence[Sequence[float]]) -> float:
     return float(np.mean([np.mean(group) for group in groups]))
-
-
-def name_protocol(about: Mapping[str, Any]) -> str:
-    """How the benchmark asks, from its own description in run.json."""
-    if "protocol" in about:
-        return str(about["protocol"])
-    return "question-aware" if about.get("question_aware") else "question-agnostic"
 
 
 def name_row(r: Result) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.plots import draw_costs, draw_heads, draw_scores
+from evals.plots import draw_costs, draw_heads
+from evals.report.captions import describe_runs
 from evals.report.runs import Result, budget_label, keeps_all, label, sort_key
+from evals.score_plots import draw_scores
 
 PREFERRED_BUDGET = 0.2
 """Heads are drawn at one budget. Among budgets that equally many methods were run at, the nearest to this one is."""
@@ -24,7 +26,7 @@ def draw_experiment(name: str, group: Sequence[Result], out: Path) -> dict[str, 
     if not lines:
         return {}
     full = next((r for r in group if keeps_all(r)), None)
-    title = name.replace("__", ", ")
+    title = describe_runs(group)
     budget, memory, heads = (out / f"{name}{kind}.png" for kind in ("", "__bytes", "__heads"))
     draw_scores("kept_share", lines, full, title, budget)
     draw_scores("cache_bytes", lines, full, title, memory)

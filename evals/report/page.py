@@ -16,6 +16,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evals.report.captions import describe_runs
+from evals.report.details import html_details
+from evals.report.kept import html_kept
 from evals.report.runs import label
 from evals.text import percent, size
 
@@ -23,8 +26,9 @@ ASSETS = Path(__file__).parent / "assets"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Row = Mapping[str, Any]
-"""A finished run: its result.json. Optionally also `command` (that repeats the run) and `samples` (a few lines of its
-samples.jsonl), which are shown when the row is opened."""
+"""A finished run: its result.json. Optionally also `repeat` (the command that does this run alone), `command` (the one
+that it came from), `depths` (evals.report.details.score_depths) and `samples` (a few lines of its samples.jsonl), which
+are shown when the row is opened."""
 
 
 def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> None:
@@ -49,16 +53,17 @@ def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> 
 <h1>KV cache eviction</h1>
 <p>{len(rows)} finished runs, {datetime.now(timezone.utc):%d %B %Y}. Scores in per cent with their 95% interval;
 the budget is the share of the cache that is <em>kept</em>. Bold: the best at that budget.
-Shade: compared with the full cache.</p>
+Shade: compared with the full cache. A click on a row opens it.</p>
 </header>
 <form id="filters">
-{"".join(drop_down(key, rows) for key in FILTERS)}
-<label>Search <input type="search" name="text" placeholder="any word in a row"></label>
+{"".join(choice(key, rows) for key in FILTERS)}
+<label>Search <input type="search" name="text" placeholder="words in a row"></label>
 <output id="shown"></output>
 <button type="reset">Show all</button>
 </form>
 <main>
 {"".join(html_table(group) for group in sort_tables(rows)) or "<p>No finished runs yet.</p>"}
+{html_kept(rows)}
 {f'<section class="figures"><h2>Figures</h2>{pictures}</section>' if pictures else ""}
 </main>
 <script>{code}</script>
@@ -77,17 +82,6 @@ def sort_tables(rows: Sequence[Row]) -> list[list[Row]]:
     return [sorted(groups[name], key=lambda row: (-budget(row), -row["score"])) for name in sorted(groups)]
 
 
-def describe_samples(row: Row) -> str:
-    """How many samples were used, the seed, and the settings that all runs of the table share.
-
-    An experiment is named model__benchmark__n50__s0__SETTING...
-    """
-    limit, seed = row["config"]["limit"], row["config"]["seed"]
-    _, _, *settings = row["experiment"].split("__")
-    more = [setting for setting in settings if setting not in (f"n{limit}", f"s{seed}")]
-    return ", ".join([*([f"{limit} sample{'s' * (limit != 1)} a task"] if limit else []), f"seed {seed}", *more])
-
-
 def budget(row: Row) -> float:
     """The budget as a number to sort by: a share, or tokens a head. The full cache is infinite."""
     config = row["config"]
@@ -104,7 +98,7 @@ def budget_text(row: Row) -> str:
 
 
 FILTERS = {"model": None, "benchmark": None, "method": None, "budget": budget_text}
-"""The drop-downs above the tables. Where a row's value is not simply its entry of that name, a function gives it."""
+"""The choices above the tables. Where a row's value is not simply its entry of that name, a function gives it."""
 
 
 def filter_value(key: str, row: Row) -> str:
@@ -112,12 +106,15 @@ def filter_value(key: str, row: Row) -> str:
     return read(row) if read else str(row[key])
 
 
-def drop_down(key: str, rows: Sequence[Row]) -> str:
-    """A drop-down list of the values that the rows have."""
+def choice(key: str, rows: Sequence[Row]) -> str:
+    """A drop-down list of the values that the rows have. Any number of them can be chosen; none means all."""
     ordered = sorted(rows, key=budget if key == "budget" else lambda row: filter_value(key, row))
     values = [escape(v) for v in dict.fromkeys(filter_value(key, row) for row in ordered)]
-    options = "".join(f'<option value="{v}">{v}</option>' for v in values)
-    return f'<label>{key.capitalize()} <select name="{key}"><option value="">all</option>{options}</select></label>\n'
+    boxes = "".join(f'<label><input type="checkbox" name="{key}" value="{v}"> {v}</label>' for v in values)
+    summary = f'<summary>{key.capitalize()}: <b data-of="{key}">all</b></summary>'
+    return (
+        f'<details class="choice">{summary}<fieldset><legend>{key.capitalize()}</legend>{boxes}</fieldset></details>\n'
+    )
 
 
 def html_table(rows: Sequence[Row]) -> str:
@@ -139,9 +136,10 @@ def html_table(rows: Sequence[Row]) -> str:
             *cost_cells(row),
         ]
         values = "".join(f' data-{key}="{escape(filter_value(key, row))}"' for key in FILTERS)
+        values += f' data-run="{escape(str(row.get("run_id")))}"'
         kind = ' class="full"' if math.isinf(budget(row)) else ""
-        bodies.append(f"<tbody{kind}{values}><tr>{''.join(cells)}</tr>\n{details(row, len(names))}</tbody>\n")
-    about = f"{rows[0]['model']}, {describe_samples(rows[0])}"
+        bodies.append(f"<tbody{kind}{values}><tr>{''.join(cells)}</tr>\n{html_details(row, len(names))}</tbody>\n")
+    about = describe_runs(rows)
     title = f"{escape(rows[0]['benchmark'])} <small>{escape(about)}</small>"
     return (
         f'<section><h2>{title}</h2><div class="scroll"><table>\n'
@@ -201,34 +199,6 @@ def cost_cells(row: Row) -> Iterable[str]:
 def number_cell(value: float | None, html: str) -> str:
     """A cell that sorts by `value`. A cell without one stays last."""
     return f"<td>{html}</td>" if value is None or math.isnan(value) else f'<td data-value="{value:g}">{html}</td>'
-
-
-def details(row: Row, columns: int) -> str:
-    """The row that opens below a run: how to repeat it, what was kept, some predictions."""
-    kept, peak, batch = (
-        row.get(part, {}).get(key)
-        for part, key in (("budget", "kept_share"), ("memory", "peak_bytes"), ("time", "batch"))
-    )
-    facts = {
-        "Run": row.get("run_id"),
-        "Command": row.get("command"),
-        "Samples": ", ".join(f"{task} {entry.get('n', '?')}" for task, entry in row["tasks"].items()),
-        "Kept": kept and f"{100 * kept:.2f}% of the cache's entries",
-        "Times": batch and f"medians over batches of {batch:g} contexts",
-        "Peak memory": peak and size(peak),
-    }
-    listed = "".join(f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items() if value)
-    samples = "".join(sample_row(line) for line in row.get("samples", ()))
-    if samples:
-        samples = f'<table class="samples"><tr><th>Task<th>Prediction<th>Expected<th>Score</tr>{samples}</table>'
-    return f'<tr class="details" hidden><td colspan="{columns}"><dl>{listed}</dl>{samples}</td></tr>'
-
-
-def sample_row(line: Mapping[str, Any]) -> str:
-    """A line of samples.jsonl as a table row, escaped."""
-    score = "failed" if line.get("score") is None else f"{100 * line['score']:.0f}"
-    texts = (line["task"], line.get("prediction", ""), ", ".join(map(str, line.get("references", ()))), score)
-    return f"<tr>{''.join(f'<td>{escape(str(text))}</td>' for text in texts)}</tr>"
 
 
 def embed(caption: str, file: Path) -> str:

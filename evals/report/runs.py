@@ -25,7 +25,15 @@ def read_results(runs: Path) -> list[Result]:
     """The result of every finished evaluation in `runs`, sorted by run id, with intervals of today's making and with
     what decides which results stand together."""
     results = [(path.parent, read_json(path)) for path in sorted(runs.glob("*/result.json"))]
-    return [{**with_intervals(r, folder), **read_experiment(folder)} for folder, r in results if "tasks" in r]
+    return [
+        {**with_intervals(r, folder), **read_experiment(folder), "protocol": read_protocol(folder)}
+        for folder, r in results
+        if "tasks" in r
+    ]
+
+
+def read_protocol(folder: Path) -> str:
+    return name_protocol(read_json(folder / "run.json").get("benchmark", {}))
 
 
 def with_intervals(r: Result, folder: Path) -> Result:
@@ -39,6 +47,13 @@ def with_intervals(r: Result, folder: Path) -> Result:
     values = {task: list(scores[task].values()) for task in r["tasks"]}
     tasks = {task: {**entry, "ci95": list(mean_interval([values[task]]))} for task, entry in r["tasks"].items()}
     return {**r, "tasks": tasks, "ci95": list(mean_interval(list(values.values())))}
+
+
+def name_protocol(about: Mapping[str, Any]) -> str:
+    """How the benchmark asks, from its own description in run.json."""
+    if "protocol" in about:
+        return str(about["protocol"])
+    return "question-aware" if about.get("question_aware") else "question-agnostic"
 
 
 def read_latencies(runs: Path) -> dict[str, list[Result]]:

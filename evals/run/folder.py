@@ -26,6 +26,7 @@ from evals.run.files import read_json, read_settings, write_json
 from evals.run.identity import describe_experiment, list_changes
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command, stamp_time
+from evals.run.repeat import write_command
 from evals.run.run_id import find_method, label_method
 from evals.run.settings import METHOD_PARTS, Run
 from lukv.artifacts import write_atomically
@@ -139,7 +140,10 @@ class RunFolder:
             return
         write_atomically(self.path / "config.yaml", yaml.safe_dump(dict(self.run.config), sort_keys=False).encode())
         about = {"run_id": self.run.id, "config_hash": self.run.hash, **collect_provenance(), "inputs": self.inputs}
-        write_json(path, {**about, **facts, "command": quote_command(), "started": stamp_time()})
+        write_json(
+            path,
+            {**about, **facts, "command": quote_command(), "repeat": write_command(self.run), "started": stamp_time()},
+        )
 
     def read_result(self) -> dict[str, Any] | None:
         """The content of result.json; None if the run is not finished."""

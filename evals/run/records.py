@@ -40,6 +40,7 @@ class BegunRun(Provenance):
 class RunRecord(BegunRun, total=False):
     """run.json."""
 
+    repeat: str  # the command that does this run alone
     prompts: dict[str, str]  # task and version -> hash of all its token ids; job=latency has none
     references: dict[str, str]  # task and version -> hash of the right answers; job=evaluate only
     weights_hash: str  # of the model as it was loaded; job=evaluate only
@@ -62,8 +63,15 @@ class Times(TypedDict):
     shared: int
 
 
-class SampleRecord(TypedDict):
-    """A line of samples.jsonl."""
+class KeptTokens(TypedDict):
+    """Which tokens of a context stayed, where record_kept= asked for it."""
+
+    tokens: list[str]  # the context, token by token
+    layers: dict[str, str]  # "0-3" or "4" -> a digit a token: 9 if all KV heads of these layers kept it, 0 if none
+
+
+class OlderSample(TypedDict):
+    """What every line of samples.jsonl has, unless the sample failed."""
 
     id: str
     task: str
@@ -78,6 +86,14 @@ class SampleRecord(TypedDict):
     full_cache_bytes: int
     times: Times
     attention: str  # decode kernel
+
+
+class SampleRecord(OlderSample, total=False):
+    """A line of samples.jsonl."""
+
+    question: str  # what was asked about the context, up to QUESTION characters (evals/jobs/decode.py)
+    answer_depth: float  # where the context says a right answer first, 0..1; not there where it says none
+    kept_tokens: KeptTokens
 
 
 class FailedSample(TypedDict):

@@ -57,6 +57,7 @@ class Config:
     attention: str = "auto"
     batch_size: int = 8
     share_prefill: bool = True
+    record_kept: int = 0
     reference: Optional[str] = None  # noqa: UP045
     runs: str = "runs"
     targets: list[str] = field(default_factory=list)
@@ -186,6 +187,8 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
         if config[group] is not None and "_target_" not in config[group]:
             raise InputError(f"{group} has no _target_: it names the class, as the files in conf/{group}/ do")
     check_targets(config, config["targets"])
+    if config["record_kept"] < 0:
+        raise InputError(f"record_kept={config['record_kept']} must be at least 0")
     for key in ("limit", "batch_size"):
         if config[key] is not None and config[key] < 1:
             raise InputError(f"{key}={config[key]} must be at least 1")

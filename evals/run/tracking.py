@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.run.beside import compare_with_full
 from evals.run.files import read_json, read_settings
 from evals.run.folder import read_samples
 from evals.run.instantiate import create
-from evals.run.run_id import name_data
+from evals.run.tags import describe_run, list_tags, name_group, name_job
 
 if TYPE_CHECKING:
     import wandb
 
-PREDICTIONS = ("id", "task", "prediction", "references", "score", "kept_share", "error")
+PREDICTIONS = ("id", "task", "question", "prediction", "references", "score", "kept_share", "error")
 """Columns of the table of predictions."""
 
 
@@ -84,12 +85,17 @@ class Wandb:
                 id=make_wandb_id(about),
                 resume="allow",
                 name=about["run_id"],
-                group=f"{config['model']['name']}/{name_data(config)}",
-                tags=[config["method"] or name_job(config)],
+                group=name_group(about["run_id"], config.get("seed")),
+                tags=list_tags(config),
                 job_type=name_job(config),
                 mode="online" if online else "offline",
                 dir=folder,
-                config={**config, "job": name_job(config), "provenance": dict(about)},
+                config={
+                    **config,
+                    "job": name_job(config),
+                    "provenance": dict(about),
+                    "run": describe_run(about, config),
+                },
                 settings=settings,
             )
         except (wandb.errors.Error, OSError) as e:
@@ -145,7 +151,10 @@ class WandbTracker(Tracker):
         self._tell(self._log_result, result)
 
     def close(self, exit_code: int) -> None:
+        """End the W&B run and say where it is: its address, or the command that sends it."""
         self._tell(self._run.finish, exit_code)
+        if self.lost is None:
+            print(f"W&B: {self._run.url or f'wandb sync {self._run.settings.sync_dir}'}", file=sys.stderr, flush=True)
 
     def _tell(self, call: Callable[[Any], None], what: Any) -> None:
         """Call unless W&B is lost. Its process can be killed or hang up at any time."""
@@ -189,7 +198,7 @@ class WandbTracker(Tracker):
             media["latency"] = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
         if media:
             self._run.log(media, step=len(self._scores))
-        self._run.summary.update(summarize(result))
+        self._run.summary.update(summarize(result) | compare_with_full(self._folder, result, samples))
         for path in sorted(self._folder.glob("tables/*.safetensors")):
             self._run.log_artifact(make_artifact(path, self._run.config["model"]["name"]))
 
@@ -210,11 +219,6 @@ def summarize(result: Mapping[str, Any]) -> dict[str, float]:
 
 def join_list(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
-
-
-def name_job(config: Mapping[str, Any]) -> str:
-    """evaluate, calibrate or latency: the job's class in small letters."""
-    return config["job"]["_target_"].rsplit(".", 1)[-1].lower()
 
 
 def make_wandb_id(about: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
-"""The notebooks run from top to bottom; they are small and hold no outputs."""
+"""The notebooks run from top to bottom; what they say and draw is stored in them, small."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -22,12 +23,22 @@ def test_there_are_three() -> None:
     assert [p.stem for p in NOTEBOOKS] == list(SAID)
 
 
+def test_what_is_stored_is_small() -> None:
+    assert sum(path.stat().st_size for path in NOTEBOOKS) <= 300_000
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_small_and_without_outputs(path: Path) -> None:
-    assert path.stat().st_size <= 20_000
-    for cell in nbformat.read(path, as_version=4).cells:
-        assert not cell.get("outputs")
-        assert cell.get("execution_count") is None
+def test_outputs_are_stored_without_this_machine(path: Path) -> None:
+    """Every code cell was run, in order, without an error; no path of the machine is in it."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs
+    assert all(output.output_type != "error" for output in outputs)
+    said = "".join(output.get("text", "") for output in outputs)
+    for words in SAID[path.stem]:
+        assert words in said
+    assert not re.search(r"/(tmp|root|home|work)/", path.read_text())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

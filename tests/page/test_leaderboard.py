@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,10 +36,19 @@ def row(score: float, *overrides: str, method: str | None = None) -> Any:
     }
     result, _ = evaluate(scores, "limit=null", *overrides, method=method)
     samples = [
-        {"task": "vt", "prediction": f" ABCDE {ATTACK}", "references": ["ABCDE", "FGHIJ"], "score": 0.5},
-        {"task": "vt", "error": "out of memory"},
+        {
+            **{"id": "vt-0", "task": "vt", "question": f"Which? {ATTACK}", "prediction": f" ABCDE {ATTACK}"},
+            **{"references": ["ABCDE", "FGHIJ"], "score": 0.5, "kept_share": 0.2},
+        },
+        {"id": "vt-1", "task": "vt", "error": "out of memory"},
     ]
-    return {**result, "command": f"python run.py {' '.join(overrides)}", "samples": samples}
+    if result["budget"]["kept_share"] < 1 and result["benchmark"].startswith("ruler"):
+        samples[0]["kept_tokens"] = {"tokens": ["<bos>", ATTACK, "AB", "CDE"], "layers": {"0": "9900", "1": "9009"}}
+    own = [text for text in overrides if text.startswith(("method", "budget"))]
+    commands = {"command": f"python run.py -m {' '.join(overrides)}", "repeat": f"python run.py {' '.join(own)}"}
+    aware = "benchmark.question_aware=true" in overrides
+    facts = {"protocol": f"question-{'aware' if aware else 'agnostic'}", "data": ""}
+    return {**result, **facts, **commands, "samples": samples, "depths": {"vt": [0.5, None, 1.0, None, 0.0]}}
 
 
 @pytest.fixture
@@ -63,15 +73,19 @@ def chromium(page: Path, *options: str, fragment: str = "") -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def after(page: Path, actions: str, fragment: str = "") -> Any:
-    """What the JavaScript `actions` return once they have run in the loaded page, as a user's clicks would."""
+def after(page: Path, actions: str, fragment: str = "", options: Sequence[str] = ()) -> Any:
+    """What the JavaScript `actions` return once they have run in the loaded page, as a user's clicks would. They may
+    return a promise of it."""
     html = page.read_text()
     copy = page.with_name("acting.html")
     # A copy without the security policy, which would (rightly) not run the script that plays the user.
     html = re.sub(r"<meta http-equiv=[^>]*>", "", html)
-    play = f"<script>document.documentElement.dataset.out = JSON.stringify((() => {{{actions}}})())</script>"
+    play = (
+        f"<script>Promise.resolve((() => {{{actions}}})())"
+        ".then(out => document.documentElement.dataset.out = JSON.stringify(out))</script>"
+    )
     copy.write_text(html.replace("</body>", f"{play}</body>"))
-    found = re.search(r'data-out="([^"]*)"', chromium(copy, "--dump-dom", fragment=fragment))
+    found = re.search(r'data-out="([^"]*)"', chromium(copy, "--dump-dom", *options, fragment=fragment))
     assert found, "the script did not finish"
     return json.loads(unescape(found[1]))
 
@@ -84,8 +98,11 @@ const values = name => [...table.tBodies].map(b => b.rows[0].cells[column(name)]
 const click = name => table.tHead.rows[0].cells[column(name)].querySelector("button").click();
 const visible = () => [...document.querySelectorAll("tbody[data-method]")].filter(b => !b.hidden)
   .map(b => b.dataset.method + " " + b.dataset.budget);
-const choose = (name, value) => { const field = document.forms[0].elements[name]; field.value = value;
-  field.dispatchEvent(new Event("input", {bubbles: true})); };
+const field = name => document.forms[0].elements[name];
+const tick = (name, ...values) => { for (const box of document.querySelectorAll(`input[name=${name}]`))
+  if (box.checked !== values.includes(box.value)) box.click(); };
+const search = text => { field("text").value = text;
+  field("text").dispatchEvent(new Event("input", {bubbles: true})); };
 """
 
 
@@ -108,45 +125,153 @@ def test_click_sorts_by_number_and_by_word(page: Path) -> None:
 
 
 @browser
-def test_filters_combine_and_are_taken_back(page: Path) -> None:
+def test_filters_combine_and_the_full_cache_stays(page: Path) -> None:
     out = after(
         page,
         FIRST_TABLE
         + """
         const all = visible().length;
-        choose("method", "snapkv"); const method = visible();
-        choose("budget", "20%"); const both = visible();
-        const note = document.getElementById("shown").textContent;
+        tick("method", "snapkv"); const one = visible();
         const sections = [...document.querySelectorAll("section:has(table)")].filter(s => !s.hidden).length;
-        choose("method", ""); choose("budget", ""); choose("text", "PYRAMID"); const text = visible();
-        return {all, method, both, note, sections, text, address: location.hash};""",
+        tick("method", "snapkv", "lukv"); const two = visible();
+        const said = document.querySelector("[data-of=method]").textContent;
+        tick("budget", "20%"); const both = visible();
+        const note = document.getElementById("shown").textContent, address = location.hash;
+        document.forms[0].reset();
+        return new Promise(done => setTimeout(() => done({all, one, sections, two, said, both, note, address,
+          after: visible().length, empty: location.hash}), 50));""",
     )
     assert out["all"] == 15
-    assert sorted(out["method"]) == ["snapkv 10%", "snapkv 20%", "snapkv 50%"]
-    assert out["both"] == ["snapkv 20%"]
-    assert out["note"] == "1 of 15 runs"
+    assert sorted(out["one"]) == ["full full", "snapkv 10%", "snapkv 20%", "snapkv 50%"]
     assert out["sections"] == 1
-    assert sorted(out["text"]) == ["pyramidkv 10%", "pyramidkv 20%", "pyramidkv 50%"]
-    assert out["address"] == "#text=PYRAMID"
+    assert len(out["two"]) == 7
+    assert out["said"] == "lukv, snapkv"
+    assert sorted(out["both"]) == ["full full", "lukv 20%", "snapkv 20%"]
+    assert out["note"] == "3 of 15 runs"
+    assert out["address"] == "#method=lukv&method=snapkv&budget=20%25"
+    assert (out["after"], out["empty"]) == (15, "")
+
+
+@browser
+def test_search_finds_what_is_shown_and_nothing_else(page: Path) -> None:
+    """Every word must stand in the row or its table's title. A command in closed details is not shown."""
+    out = after(
+        page,
+        FIRST_TABLE
+        + """
+        search("PYRAMID"); const text = visible();
+        search("ruler pyramidkv 20%"); const words = visible();
+        search("python run.py"); const hidden = visible().length;
+        search(""); document.querySelector('[data-method=lukv] button.open').click();
+        search("python run.py"); const shown = visible();
+        return {text, words, hidden, shown};""",
+    )
+    assert sorted(out["text"]) == ["full full", "pyramidkv 10%", "pyramidkv 20%", "pyramidkv 50%"]
+    assert out["words"] == ["full full", "pyramidkv 20%"]
+    assert out["hidden"] == 0
+    assert out["shown"] == ["full full", "lukv 50%"]
 
 
 @browser
 def test_an_address_opens_a_view(page: Path) -> None:
-    out = after(page, FIRST_TABLE + "return visible();", fragment="#method=lukv&budget=10%25")
-    assert out == ["lukv 10%"]
+    out = after(
+        page, FIRST_TABLE + "return visible();", fragment="#method=lukv&method=streaming&budget=10%25&text=uniform"
+    )
+    assert out == ["full full", "streaming 10%"]
 
 
 @browser
-def test_a_row_opens_and_its_prediction_is_text(page: Path) -> None:
+def test_the_address_says_what_is_sorted_and_open(page: Path) -> None:
+    """Where one page leaves off, another goes on from its address."""
+    left = after(
+        page,
+        FIRST_TABLE
+        + """
+        click("Mean"); click("Mean");
+        table.querySelector('[data-method=snapkv] td').click();
+        return {address: location.hash, order: values("Mean").map(Number)};""",
+    )
+    assert left["order"] == sorted(left["order"])
+    found = after(
+        page,
+        FIRST_TABLE
+        + """
+        const open = [...document.querySelectorAll(".details")].filter(d => !d.hidden);
+        return {order: values("Mean").map(Number), open: open.map(d => d.closest("tbody").dataset.method)};""",
+        fragment=left["address"],
+    )
+    assert found == {"order": left["order"], "open": ["snapkv"]}
+
+
+@browser
+def test_a_click_anywhere_on_a_row_opens_it_and_its_texts_are_texts(page: Path) -> None:
     out = after(
         page,
         """
-        const button = document.querySelector("button.open"); button.click();
-        const details = button.closest("tbody").querySelector(".details");
-        const cell = details.querySelector(".samples td:nth-child(2)");
-        return {open: !details.hidden, text: cell.textContent, elements: cell.children.length};""",
+        const run = document.querySelector("tbody[data-method=lukv]");
+        const details = run.querySelector(".details");
+        const states = [...run.rows[0].cells].map(cell => { cell.click(); return details.hidden; });
+        run.querySelector("button.open").click();
+        if (details.hidden) run.querySelector("button.open").click();
+        details.querySelector("code").click();
+        const [question] = details.querySelectorAll(".samples p");
+        const [prediction, expected, score, kept] = details.querySelectorAll(".samples dd");
+        return {states, open: !details.hidden, expanded: run.querySelector("button.open").ariaExpanded,
+          code: details.querySelector("code").textContent, question: question.textContent,
+          prediction: prediction.textContent, elements: prediction.children.length, expected: expected.textContent,
+          score: score.textContent, kept: kept.textContent, maps: details.querySelectorAll(".map").length};""",
     )
-    assert out == {"open": True, "text": f" ABCDE {ATTACK}", "elements": 0}
+    assert out["states"] == [i % 2 == 1 for i in range(len(out["states"]))]
+    assert (out["open"], out["expanded"]) == (True, "true")
+    assert out["code"] == "python run.py method=lukv budget=0.5"
+    assert out["question"] == f"vt Which? {ATTACK}"
+    assert (out["prediction"], out["elements"]) == (f" ABCDE {ATTACK}", 0)
+    assert (out["expected"], out["score"], out["kept"]) == ("ABCDE, FGHIJ", "50", "20.0%")
+    assert out["maps"] == 2
+
+
+@browser
+def test_a_phone_scrolls_tables_and_not_the_page(page: Path) -> None:
+    out = after(
+        page,
+        """
+        document.querySelector("button.open").click();
+        return {page: document.documentElement.scrollWidth, window: innerWidth,
+          details: document.querySelector(".inside").getBoundingClientRect().right};""",
+        options=("--window-size=420,900",),
+    )
+    assert out["window"] <= 500
+    assert out["page"] <= out["window"]
+    assert out["details"] <= out["window"]
+
+
+@browser
+def test_what_each_method_kept(page: Path) -> None:
+    """A strip a run; a click on one shades the context by what that run kept, in the chosen layers."""
+    out = after(
+        page,
+        """
+        const section = document.querySelector("#kept");
+        const [sample, layers] = section.querySelectorAll("select");
+        const strips = () => [...section.querySelectorAll(".strips button")];
+        const shares = () => [...section.querySelector(".context").children]
+          .map(e => Number(e.style.getPropertyValue("--share")));
+        const first = shares();
+        strips()[1].click(); const second = shares();
+        layers.value = "1"; layers.dispatchEvent(new Event("change", {bubbles: true})); const layer = shares();
+        const names = strips().map(b => b.firstChild.textContent);
+        return {samples: sample.options.length, names, first, second, layer,
+          answer: [...section.querySelectorAll("mark")].map(e => e.textContent),
+          text: section.querySelector(".context").textContent, asked: section.querySelector(".asked").textContent};""",
+    )
+    assert out["samples"] == 1
+    assert len(out["names"]) == 12
+    assert out["first"] == [1, 0.5, 0, 0.5]
+    assert out["second"] == out["first"]
+    assert out["layer"] == [1, 0, 0, 1]
+    assert out["answer"] == ["AB", "CDE"]
+    assert out["text"] == f"<bos>{ATTACK}ABCDE"
+    assert out["asked"] == f"Which? {ATTACK} Expected: ABCDE, FGHIJ"
 
 
 @browser
@@ -181,9 +306,10 @@ def test_settings_tell_tables_and_rows_apart(tmp_path: Path) -> None:
     rows = [row(0.5, *RULER, "method=snapkv", "budget=0.2", *own) for own in nested]
     write_page(rows, {}, tmp_path / "page.html")
     html = (tmp_path / "page.html").read_text()
-    assert re.findall(r"<h2>(.*?)</h2>", html) == [
-        "ruler-1024 <small>tiny, seed 0</small>",
-        "ruler-1024 <small>tiny, seed 0, benchmark.question_aware=true</small>",
+    assert re.findall(r"<section><h2>(.*?)</h2>", html) == [
+        "ruler-1024 <small>tiny, ruler-1024, question-agnostic: 3 tasks, 20 samples of each (n = 60), seed 0</small>",
+        "ruler-1024 <small>tiny, ruler-1024, question-aware: 3 tasks, 20 samples of each (n = 60), seed 0, "
+        "benchmark.question_aware=true</small>",
     ]
     assert html.count("scorer.window=16</small>") == 1
 
@@ -214,7 +340,8 @@ def test_best_of_each_budget_is_bold_and_the_full_cache_comes_first(page: Path) 
     section = next(s for s in page.read_text().split("<section>") if "<h2>ruler-1024" in s)
     bodies = section.split("<tbody")[1:]
     assert 'data-method="full"' in bodies[0]
-    bold = [re.findall(r'data-method="(\w+)" data-budget="(\d+%)"', b)[0] for b in bodies if "<b>" in b]
+    rows = [body.partition('class="details"')[0] for body in bodies]
+    bold = [re.findall(r'data-method="(\w+)" data-budget="(\d+%)"', b)[0] for b in rows if "<b>" in b]
     assert sorted(bold) == [("lukv", "10%"), ("lukv", "20%"), ("lukv", "50%")]
 
 

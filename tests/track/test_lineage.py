@@ -47,7 +47,7 @@ def test_from_calibrate_to_evaluate(tmp_path: Path) -> None:
     for kind, job in (("calibrate", "calibrate"), ("ruler-1200__n2", "evaluate"), ("latency", "latency")):
         (about,) = records(seen[kind], "run")
         assert about["job_type"] == job
-        assert about["run_group"].startswith("random/")
+        assert about["run_group"].startswith("random__")
     found = overview(seen["ruler-1200__n2"])["summary"]
     assert found["heads/kept_share"]["_type"] == "image-file"
     assert found["cost/cache_bytes"] > 0

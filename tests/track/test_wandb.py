@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from evals.run.beside import compare_with_full
 from evals.run.dashboard import make_dashboard
+from evals.run.tags import name_group
 from evals.run.tracking import Tracker, Wandb, main, make_wandb_id, summarize
 
 TASKS = ("niah_single_1", "vt")
@@ -28,10 +30,16 @@ RESULT: dict[str, Any] = {
     "model": "tiny",
 }
 SAMPLES = [
-    {"id": f"{task}-{i}", "task": task, "prediction": "<b>7</b>", "references": ["7", "8"], "score": 1.0 - 0.5 * i * j}
+    {
+        **{"id": f"{task}-{i}", "task": task, "question": "Which?", "prediction": "<b>7</b>", "references": ["7", "8"]},
+        "score": 1.0 - 0.5 * i * j,
+    }
     for j, task in enumerate(TASKS)
     for i in range(2)
 ]
+
+
+TAGS = ["lukv", "keydiff", "TableAllocator", "budget=0.2", "ruler-512"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +65,9 @@ def folder(tmp_path: Path) -> Path:
         "benchmark": {"_target_": "evals.ruler.Ruler", "length": 512},
         "allocator": {"_target_": "lukv.budgets.table.TableAllocator", "path": str(table)},
         "job": {"_target_": "evals.jobs.job.Evaluate"},
+        "scorer": {"_target_": "baselines.keydiff.KeyDiff", "name": "keydiff"},
         "budget": 0.2,
+        "seed": 0,
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "run.json").write_text(json.dumps({"run_id": folder.name, "config_hash": "0123"}))
@@ -93,15 +103,17 @@ def records(run: Path, kind: str) -> Iterator[Any]:
             yield record[kind]
 
 
-def test_a_finished_run_is_logged_whole(folder: Path) -> None:
+def test_a_finished_run_is_logged_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["log", str(folder)]) == 0
     (run,) = runs(folder)
+    assert capsys.readouterr().err == f"W&B: wandb sync {run}\n"
     seen = overview(run)
     assert seen["state"] == "finished"
     assert seen["run_id"] == make_wandb_id({"run_id": folder.name, "config_hash": "0123"})
-    assert (seen["name"], seen["project"], seen["tags"]) == (folder.name, "lukv", ["lukv"])
+    assert (seen["name"], seen["project"], seen["tags"]) == (folder.name, "lukv", TAGS)
     assert seen["config"]["budget"] == 0.2
     assert seen["config"]["job"] == "evaluate"
+    assert seen["config"]["run"]["scorer"] == "keydiff"
     assert seen["step"] == len(SAMPLES)
     found = seen["summary"]
     assert {k: found[k] for k in summarize(RESULT)} == summarize(RESULT)
@@ -110,10 +122,40 @@ def test_a_finished_run_is_logged_whole(folder: Path) -> None:
     assert found["heads/kept_share"]["_type"] == "image-file"
     assert found["tasks_table"]["nrows"] == len(TASKS)
     (about,) = records(run, "run")
-    assert about["run_group"] == "tiny/ruler-512"
+    assert about["run_group"] == "tiny__lukv-keydiff__b0.2__ruler-512"
     assert about["job_type"] == "evaluate"
     table = next((run / "files" / "media" / "table").glob("predictions*.json"))
-    assert json.loads(table.read_text())["data"][0][:4] == ["niah_single_1-0", "niah_single_1", "<b>7</b>", "7, 8"]
+    assert json.loads(table.read_text())["data"][0][:4] == [
+        *("niah_single_1-0", "niah_single_1", "Which?", "<b>7</b>"),
+    ]
+
+
+def write_full(folder: Path, samples: list[dict[str, Any]]) -> None:
+    """The full cache's finished run beside it."""
+    full = folder.with_name("tiny__full__ruler-512__s0")
+    full.mkdir()
+    (full / "run.json").write_text(json.dumps({"run_id": full.name, "config_hash": "4567"}))
+    (full / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    (full / "result.json").write_text(json.dumps({"config": {"budget": None, "budget_tokens": None}}))
+
+
+def test_the_full_cache_beside_it_is_part_of_the_summary(folder: Path) -> None:
+    """The mean of tasks of which one has more samples than the other: 0.75 and 0.25 of 1."""
+    samples = [*SAMPLES, {**SAMPLES[0], "id": "niah_single_1-2", "score": 0.0}]
+    write_full(folder, [{**s, "score": 0.5 if s["task"] == "vt" else 1.0} for s in samples])
+    mine = (2 / 3 + 0.75) / 2
+    assert compare_with_full(folder, RESULT, samples) == pytest.approx(
+        {"score/full": 0.75, "score/minus_full": mine - 0.75}
+    )
+    assert compare_with_full(folder, RESULT, SAMPLES) == {}, "the full cache has a sample more"
+    assert compare_with_full(folder, {**RESULT, "experiment": "another"}, samples) == {}
+
+
+def test_runs_of_several_seeds_are_one_group() -> None:
+    assert name_group("tiny__lukv__b0.2__ruler__s0", 0) == name_group("tiny__lukv__b0.2__ruler__s1", 1)
+    long = [name_group(f"{'x' * 150}{i}__s0", 0) for i in (1, 2)]
+    assert len(set(long)) == 2
+    assert max(map(len, long)) <= 128
 
 
 @pytest.mark.slow
@@ -197,7 +239,8 @@ log(folder, settings)
 """
     done = alone([sys.executable, "-c", program])
     assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()
+    line, second = done.stderr.splitlines()
+    assert second == f"W&B: wandb sync {runs(folder)[-1]}"
     assert line.startswith("W&B is lost (")
     assert line.endswith(f"The run goes on without; afterwards: python -m evals.run.tracking log {folder}")
     assert overview(runs(folder)[-1])["state"] == "finished"
