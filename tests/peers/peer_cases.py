@@ -31,6 +31,7 @@ METHODS = (
     "adakv_expected_attention_eps0",
     "lukv_keydiff",
     "lukv_expected_attention",
+    "keynorm",
 )
 TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)
 TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from baselines.adakv import AdaKV
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
+from baselines.keynorm import KeyNorm
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
@@ -39,7 +40,7 @@ SNAPKV_64 = SnapKV("snapkv_kvpress", window=64, kernel=5, pool="avg")
 SNAPKV_16 = SnapKV("snapkv_16", window=16, kernel=5, pool="avg")
 EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_attention_eps0", eps=0.0)
 SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
-SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming())
+SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm())
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -58,6 +59,7 @@ OURS = {
     "lukv_keydiff": (KeyDiff(), TABLE),
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
+    "keynorm": (KeyNorm(), Uniform()),
 }
 
 
