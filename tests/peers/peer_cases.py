@@ -32,6 +32,7 @@ METHODS = (
     "lukv_keydiff",
     "lukv_expected_attention",
     "keynorm",
+    "tova_kvpress",
 )
 TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)
 TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")

@@ -37,6 +37,7 @@ def make_press(method: str, ratio: float, table: Path):
         "expected_attention": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=2e-2),
         "expected_attention_eps0": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=0.0),
         "streaming": lambda: kvpress.StreamingLLMPress(ratio),
+        "tova_kvpress": lambda: kvpress.TOVAPress(ratio),
         "keynorm": lambda: kvpress.KnormPress(ratio),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }

@@ -27,6 +27,7 @@ from baselines.keynorm import KeyNorm
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
+from baselines.tova import TOVA
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
@@ -40,7 +41,8 @@ SNAPKV_64 = SnapKV("snapkv_kvpress", window=64, kernel=5, pool="avg")
 SNAPKV_16 = SnapKV("snapkv_16", window=16, kernel=5, pool="avg")
 EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_attention_eps0", eps=0.0)
 SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
-SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm())
+TOVA_1 = TOVA("tova_kvpress", recent=1)
+SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm(), TOVA_1)
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -60,6 +62,7 @@ OURS = {
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
     "keynorm": (KeyNorm(), Uniform()),
+    "tova_kvpress": (TOVA_1, Uniform()),
 }
 
 
