@@ -49,6 +49,13 @@ class PromptLayer:
         """How many tokens were seen, evicted ones included. It is also the position of the next token."""
         return self.keys.shape[1] if self.seen is None else self.seen
 
+    def intact_rows(self, rows: int) -> int:
+        """How many of the newest `rows` queries still find the keys of their own and all later tokens in the cache."""
+        if self.positions is None:
+            return rows
+        newest = torch.arange(self.tokens - len(self.positions), self.tokens, device=self.positions.device)
+        return min(rows, int((self.positions == newest).sum()))
+
     def token_positions(self, at: slice = slice(None)) -> Tensor:
         """[n] int64: the positions in the text of the cached tokens `at`."""
         if self.positions is not None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from baselines.h2o import BLOCK, H2O
 from baselines.tova import TOVA
 from lukv.scoring import PromptLayer
 
@@ -41,3 +42,35 @@ def test_tova_is_the_last_row(tokens, softcap):
     queries, layer = prompt(tokens, softcap=softcap)
     expected = dense(queries, layer)[:, -1].mean(0).expand(2, -1)
     torch.testing.assert_close(score(TOVA(), queries, layer).double(), expected, rtol=1e-5, atol=1e-8)
+
+
+OBSERVED = H2O("observed_attention", latest=0.0, average=True)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("tokens", [1, 2, 70, BLOCK + 30])
+def test_observed_attention_is_the_mean_of_every_column(tokens, softcap):
+    queries, layer = prompt(tokens, softcap=softcap)
+    expected = dense(queries, layer).sum(1) / torch.arange(tokens, 0, -1)
+    found = score(OBSERVED, queries, layer, cuts=(1,) if tokens > 1 else ())
+    torch.testing.assert_close(found.double(), expected.unflatten(0, (2, -1)).mean(1), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 9, 30])
+def test_h2o_keeps_half_heavy_hitters_and_half_the_latest(kept):
+    queries, layer = prompt(31)
+    heavy = dense(queries, layer).sum(1).unflatten(0, (2, -1)).mean(1)
+    for scores, mass in zip(score(H2O(), queries, layer), heavy, strict=True):
+        latest = {*range(31 - kept // 2, 31)}
+        others = sorted({*range(31)} - latest, key=lambda t: mass[t], reverse=True)[: kept - kept // 2]
+        assert set(scores.topk(kept).indices.tolist()) == latest | set(others)
+
+
+def test_after_a_later_eviction_only_whole_rows_count():
+    """Tokens 0, 2, 5, 6, 7 of 8 are left: the queries of 5, 6 and 7 see all that is left of what they saw."""
+    queries, layer = prompt(8, kv_heads=1, query_heads=2)
+    left = torch.tensor([0, 2, 5, 6, 7])
+    less = replace(layer, keys=layer.keys[:, left], values=layer.values[:, left], positions=left, seen=8, head=0)
+    expected = dense(queries[:, left], less)[:, 2:].sum(1).mean(0)
+    found = score(H2O(latest=0.0), queries, less)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-8)

@@ -32,6 +32,7 @@ METHODS = (
     "lukv_keydiff",
     "lukv_expected_attention",
     "keynorm",
+    "observed_attention",
     "tova_kvpress",
 )
 TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)

@@ -38,6 +38,7 @@ def make_press(method: str, ratio: float, table: Path):
         "expected_attention_eps0": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=0.0),
         "streaming": lambda: kvpress.StreamingLLMPress(ratio),
         "tova_kvpress": lambda: kvpress.TOVAPress(ratio),
+        "observed_attention": lambda: kvpress.ObservedAttentionPress(ratio),
         "keynorm": lambda: kvpress.KnormPress(ratio),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }
@@ -83,6 +84,8 @@ def record(press) -> tuple[list, list]:
 @torch.no_grad()
 def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np.ndarray]:
     scores, kept = record(press)
+    # it reads the attention weights, which only this implementation has
+    model.set_attn_implementation("eager" if isinstance(press, kvpress.ObservedAttentionPress) else "sdpa")
     cache, tokens = DynamicCache(), ids.shape[1]
     with press(model):
         model.model(input_ids=ids, past_key_values=cache)

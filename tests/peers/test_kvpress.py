@@ -24,6 +24,7 @@ from baselines.adakv import AdaKV
 from baselines.expected_attention import ExpectedAttention
 from baselines.keydiff import KeyDiff
 from baselines.keynorm import KeyNorm
+from baselines.h2o import H2O
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
@@ -42,7 +43,8 @@ SNAPKV_16 = SnapKV("snapkv_16", window=16, kernel=5, pool="avg")
 EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_attention_eps0", eps=0.0)
 SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
 TOVA_1 = TOVA("tova_kvpress", recent=1)
-SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm(), TOVA_1)
+OBSERVED = H2O("observed_attention", latest=0.0, average=True)
+SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm(), OBSERVED, TOVA_1)
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -62,6 +64,7 @@ OURS = {
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
     "keynorm": (KeyNorm(), Uniform()),
+    "observed_attention": (OBSERVED, Uniform()),
     "tova_kvpress": (TOVA_1, Uniform()),
 }
 
