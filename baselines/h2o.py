@@ -5,12 +5,12 @@
 
 Rows are computed in blocks, so no T x T matrix exists. The prompt's queries are kept until its layer is ranked.
 
-| config             | budget                                         | a_h[j]                           | who                    |
-|--------------------|------------------------------------------------|----------------------------------|------------------------|
-| h2o                | half the latest tokens, half heavy hitters     | the sum                          | the paper              |
-| observed_attention | all by score                                   | the mean over the T - j queries  | ObservedAttentionPress |
+| config             | budget                                  | a_h[j]                          | who       |
+|--------------------|-----------------------------------------|---------------------------------|-----------|
+| h2o                | half the latest tokens, half by score   | the sum                         | the paper |
+| observed_attention | all by score                            | the mean over the T - j queries | kvpress   |
 
-The sum favours early tokens, which more queries see. The mean favours late ones: the last token's is its own attention.
+The sum favours early tokens, which more queries see. The mean favours late ones, which few others compete with.
 
 Differences from the paper's program: it evicts one token at every step, and what was evicted gets no more attention;
 here, as in kvpress, the prompt attends in full and is ranked once. Heads that share keys are averaged (the paper's

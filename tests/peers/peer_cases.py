@@ -32,6 +32,8 @@ METHODS = (
     "lukv_keydiff",
     "lukv_expected_attention",
     "keynorm",
+    "lagkv_cross",
+    "lagkv",
     "observed_attention",
     "tova_kvpress",
 )

@@ -39,6 +39,8 @@ def make_press(method: str, ratio: float, table: Path):
         "streaming": lambda: kvpress.StreamingLLMPress(ratio),
         "tova_kvpress": lambda: kvpress.TOVAPress(ratio),
         "observed_attention": lambda: kvpress.ObservedAttentionPress(ratio),
+        "lagkv": lambda: kvpress.LagKVPress(ratio),
+        "lagkv_cross": lambda: kvpress.LagKVPress(ratio, cross_scoring=True),
         "keynorm": lambda: kvpress.KnormPress(ratio),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }

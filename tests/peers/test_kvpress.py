@@ -22,9 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from baselines.adakv import AdaKV
 from baselines.expected_attention import ExpectedAttention
+from baselines.h2o import H2O
 from baselines.keydiff import KeyDiff
 from baselines.keynorm import KeyNorm
-from baselines.h2o import H2O
+from baselines.lagkv import LagKV
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
@@ -44,7 +45,7 @@ EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_
 SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
 TOVA_1 = TOVA("tova_kvpress", recent=1)
 OBSERVED = H2O("observed_attention", latest=0.0, average=True)
-SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming(), KeyNorm(), OBSERVED, TOVA_1)
+LAGKV_CROSS = LagKV("lagkv_cross", cross=True)
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -64,9 +65,12 @@ OURS = {
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
     "keynorm": (KeyNorm(), Uniform()),
+    "lagkv_cross": (LAGKV_CROSS, Uniform()),
+    "lagkv": (LagKV(), Uniform()),
     "observed_attention": (OBSERVED, Uniform()),
     "tova_kvpress": (TOVA_1, Uniform()),
 }
+SCORERS = tuple(dict.fromkeys(scorer for scorer, _ in OURS.values()))
 
 
 @dataclass
