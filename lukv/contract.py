@@ -83,7 +83,14 @@ def _make_prompt(
         queries, keys, values = queries.bfloat16(), keys.bfloat16(), values.bfloat16()
     turn = dim // 2 * 2
     return queries, PromptLayer(
-        index, layers, keys, values, query_heads, dim**-0.5, rope=lambda positions: rope(positions, turn)
+        index,
+        layers,
+        keys,
+        values,
+        query_heads,
+        dim**-0.5,
+        rope=lambda positions: rope(positions, turn),
+        output=torch.randn(query_heads * dim, query_heads * dim, generator=generator).to(keys.dtype),
     )
 
 

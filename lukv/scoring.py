@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,9 @@ class PromptLayer:
 
     Query heads k*G .. k*G+G-1 share KV head k. keys [K, T, d] (post-RoPE) and values [K, T, dv] have the model's dtype.
     `index` is the layer's number among the `layers` that can be evicted. `scale` multiplies q.k. `softcap` is the cap
-    of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` made of the prompt's queries.
+    of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` made of the prompt's queries. `output` is
+    the layer's output projection W_O [hidden, H * dv], in which head h has the columns h*dv .. (h+1)*dv-1, for scorers
+    that ask for it (Scorer.needs_output), else None.
 
     A later eviction (lukv/backend/reeviction.py) shows one KV head at a time: K = 1, and `head` is its number. keys and
     values then hold the T tokens that are left of `seen`, and `positions` [T] int64, ascending, says where these stood
@@ -40,6 +42,7 @@ class PromptLayer:
     softcap: float | None = None
     observed: Any = None
     rope: Rope | None = None
+    output: Tensor | None = None
     positions: Tensor | None = None
     seen: int | None = None
     head: int | None = None
@@ -79,6 +82,10 @@ class Scorer:
     """True if the scorer undoes RoPE with `PromptLayer.rope` and `lukv.ops.rotate`. Models that apply another rotation
     are then refused (lukv/backend/rope_check.py)."""
 
+    needs_output: ClassVar[bool] = False
+    """True if the scorer weighs values by `PromptLayer.output`. Models whose output projection cannot be read are
+    refused (lukv/backend/output.py)."""
+
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold one chunk of the prompt's queries into what `score` will need of them.
 
@@ -95,3 +102,27 @@ class Scorer:
     def parameters(self) -> dict[str, Any]:
         """What distinguishes two scorers of this class, as plain JSON. A budget table records it."""
         return dict(json.loads(json.dumps(asdict(self))))
+
+
+@dataclass(frozen=True)
+class Wrapper(Scorer):
+    """Base of scorers around another one, `inner`: they see and protect what it sees and protects."""
+
+    inner: Scorer = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        for part in ("sink", "recent"):
+            object.__setattr__(self, part, max(getattr(self, part), getattr(self.inner, part)))
+        for need in ("needs_rope", "needs_utility", "needs_output"):
+            object.__setattr__(self, need, getattr(self, need) or getattr(self.inner, need))
+
+    def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
+        return self.inner.observe(observed, queries, start, rope)
+
+    def check(self, model: Any) -> None:
+        """Raise what `inner` raises for a model that it is not made for."""
+        if hasattr(self.inner, "check"):
+            self.inner.check(model)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "inner": self.inner.parameters()}

@@ -14,6 +14,7 @@ from evals.run.conf import CONF, GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from lukv.allocation import Budget
+from lukv.backend.output import check_output
 from lukv.backend.rope_check import check_rotation
 from lukv.checkpoint import Source
 from lukv.eviction import Eviction
@@ -96,6 +97,7 @@ def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Evict
     if method is None:
         return None
     check_rotation(model.model, [method.scorer])
+    check_output(model.model, [method.scorer])
     if hasattr(method.scorer, "check"):  # it is fitted for one model
         method.scorer.check(model)
     if hasattr(method.allocator, "check"):  # its budget table is made for one model and one scorer

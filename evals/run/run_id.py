@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from evals.run.conf import read_method_defaults
+from evals.run.conf import read_method_defaults, read_option
 from evals.run.instantiate import InputError, create, locate
 
 LONGEST_NAME = 200
@@ -63,12 +63,20 @@ def name_method(run: Described) -> list[str]:
         return [run.config["method"] or "none"]
     usual = read_method_defaults(run.config["method"]) if run.config["method"] else run.parts
     extra = [c for g, c in run.parts.items() if g != "scorer" and run.config[g] is not None and c != usual.get(g)]
-    parts = ["-".join(str(c) for c in [run.config["method"], run.parts["scorer"], *extra] if c is not None)]
+    names = [run.config["method"], run.parts["scorer"], name_inner(run), *extra]
+    parts = ["-".join(str(c) for c in names if c is not None)]
     if run.config["budget"] is not None:
         parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run.config['budget_tokens']}")
     return parts
+
+
+def name_inner(run: Described) -> str | None:
+    """The scorer inside a scorer, where it is not the one that this scorer's file names."""
+    inner = run.config["scorer"].get("inner") or {}
+    usual = read_option("scorer", str(run.parts["scorer"])).get("inner") or {}
+    return None if inner.get("name") == usual.get("name") else str(inner.get("name"))
 
 
 def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:

@@ -23,10 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
+from lukv.backend.output import read_weight
 from lukv.budgets.sampling import Sampling
 from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
@@ -271,15 +272,6 @@ def output_grams(loaded: LoadedModel) -> list[Tensor]:
             output_gram(read_weight(projection, f"{loaded.name}: layer {index}"), loaded.config.num_attention_heads)
         )
     return grams
-
-
-def read_weight(projection: nn.Module, where: str) -> Tensor:
-    """The weight of a linear layer as floats. torch's dynamically quantized layers unpack theirs. Raises ValueError for
-    other quantized weights: their integers mean nothing without scales."""
-    weight = projection.weight() if callable(projection.weight) else projection.weight
-    if not isinstance(weight, Tensor) or not (weight.is_quantized or weight.is_floating_point()):
-        raise ValueError(f"{where} has quantized output weights, which the oracle cannot read: load it dequantized")
-    return weight.dequantize() if weight.is_quantized else weight
 
 
 def _accumulate(tensor: Tensor) -> torch.dtype:

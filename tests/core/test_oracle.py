@@ -272,5 +272,5 @@ def test_the_weights_of_quantized_layers():
     assert worth.isfinite().all()
     projection = torch.nn.Linear(4, 4)
     projection.weight = torch.nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="m: layer 0 has quantized output weights, which the oracle cannot read"):
+    with pytest.raises(ValueError, match="m: layer 0 has quantized output weights, which cannot be read"):
         read_weight(projection, "m: layer 0")

@@ -47,6 +47,12 @@ def make_press(method: str, ratio: float, table: Path):
     wrapper, _, inner = method.partition("_")
     if wrapper == "adakv":
         return kvpress.AdaKVPress(scorers["snapkv_16" if inner == "snapkv" else inner]())
+    if wrapper == "chunkkv":
+        return kvpress.ChunkKVPress(scorers[inner](), chunk_length=20)
+    if wrapper == "criticalkv":
+        return kvpress.CriticalKVPress(scorers[inner]())
+    if wrapper == "criticaladakv":
+        return kvpress.CriticalAdaKVPress(scorers[inner](), alpha_safeguard=0.0)
     if wrapper == "lukv":
         name, window = ("snapkv_32", 32) if inner == "snapkv" else (inner, 1)
         press = kvpress.presses.lukv_press.LUKVPress(scorers[name](), compression_ratio=ratio, sink=4, window=window)
