@@ -6,8 +6,11 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lukv.scoring import PromptLayer
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -144,3 +147,10 @@ def deal_scores(scores: Tensor, order: Tensor) -> Tensor:
     falling = rising.cummin(-1).values - step
     bits = torch.where(falling < 0, -(2**31) - falling, falling).int()
     return torch.empty_like(scores).scatter_(-1, order, bits.view(torch.float32))
+
+
+def draw_sketch(layer: PromptLayer, width: int, columns: int, seed: int) -> Tensor:
+    """A Gaussian matrix for each KV head of a layer, [K, width, columns] float32, the same on every device."""
+    heads = range(len(layer.keys)) if layer.head is None else [layer.head]
+    draws = [np.random.default_rng([seed, layer.index, head]).standard_normal((width, columns)) for head in heads]
+    return torch.from_numpy(np.stack(draws).astype(np.float32)).to(layer.keys.device)

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from baselines.compactor import NonCausalAttention
 from baselines.h2o import BLOCK, H2O
 from baselines.tova import TOVA
 from lukv.scoring import PromptLayer
@@ -74,3 +75,22 @@ def test_after_a_later_eviction_only_whole_rows_count():
     expected = dense(queries[:, left], less)[:, 2:].sum(1).mean(0)
     found = score(H2O(latest=0.0), queries, less)
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_non_causal_attention_against_plain_loops():
+    """Chunks of 16; the last is filled up with zeros, which count as keys of logit 0 and as rows without a choice."""
+    queries, layer = prompt(41)
+    collected = torch.zeros(6, 41, dtype=torch.float64)
+    for h in range(6):
+        for start in range(0, 41, 16):
+            part = slice(start, min(start + 16, 41))
+            missing = 16 - (part.stop - start)
+            logits = queries[h, part].double() @ layer.keys[h // 3, part].double().T
+            weights = torch.cat([logits, torch.zeros(len(logits), missing)], -1).softmax(-1)[:, : len(logits)]
+            collected[h, part] = weights.sum(0) + missing / 16
+    weighed = collected.unflatten(0, (2, 3)).mean(1) * layer.values.double().norm(dim=-1)
+    smooth = torch.stack([weighed.roll(1, -1), weighed, weighed.roll(-1, -1)])
+    smooth[0, :, 0] = smooth[2, :, -1] = 0
+    mean = smooth.mean(0)
+    found = score(NonCausalAttention(chunk=16), queries, layer, cuts=(7, 30))
+    torch.testing.assert_close(found.double(), (mean - mean.mean()) / mean.std(), rtol=1e-4, atol=1e-5)

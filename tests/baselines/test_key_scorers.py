@@ -1,14 +1,20 @@
 """Scorers of keys and values alone, against their definitions by hand and in plain loops."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from baselines.compactor import Compactor, NonCausalAttention
+from baselines.cur import CUR
 from baselines.keynorm import KeyNorm
 from baselines.lagkv import LagKV
+from baselines.leverage import Leverage
 from lukv.allocation import Budget, Uniform
+from lukv.contract import rope
 from lukv.eviction import Eviction, Protection
+from lukv.ops import draw_sketch, rotate
 from lukv.scoring import PromptLayer
 
 
@@ -76,3 +82,44 @@ def test_lagkv_where_the_next_partition_does_not_vary():
     keys = random_keys(1, 18, 4)
     keys[:, 10:, 0] = 1.0
     assert torch.isfinite(LagKV(sink=2, lag=8).score(prompt(keys))).all()
+
+
+def test_cur_by_hand():
+    """|k|^2 = 1 4 9 16, |v|^2 = 2 2 4 4, inside windows of two tokens or of none."""
+    keys = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
+    values = torch.tensor([[[1.0, 1.0], [1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]])
+    whole = torch.tensor([2.0, 8.0, 36.0, 64.0])
+    torch.testing.assert_close(CUR(sketch=0).score(prompt(keys, values))[0], whole / whole.sum())
+    parts = torch.tensor([1 / 5 / 2, 4 / 5 / 2, 9 / 25 / 2, 16 / 25 / 2])
+    torch.testing.assert_close(CUR(sketch=0, window=2).score(prompt(keys, values))[0], parts / parts.sum())
+
+
+def test_the_projection_of_cur_is_seeded_by_layer_head_and_seed():
+    keys = random_keys(1, 30, 8).expand(2, -1, -1)
+    one = CUR().score(prompt(keys))
+    assert torch.equal(one, CUR().score(prompt(keys)))
+    for other in (CUR(seed=1).score(prompt(keys)), CUR().score(prompt(keys, index=1)), one.flip(0)):
+        assert not torch.equal(one, other)
+
+
+def test_leverage_is_that_of_the_projected_keys_before_rope():
+    """The diagonal of the ridge regression's hat matrix, from its T x T form."""
+    keys, scorer = random_keys(2, 40, 16), Leverage(sketch=5)
+    layer = replace(prompt(keys), rope=rope)
+    cos, sin = rope(torch.arange(40))
+    turned = replace(layer, keys=rotate(keys, cos, sin))
+    phi = draw_sketch(layer, 16, 5, 0).double() / 5**0.5
+    x = (keys.double() - keys.double().mean(1, keepdim=True)) @ phi
+    kernel = x @ x.mT
+    hat = kernel @ (kernel + 0.01 * torch.eye(40)).inverse()
+    found = hat.diagonal(dim1=1, dim2=2)
+    expected = (found - found.mean()) / found.std()
+    torch.testing.assert_close(scorer.score(turned).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compactor_ranks_what_stands_between_the_protected_tokens():
+    queries, keys = random_keys(4, 60, 16, seed=1), random_keys(2, 60, 16)
+    layer = replace(prompt(keys), query_heads=4, observed=(queries,), rope=rope)
+    part = replace(layer, keys=keys[:, 8:-4], values=keys[:, 8:-4], positions=torch.arange(8, 56), seen=60)
+    halves = Leverage().score(part), NonCausalAttention().score(part)
+    torch.testing.assert_close(Compactor(blending=0.5).score(layer)[:, 8:-4], halves[0] / 2 + halves[1])

@@ -6,14 +6,16 @@ length, MODEL-LENGTH.npz: ids, and for each method and ratio "METHOD/RATIO/kept"
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import kvpress
 import numpy as np
 import torch
-from peer_cases import CASES, GEOMETRY, LENGTHS, MODELS, QUESTION, RATIOS, TRAINED, table_file
+from peer_cases import CASES, GEOMETRY, LENGTHS, MODELS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+RANDN = torch.randn
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,6 +43,10 @@ def make_press(method: str, ratio: float, table: Path):
         "observed_attention": lambda: kvpress.ObservedAttentionPress(ratio),
         "lagkv": lambda: kvpress.LagKVPress(ratio),
         "lagkv_cross": lambda: kvpress.LagKVPress(ratio, cross_scoring=True),
+        "cur_kvpress": lambda: kvpress.CURPress(ratio),
+        "leverage": lambda: kvpress.LeverageScorePress(ratio, sketch_dimension=SKETCH),
+        "non_causal": lambda: kvpress.NonCausalAttnPress(ratio),
+        "compactor": lambda: kvpress.CompactorPress(ratio, sketch_dimension=SKETCH, blending=0.35),
         "keynorm": lambda: kvpress.KnormPress(ratio),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }
@@ -61,14 +67,22 @@ def make_press(method: str, ratio: float, table: Path):
     return scorers[method]()
 
 
+def draw_as_ours(layer: int, *shape: int, **options) -> torch.Tensor:
+    """Their random projections [1, K, d, n] are drawn anew at every call: let them draw what we draw."""
+    draws = [np.random.default_rng([0, layer, head]).standard_normal(shape[2:]) for head in range(shape[1])]
+    return torch.from_numpy(np.stack(draws).astype(np.float32)).reshape(shape)
+
+
 def record(press) -> tuple[list, list]:
     """Lists that fill with each layer's scores [K, T] and kept entries [K, T]."""
     scores, kept = [], []
     scorer = getattr(press, "press", press)
     score, compress = scorer.score, press.compress
 
-    def recording_score(*args):
-        scores.append(score(*args))
+    def recording_score(module, *args, **options):
+        torch.randn = partial(draw_as_ours, module.layer_idx)
+        scores.append(score(module, *args, **options))
+        torch.randn = RANDN
         return scores[-1].clone()  # the wrappers write into it
 
     def recording_compress(module, hidden_states, keys, values, attentions, kwargs):

@@ -24,12 +24,15 @@ from transformers import AutoModelForCausalLM
 
 from baselines.adakv import AdaKV
 from baselines.chunkkv import ChunkKV
+from baselines.compactor import Compactor, NonCausalAttention
 from baselines.criticalkv import CriticalKV
+from baselines.cur import CUR
 from baselines.expected_attention import ExpectedAttention
 from baselines.h2o import H2O
 from baselines.keydiff import KeyDiff
 from baselines.keynorm import KeyNorm
 from baselines.lagkv import LagKV
+from baselines.leverage import Leverage
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
@@ -40,7 +43,7 @@ from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
 from lukv.eviction import Eviction, Protection, make_head_scores, protect, select_best
 from lukv.scoring import Wrapper
-from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
+from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
@@ -53,6 +56,7 @@ OBSERVED = H2O("observed_attention", latest=0.0, average=True)
 LAGKV_CROSS = LagKV("lagkv_cross", cross=True)
 CHUNKED = [ChunkKV(f"chunkkv_{inner.name}", inner=inner, chunk=20, lift=True) for inner in (KeyDiff(), SNAPKV_16)]
 CRITICAL = [CriticalKV(f"criticalkv_{inner.name}", inner=inner) for inner in (KeyDiff(), SNAPKV_16)]
+CUR_16 = CUR("cur_kvpress", sketch=0, window=16)
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -71,6 +75,10 @@ OURS = {
     "lukv_keydiff": (KeyDiff(), TABLE),
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
+    "cur_kvpress": (CUR_16, Uniform()),
+    "leverage": (Leverage(sketch=SKETCH), Uniform()),
+    "non_causal": (NonCausalAttention(), Uniform()),
+    "compactor": (Compactor(sketch=SKETCH), Uniform()),
     "keynorm": (KeyNorm(), Uniform()),
     "criticaladakv_snapkv_16": (CRITICAL[1], AdaKV(alpha=0.0)),
     "criticalkv_keydiff": (CRITICAL[0], Uniform()),
