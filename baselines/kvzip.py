@@ -118,7 +118,7 @@ class KVzip(Scorer):
 class KVzipPlus(KVzip):
     """KVzip by contributions to the residual stream."""
 
-    needs_weights: ClassVar[bool] = True
+    needs_output: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
     name: str = "kvzip_plus"
 

@@ -34,7 +34,7 @@ class Oracle(Scorer):
     """`observed` is the utility [K, T]. Raises ValueError where no answer is known."""
 
     needs_answer: ClassVar[bool] = True
-    needs_weights: ClassVar[bool] = True
+    needs_output: ClassVar[bool] = True
     name: str = "oracle"
 
     def extra_passes(self, prompt: Prompt) -> list[ExtraPass]:

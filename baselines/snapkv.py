@@ -76,11 +76,8 @@ class SnapKV(Scorer):
     @staticmethod
     def _usable_queries(layer: PromptLayer) -> Tensor:
         """The window's queries [H, n, d] whose own and later tokens are all still cached."""
-        rows: int = layer.observed.shape[1]
-        if layer.positions is not None:
-            newest = torch.arange(layer.tokens - len(layer.positions), layer.tokens, device=layer.positions.device)
-            rows = min(rows, int((layer.positions == newest).sum()))
-        return layer.observed[:, layer.observed.shape[1] - rows :]
+        seen: int = layer.observed.shape[1]
+        return layer.observed[:, seen - layer.intact_rows(seen) :]
 
     def _pool(self, attention: Tensor, heads: int) -> Tensor:
         """Pool attention [H, n] along the tokens and average it over each group, to [K, n]."""

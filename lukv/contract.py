@@ -86,7 +86,14 @@ def _make_prompt(
         queries, keys, values = queries.bfloat16(), keys.bfloat16(), values.bfloat16()
     turn = dim // 2 * 2
     return queries, PromptLayer(
-        index, layers, keys, values, query_heads, dim**-0.5, rope=lambda positions: rope(positions, turn)
+        index,
+        layers,
+        keys,
+        values,
+        query_heads,
+        dim**-0.5,
+        rope=lambda positions: rope(positions, turn),
+        output=torch.randn(query_heads * dim, query_heads * dim, generator=generator).to(keys.dtype),
     )
 
 
@@ -127,7 +134,7 @@ def _make_passes(scorer: Scorer, layer: PromptLayer) -> list[PassLayer]:
         keys, values = (torch.cat([x, draw(x, len(x))], 1) for x in (layer.keys, layer.values))
         about = each, layer.index, layer.layers, tokens, draw(layer.keys, layer.query_heads), keys, values
         hidden = draw(layer.keys, 1)[0] if scorer.needs_hidden else None
-        passes.append(PassLayer(*about, layer.scale, layer.softcap, weigh if scorer.needs_weights else None, hidden))
+        passes.append(PassLayer(*about, layer.scale, layer.softcap, weigh if scorer.needs_output else None, hidden))
     return passes
 
 

@@ -1,12 +1,16 @@
-"""The maths that scorers share: rotary embedding, the attention that keys get from some query rows, and what a value is
-worth behind the output projection."""
+"""The maths that scorers share: rotary embedding, the attention that keys get from some query rows, what a value is
+worth behind the output projection, and rankings in which two scores have a say."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lukv.scoring import PromptLayer
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -145,3 +149,60 @@ def utility(queries: Tensor, keys: Tensor, weight: Tensor, scale: float, softcap
 def accumulate(tensor: Tensor) -> torch.dtype:
     """The dtype to add up in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def rank_in_two_stages(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The order [K, T] int64, best first, whose n first tokens are, for every n,
+
+    the best floor(share * n) tokens of each row of `first`, and of the others the best of `second`.
+
+    Such sets are nested, so one ranking serves every budget. first and second are scores [K, T]; of equal scores the
+    later token is better. `share` is a decimal in [0, 1] and is taken as it is written.
+    """
+    ranks = [scores.flip(-1).argsort(dim=-1, descending=True, stable=True) for scores in (first, second)]
+    one, two = ((first.shape[-1] - 1 - order).tolist() for order in ranks)
+    part = Fraction(str(share))
+    orders = [_merge(*pair, part.numerator, part.denominator) for pair in zip(one, two, strict=True)]
+    return torch.tensor(orders, device=first.device).reshape(first.shape)
+
+
+def _merge(first: list[int], second: list[int], numerator: int, denominator: int) -> list[int]:
+    """One row of `rank_in_two_stages`: two rankings, best first -> one."""
+    tokens = len(first)
+    taken = bytearray(tokens)
+    order: list[int] = []
+    ahead = chosen = 0  # how far the rankings were read
+    for n in range(1, tokens + 1):
+        token = -1
+        if n * numerator // denominator > chosen:
+            token = first[chosen]
+            chosen += 1
+        if token < 0 or taken[token]:  # who is in the set already leaves its place to the other ranking
+            while taken[second[ahead]]:
+                ahead += 1
+            token = second[ahead]
+        taken[token] = 1
+        order.append(token)
+    return order
+
+
+def deal_scores(scores: Tensor, order: Tensor) -> Tensor:
+    """Each row's scores [K, T] float32, handed out anew: the highest to the first token of order [K, T], and so on.
+
+    Heads that compete by their scores then share a budget as they would by the old ones, while each keeps its tokens in
+    the new order. Equal scores become different ones, by one float each, so that no tie rule changes this order.
+    """
+    best = scores.sort(-1, descending=True).values.contiguous().view(torch.int32).long()
+    step = torch.arange(best.shape[-1], device=best.device)
+    # floats as integers of the same order, which are then made to fall by one at least
+    rising = torch.where(best < 0, -(2**31) - best, best) + step
+    falling = rising.cummin(-1).values - step
+    bits = torch.where(falling < 0, -(2**31) - falling, falling).int()
+    return torch.empty_like(scores).scatter_(-1, order, bits.view(torch.float32))
+
+
+def draw_sketch(layer: PromptLayer, width: int, columns: int, seed: int) -> Tensor:
+    """A Gaussian matrix for each KV head of a layer, [K, width, columns] float32, the same on every device."""
+    heads = range(len(layer.keys)) if layer.head is None else [layer.head]
+    draws = [np.random.default_rng([seed, layer.index, head]).standard_normal((width, columns)) for head in heads]
+    return torch.from_numpy(np.stack(draws).astype(np.float32)).to(layer.keys.device)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,8 @@ class PromptLayer:
     Query heads k*G .. k*G+G-1 share KV head k. keys [K, T, d] (post-RoPE) and values [K, T, dv] have the model's dtype.
     `index` is the layer's number among the `layers` that can be evicted. `scale` multiplies q.k. `softcap` is the cap
     of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` and `observe_pass` made of the
-    queries.
+    queries. `output` is the layer's output projection W_O [hidden, H * dv], in which head h has the columns
+    h*dv .. (h+1)*dv-1, for scorers that ask for it (Scorer.needs_output), else None.
 
     A later eviction (lukv/backend/reeviction.py) shows one KV head at a time: K = 1, and `head` is its number. keys and
     values then hold the T tokens that are left of `seen`, and `positions` [T] int64, ascending, says where these stood
@@ -46,6 +47,7 @@ class PromptLayer:
     softcap: float | None = None
     observed: Any = None
     rope: Rope | None = None
+    output: Tensor | None = None
     positions: Tensor | None = None
     seen: int | None = None
     head: int | None = None
@@ -54,6 +56,13 @@ class PromptLayer:
     def tokens(self) -> int:
         """How many tokens were seen, evicted ones included. It is also the position of the next token."""
         return self.keys.shape[1] if self.seen is None else self.seen
+
+    def intact_rows(self, rows: int) -> int:
+        """How many of the newest `rows` queries still find the keys of their own and all later tokens in the cache."""
+        if self.positions is None:
+            return rows
+        newest = torch.arange(self.tokens - len(self.positions), self.tokens, device=self.positions.device)
+        return min(rows, int((self.positions == newest).sum()))
 
     def token_positions(self, at: slice = slice(None)) -> Tensor:
         """[n] int64: the positions in the text of the cached tokens `at`."""
@@ -96,7 +105,7 @@ class PassLayer:
     of the pass: views of the cache, from which the pass is taken back afterwards. All else is as in PromptLayer.
 
     weigh: values [K, m, dv] -> [H, m] float32, the lengths |W_O^h v| of what each query head adds to the layer's output
-    for a value (Scorer.needs_weights, else None). hidden [n, D]: what the layer's attention got as input, after the
+    for a value (Scorer.needs_output, else None). hidden [n, D]: what the layer's attention got as input, after the
     layer's norm (Scorer.needs_hidden, else None).
     """
 
@@ -125,15 +134,16 @@ class Scorer:
     """True for an upper bound, which is not a method to deploy: its extra passes look at the answer in `Prompt`.
     Whoever evicts lets the full cache answer first, and each question then has a compressed cache of its own."""
 
-    needs_weights: ClassVar[bool] = False
-    """True if `observe_pass` uses `PassLayer.weigh`. Models whose output projection cannot be read are refused."""
-
     needs_hidden: ClassVar[bool] = False
     """True if `observe_pass` uses `PassLayer.hidden`. Models whose layers have no `input_layernorm` are refused."""
 
     needs_rope: ClassVar[bool] = False
     """True if the scorer undoes RoPE with `PromptLayer.rope` and `lukv.ops.rotate`. Models that apply another rotation
     are then refused (lukv/backend/rope_check.py)."""
+
+    needs_output: ClassVar[bool] = False
+    """True if the scorer weighs values by the output projection: `PromptLayer.output`, `PassLayer.weigh`. Models whose
+    output projection cannot be read are refused (lukv/backend/output.py)."""
 
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
         """Fold one chunk of the prompt's queries into what `score` will need of them.
@@ -171,3 +181,37 @@ class Scorer:
     def parameters(self) -> dict[str, Any]:
         """What distinguishes two scorers of this class, as plain JSON. A budget table records it."""
         return dict(json.loads(json.dumps(asdict(self))))
+
+
+@dataclass(frozen=True)
+class Wrapper(Scorer):
+    """Base of scorers around another one, `inner`: they see and protect what it sees and protects."""
+
+    inner: Scorer = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        for part in ("sink", "recent"):
+            object.__setattr__(self, part, max(getattr(self, part), getattr(self.inner, part)))
+        for need in ("needs_rope", "needs_answer", "needs_output", "needs_hidden"):
+            object.__setattr__(self, need, getattr(self, need) or getattr(self.inner, need))
+
+    def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:
+        return self.inner.observe(observed, queries, start, rope)
+
+    def extra_passes(self, prompt: Prompt) -> Sequence[ExtraPass]:
+        return self.inner.extra_passes(prompt)
+
+    def observe_pass(self, observed: Any, layer: PassLayer) -> Any:
+        return self.inner.observe_pass(observed, layer)
+
+    @property
+    def makes_passes(self) -> bool:
+        return self.inner.makes_passes
+
+    def check(self, model: Any) -> None:
+        """Raise what `inner` raises for a model that it is not made for."""
+        if hasattr(self.inner, "check"):
+            self.inner.check(model)
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "inner": self.inner.parameters()}

@@ -15,7 +15,7 @@ from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
-from lukv.backend.passes import check_passes
+from lukv.backend.passes import check_shown
 from lukv.backend.rope_check import check_rotation
 from lukv.checkpoint import Source
 from lukv.eviction import Eviction
@@ -100,7 +100,7 @@ def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Evict
     if method is None:
         return None
     check_rotation(model.model, [method.scorer])
-    check_passes(model.model, [method.scorer])
+    check_shown(model.model, [method.scorer])
     if hasattr(method.scorer, "check"):  # it is fitted for one model
         method.scorer.check(model)
     if hasattr(method.allocator, "check"):  # its budget table is made for one model and one scorer

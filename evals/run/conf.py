@@ -37,14 +37,21 @@ def read_method_defaults(method: str) -> Mapping[str, str]:
 
 @lru_cache
 def read_option(group: str, option: str) -> Mapping[str, Any]:
-    """conf/GROUP/OPTION.yaml on top of the options it builds on, nothing resolved. Empty if there is no such file."""
+    """conf/GROUP/OPTION.yaml on top of the options it builds on, nothing resolved. Empty if there is no such file.
+
+    An option that it holds (`/scorer@inner: snapkv` in a scorer around another) stands under its key.
+    """
     path = CONF / group / f"{option}.yaml"
     if not path.is_file():
         return {}
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     whole: dict[str, Any] = {}
     for base in content.pop("defaults", ()):
-        if isinstance(base, str) and base != "_self_":
+        if isinstance(base, dict):
+            for place, held in base.items():
+                of, _, key = place.lstrip("/").partition("@")
+                whole[key] = read_option(of, held)
+        elif base != "_self_":
             whole.update(read_option(group, base))
     return {**whole, **content.get(group, content)}  # files of `# @package _global_` name their group
 

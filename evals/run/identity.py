@@ -23,6 +23,9 @@ from evals.run.fingerprint import find_path, matches_old_record, names_path
 from evals.run.instantiate import locate
 from evals.run.run_id import find_job, hash_text
 
+INNER = "scorer@scorer.inner"
+"""The group, as Hydra names it, of the scorer inside a scorer (lukv.scoring.Wrapper)."""
+
 NESTED = ("model", "scorer", "allocator", "protection", "benchmark", "job")
 
 RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
@@ -90,6 +93,8 @@ def select_usual(config: Mapping[str, Any], choices: Mapping[str, str | None]) -
     lacking = []
     for group in (*NESTED, "calibration"):
         option = read_option(group, str(choices.get(group))) if config.get(group) is not None else {}
+        if group == "scorer" and choices.get(INNER):
+            option = {**option, "inner": read_option("scorer", str(choices[INNER]))}
         lacking += [key for key, value in list_leaves(option, group) if value == "???"]
         filled[group] = fill(option, config[group]) if option else config.get(group)
     filled["model"] = {**filled["model"], "name": config["model"]["name"]}

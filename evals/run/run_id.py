@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from evals.run.conf import GROUPS, read_method_defaults
+from evals.run.conf import GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create, locate
 
 LONGEST_NAME = 200
@@ -63,7 +63,8 @@ def name_method(run: Described) -> list[str]:
     if not run.evicts:
         return [run.config["method"] or "none"]
     chosen = {group: choice for group, choice in run.parts.items() if run.config[group] is not None}
-    parts = [label_method(run.config["method"], chosen)]
+    names = [label_method(run.config["method"], chosen), name_inner(run)]
+    parts = ["-".join(name for name in names if name is not None)]
     if run.config["budget"] is not None:
         parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
@@ -91,6 +92,13 @@ def label_method(method: str | None, chosen: Mapping[str, str | None]) -> str:
     usual = read_method_defaults(method)
     others = [choice for group, choice in chosen.items() if choice not in (None, usual.get(group), method)]
     return "-".join([method, *map(str, others)])
+
+
+def name_inner(run: Described) -> str | None:
+    """The scorer inside a scorer, where it is not the one that this scorer's file names."""
+    inner = run.config["scorer"].get("inner") or {}
+    usual = read_option("scorer", str(run.parts["scorer"])).get("inner") or {}
+    return None if inner.get("name") == usual.get("name") else str(inner.get("name"))
 
 
 def name_setting(run: Described, groups: Sequence[str] = ()) -> list[str]:

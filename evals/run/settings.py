@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from evals.run.conf import GROUPS, PACKAGE, ROOT, read_method_defaults, read_option
 from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
-from evals.run.identity import NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
+from evals.run.identity import INNER, NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
 from evals.run.run_id import (
@@ -200,6 +200,7 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
         if config[group] is None and group not in ignored:
             raise InputError(f"method={config['method']} has no {group} to go with its scorer: add {group}=NAME")
     choices = {group: hydra.runtime.choices.get(group) for group in CHOSEN}
+    choices[INNER] = hydra.runtime.choices.get(INNER)
     if config["scorer"] is None:
         choices.update(dict.fromkeys(METHOD_PARTS))
     if config["method"] is not None and config["scorer"] is not None:

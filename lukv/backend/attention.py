@@ -72,7 +72,9 @@ def attend(
                 f"{type(module).__name__} attends over other values than those it gave to the cache, which this "
                 "backend does not support: it stores what the cache was given"
             )
-        parameters = AttentionParameters(query.shape[1], scale, softcap, sliding_window)
+        parameters = AttentionParameters(
+            query.shape[1], scale, softcap, sliding_window, getattr(module, "o_proj", None)
+        )
         layer = update.layer()
         assert layer is not None  # its cache is the model's argument as long as the forward runs
         out = layer.attend(update, query, key, value, attention_mask, parameters)

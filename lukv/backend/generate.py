@@ -14,7 +14,7 @@ from lukv.allocation import round_half_up
 from lukv.backend.cache import RaggedCache
 from lukv.backend.forward import Loaded, feed, unwrap
 from lukv.backend.padding import pad_left, stack_left
-from lukv.backend.passes import check_passes, run_passes
+from lukv.backend.passes import check_shown, run_passes
 from lukv.backend.rope_check import check_rotation
 from lukv.eviction import Eviction
 from lukv.scoring import Prompt, Scorer
@@ -73,7 +73,7 @@ def compress(
     network = unwrap(model)
     scorers = [*observe, *(e.scorer for e in (eviction, later) if e is not None)]
     check_rotation(network, scorers)
-    check_passes(network, scorers)
+    check_shown(network, scorers)
     ids, mask = pad_left(input_ids, attention_mask, network.device)
     waiting = eviction if eviction is not None and eviction.waits else None
     if waiting and waiting.scorer.makes_passes and prompts is None:

@@ -1,4 +1,4 @@
-"""What values are worth behind a model's output projection, read from its weights."""
+"""A layer's output projection W_O, read from the model's weights, and what values are worth behind it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ def read_projections(model: PreTrainedModel) -> list[Tensor]:
     weights = []
     for index, layer in list_full_layers(model):
         projection = getattr(getattr(layer, "self_attn", None), "o_proj", None)
-        if projection is None:
-            raise ValueError(
-                f"layer {index} of this {model.config.model_type} has no self_attn.o_proj, by which values are weighed"
-            )
-        weights.append(read_weight(projection, f"layer {index} of this {model.config.model_type}"))
+        weights.append(read_output(projection, f"layer {index} of this {model.config.model_type}"))
     return weights
 
 
@@ -38,10 +34,18 @@ def list_full_layers(model: PreTrainedModel) -> list[tuple[int, nn.Module | None
     return [(i, None if layers is None else layers[i]) for i, window in enumerate(windows) if window is None]
 
 
+def read_output(projection: nn.Module | None, where: str) -> Tensor:
+    """W_O [hidden, H * dv] of the layer that `where` names. Raises ValueError if there is none, or if it cannot be
+    read."""
+    if projection is None:
+        raise ValueError(f"{where} has no self_attn.o_proj, by which values are weighed")
+    return read_weight(projection, where)
+
+
 def read_weight(projection: nn.Module, where: str) -> Tensor:
     """The weight of a linear layer as floats. torch's dynamically quantized layers unpack theirs. Raises ValueError for
     other quantized weights: their integers mean nothing without scales."""
     weight = projection.weight() if callable(projection.weight) else projection.weight
     if not isinstance(weight, Tensor) or not (weight.is_quantized or weight.is_floating_point()):
         raise ValueError(f"{where} has quantized output weights, which cannot be read: load it dequantized")
-    return weight.dequantize() if weight.is_quantized else weight
+    return weight.detach().dequantize() if weight.is_quantized else weight.detach()

@@ -44,16 +44,16 @@ def run_passes(
     """
     network = unwrap(model)
     asking = [scorer for scorer in dict.fromkeys(scorers) if scorer.makes_passes]
-    check_passes(network, asking)
+    check_shown(network, asking)
     cache.begin_passes(asking, [len(prompt.ids) for prompt in prompts])
     norms = find_norms(network) if any(scorer.needs_hidden for scorer in asking) else []
-    grams = output_grams(network) if any(scorer.needs_weights for scorer in asking) else []
+    grams = output_grams(network) if any(scorer.needs_output for scorer in asking) else []
     for rows, askers in share_forwards(prompts, asking).items():
         ids, mask = stack_left([torch.tensor(row, dtype=torch.int64, device=network.device) for row in rows])
         output = run(network, cache, ids, mask, output_hidden_states=any(s.needs_hidden for s, _ in askers))
         for number, layer in enumerate(cache.evictable):
             for scorer, asked in askers:
-                weigh = partial(value_weight, gram=grams[number], normalise=False) if scorer.needs_weights else None
+                weigh = partial(value_weight, gram=grams[number], normalise=False) if scorer.needs_output else None
                 for row, each in enumerate(asked):
                     if each is None:
                         continue
@@ -82,11 +82,11 @@ def share_forwards(prompts: Sequence[Prompt], scorers: Sequence[Scorer]) -> dict
     return forwards
 
 
-def check_passes(model: PreTrainedModel, scorers: Iterable[Scorer]) -> None:
-    """Raise ValueError if the passes of a scorer look at what this model does not show."""
+def check_shown(model: PreTrainedModel, scorers: Iterable[Scorer]) -> None:
+    """Raise ValueError if a scorer looks at what this model does not show."""
     for scorer in scorers:
         try:
-            if scorer.needs_weights:
+            if scorer.needs_output:
                 read_projections(model)
             if scorer.needs_hidden:
                 find_norms(model)

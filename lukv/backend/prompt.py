@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lukv.backend.dense import attend_causally
+from lukv.backend.output import read_output
 from lukv.backend.padding import Range
 from lukv.backend.parameters import AttentionParameters
 from lukv.eviction import Eviction, Ranked, Ranking
@@ -147,8 +148,9 @@ class PromptScores:
     def view(self, row: int, keys: Tensor, values: Tensor, scorer: Scorer) -> PromptLayer:
         """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv], and what it observed."""
         p, observed = self.parameters, (self.observed[row] | self.passed[row]).get(scorer)
+        output = read_output(p.output, f"layer {self.index}") if scorer.needs_output else None
         return PromptLayer(
-            self.index, self.layers, keys, values, p.query_heads, p.scale, p.softcap, observed=observed, rope=self.rope
+            self.index, self.layers, keys, values, p.query_heads, p.scale, p.softcap, observed, self.rope, output
         )
 
     def keep(self, eviction: Eviction, prompt: Sequence[Entries]) -> list[Tensor]:

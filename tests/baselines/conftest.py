@@ -7,6 +7,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from evals.run.conf import read_option
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
 from lukv.probe import SCALAR_FEATURES, Probe
@@ -29,7 +30,7 @@ def build(tmp_path):
     def build(layers=3, kv_heads=2, head_dim=16, **groups):
         root = OmegaConf.create({"seed": 0, "model": {"tables": str(tmp_path)}})
         for group, name in groups.items():
-            root[group] = OmegaConf.load(CONF / group / f"{name}.yaml")
+            root[group] = read_option(group, name)
         if "path" in root.get("allocator", {}):
             made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
         if groups.get("allocator") == "lu_curve":

@@ -31,10 +31,25 @@ METHODS = (
     "adakv_expected_attention_eps0",
     "lukv_keydiff",
     "lukv_expected_attention",
+    "keynorm",
+    "cur_kvpress",
+    "leverage",
+    "non_causal",
+    "compactor",
+    "criticaladakv_snapkv_16",
+    "criticalkv_keydiff",
+    "criticalkv_snapkv_16",
+    "chunkkv_snapkv_16",
+    "chunkkv_keydiff",
+    "lagkv_cross",
+    "lagkv",
+    "observed_attention",
+    "tova_kvpress",
 )
 TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)
 TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")
 CASES = {**dict.fromkeys(MODELS, METHODS), TRAINED: TRAINED_METHODS}
+SKETCH = 4  # columns of the random projections: with few, kvpress's float32 solution is exact to 1e-5
 QUESTION = 4  # tokens after the context
 KVZIP = {  # KVzipPress's parameters: one chunk holds the whole prompt, or there are several
     "kvzip": {},

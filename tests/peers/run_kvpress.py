@@ -7,6 +7,7 @@ are in MODEL-LENGTH-kvzip.npz, also by chat template: "HEAD/METHOD/RATIO/...", a
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import kvpress
@@ -24,12 +25,14 @@ from peer_cases import (
     MODELS,
     QUESTION,
     RATIOS,
+    SKETCH,
     TRAINED,
     encode_text,
     table_file,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
+RANDN = torch.randn
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,11 +56,26 @@ def make_press(method: str, ratio: float, table: Path):
         "expected_attention": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=2e-2),
         "expected_attention_eps0": lambda: kvpress.ExpectedAttentionPress(ratio, epsilon=0.0),
         "streaming": lambda: kvpress.StreamingLLMPress(ratio),
+        "tova_kvpress": lambda: kvpress.TOVAPress(ratio),
+        "observed_attention": lambda: kvpress.ObservedAttentionPress(ratio),
+        "lagkv": lambda: kvpress.LagKVPress(ratio),
+        "lagkv_cross": lambda: kvpress.LagKVPress(ratio, cross_scoring=True),
+        "cur_kvpress": lambda: kvpress.CURPress(ratio),
+        "leverage": lambda: kvpress.LeverageScorePress(ratio, sketch_dimension=SKETCH),
+        "non_causal": lambda: kvpress.NonCausalAttnPress(ratio),
+        "compactor": lambda: kvpress.CompactorPress(ratio, sketch_dimension=SKETCH, blending=0.35),
+        "keynorm": lambda: kvpress.KnormPress(ratio),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }
     wrapper, _, inner = method.partition("_")
     if wrapper == "adakv":
         return kvpress.AdaKVPress(scorers["snapkv_16" if inner == "snapkv" else inner]())
+    if wrapper == "chunkkv":
+        return kvpress.ChunkKVPress(scorers[inner](), chunk_length=20)
+    if wrapper == "criticalkv":
+        return kvpress.CriticalKVPress(scorers[inner]())
+    if wrapper == "criticaladakv":
+        return kvpress.CriticalAdaKVPress(scorers[inner](), alpha_safeguard=0.0)
     if wrapper == "lukv":
         name, window = ("snapkv_32", 32) if inner == "snapkv" else (inner, 1)
         press = kvpress.presses.lukv_press.LUKVPress(scorers[name](), compression_ratio=ratio, sink=4, window=window)
@@ -66,14 +84,22 @@ def make_press(method: str, ratio: float, table: Path):
     return scorers[method]()
 
 
+def draw_as_ours(layer: int, *shape: int, **options) -> torch.Tensor:
+    """Their random projections [1, K, d, n] are drawn anew at every call: let them draw what we draw."""
+    draws = [np.random.default_rng([0, layer, head]).standard_normal(shape[2:]) for head in range(shape[1])]
+    return torch.from_numpy(np.stack(draws).astype(np.float32)).reshape(shape)
+
+
 def record(press) -> tuple[list, list]:
     """Lists that fill with each layer's scores [K, T] and kept entries [K, T]."""
     scores, kept = [], []
     scorer = getattr(press, "press", press)
     score, compress = scorer.score, press.compress
 
-    def recording_score(*args):
-        scores.append(score(*args))
+    def recording_score(module, *args, **options):
+        torch.randn = partial(draw_as_ours, module.layer_idx)
+        scores.append(score(module, *args, **options))
+        torch.randn = RANDN
         return scores[-1].clone()  # the wrappers write into it
 
     def recording_compress(module, hidden_states, keys, values, attentions, kwargs):
@@ -107,6 +133,8 @@ def run(model, ids: torch.Tensor, question: torch.Tensor, press) -> dict[str, np
 
 def answer(model, ids: torch.Tensor, question: torch.Tensor, press) -> torch.Tensor:
     """[V]: the logits after the question."""
+    # it reads the attention weights, which only this implementation has
+    model.set_attn_implementation("eager" if isinstance(press, kvpress.ObservedAttentionPress) else "sdpa")
     cache, tokens = DynamicCache(), ids.shape[1]
     with press(model):
         model.model(input_ids=ids, past_key_values=cache)

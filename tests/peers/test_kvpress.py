@@ -6,6 +6,8 @@ kvpress has other rules in a few places (METHODS: one rounding rule, one tie rul
 * PyramidKV rounds each layer, LU-KV each layer's total; we round once over all layers: counts may differ by one a head.
 * AdaKV's heads compete: where the scores at the border are nearer to each other than the two programs' scores of the
   same entry, one entry may go to the other head. Such heads are counted under count_differs.
+* ChunkKV keeps whole chunks, we keep to the token what the budget says: compared at its own number only.
+* CriticalAdaKV gives a head's first stage at least AdaKV's floor: compared with a floor of 0.
 * a head that keeps fewer entries than it has protected tokens keeps any of them (top-k of equal scores); AdaKV then
   also spreads them over heads in any way. Ours has an order. Such heads are counted as ties and not compared; so are
   heads whose kept sets differ only in entries of the same score (nearer than the two programs' scores of one entry).
@@ -21,17 +23,27 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from baselines.adakv import AdaKV
+from baselines.chunkkv import ChunkKV
+from baselines.compactor import Compactor, NonCausalAttention
+from baselines.criticalkv import CriticalKV
+from baselines.cur import CUR
 from baselines.expected_attention import ExpectedAttention
+from baselines.h2o import H2O
 from baselines.keydiff import KeyDiff
+from baselines.keynorm import KeyNorm
+from baselines.lagkv import LagKV
+from baselines.leverage import Leverage
 from baselines.pyramidkv import PyramidKV
 from baselines.snapkv import SnapKV
 from baselines.streaming import Streaming
+from baselines.tova import TOVA
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
 from lukv.eviction import Eviction, Protection, make_head_scores, protect, select_best
-from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, TRAINED, table_file
+from lukv.scoring import Wrapper
+from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
@@ -39,7 +51,12 @@ SNAPKV_64 = SnapKV("snapkv_kvpress", window=64, kernel=5, pool="avg")
 SNAPKV_16 = SnapKV("snapkv_16", window=16, kernel=5, pool="avg")
 EXPECTED, EXPECTED_0 = ExpectedAttention(eps=0.02), ExpectedAttention("expected_attention_eps0", eps=0.0)
 SNAPKV_32 = SnapKV("snapkv_32", window=32, kernel=7, pool="avg")
-SCORERS = (SNAPKV_64, SNAPKV_32, SNAPKV_16, KeyDiff(), EXPECTED, EXPECTED_0, Streaming())
+TOVA_1 = TOVA("tova_kvpress", recent=1)
+OBSERVED = H2O("observed_attention", latest=0.0, average=True)
+LAGKV_CROSS = LagKV("lagkv_cross", cross=True)
+CHUNKED = [ChunkKV(f"chunkkv_{inner.name}", inner=inner, chunk=20, lift=True) for inner in (KeyDiff(), SNAPKV_16)]
+CRITICAL = [CriticalKV(f"criticalkv_{inner.name}", inner=inner) for inner in (KeyDiff(), SNAPKV_16)]
+CUR_16 = CUR("cur_kvpress", sketch=0, window=16)
 ROOT = Path(__file__).parents[2]
 TABLE = "table"  # a TableAllocator of the model's table
 OURS = {
@@ -58,7 +75,22 @@ OURS = {
     "lukv_keydiff": (KeyDiff(), TABLE),
     "lukv_expected_attention": (EXPECTED, TABLE),
     "lukv_snapkv": (SNAPKV_32, TABLE),
+    "cur_kvpress": (CUR_16, Uniform()),
+    "leverage": (Leverage(sketch=SKETCH), Uniform()),
+    "non_causal": (NonCausalAttention(), Uniform()),
+    "compactor": (Compactor(sketch=SKETCH), Uniform()),
+    "keynorm": (KeyNorm(), Uniform()),
+    "criticaladakv_snapkv_16": (CRITICAL[1], AdaKV(alpha=0.0)),
+    "criticalkv_keydiff": (CRITICAL[0], Uniform()),
+    "criticalkv_snapkv_16": (CRITICAL[1], Uniform()),
+    "chunkkv_snapkv_16": (CHUNKED[1], Uniform()),
+    "chunkkv_keydiff": (CHUNKED[0], Uniform()),
+    "lagkv_cross": (LAGKV_CROSS, Uniform()),
+    "lagkv": (LagKV(), Uniform()),
+    "observed_attention": (OBSERVED, Uniform()),
+    "tova_kvpress": (TOVA_1, Uniform()),
 }
+SCORERS = tuple(dict.fromkeys(scorer for scorer, _ in OURS.values()))
 
 
 @dataclass
@@ -113,7 +145,8 @@ def test_method(case, method, summary, peers):
     for ratio in RATIOS:
         expected = {key: torch.from_numpy(theirs[f"{method}/{ratio}/{key}"]) for key in ("scores", "kept", "logits")}
         counts = expected["kept"].sum(-1)
-        if scorer.name != "streaming":  # theirs are ones and zeros, ours positions: only the kept sets can agree
+        difference = torch.zeros(1).expand(len(scores), 1)
+        if not isinstance(scorer, (Streaming, Wrapper)):  # scores of another kind: only the sets can agree
             difference = (scores - expected["scores"])[..., free].abs()
             score = (
                 float((difference / expected["scores"][..., free].abs().amax(-1, keepdim=True)).max())
@@ -131,6 +164,8 @@ def test_method(case, method, summary, peers):
         ]
         tied = counts < shielded.mask(tokens).sum()  # too few entries for the protected tokens
         tied |= tied.any() & torch.tensor(isinstance(allocator, AdaKV))  # where AdaKV's heads compete for them, all are
+        if isinstance(scorer, ChunkKV):
+            ours = list(counts)
         off = (torch.stack(ours) - counts).abs().masked_fill(tied, 0)
         assert off.max() <= (1 if not fixed or isinstance(allocator, AdaKV) else 0)
         for i in off.any(-1).nonzero().flatten().tolist() if fixed else ():
