@@ -40,9 +40,9 @@ from lukv.budgets.calibrate import (
 from lukv.budgets.oracle import OracleSettings
 from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
-from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 
 
 def calibrate(folder: RunFolder) -> Calibration:

@@ -18,8 +18,8 @@ from evals.run.settings import Run
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.eviction import Eviction
 from lukv.model import LoadedModel
+from lukv.selection import Eviction
 
 Line = dict[str, Any]
 """A line of samples.jsonl: a SampleRecord or a FailedSample of records.py."""

@@ -16,8 +16,8 @@ from evals.run.settings import Run, drop_tables
 from lukv.allocation import Budget
 from lukv.backend.rope_check import check_rotation
 from lukv.checkpoint import Source
-from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
+from lukv.selection import Eviction
 
 
 class Method(NamedTuple):

@@ -17,8 +17,8 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.lengths import check_factors
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.rope_check import check_rotation
-from lukv.eviction import Eviction
 from lukv.scoring import Scorer
+from lukv.selection import Eviction
 
 
 class Loaded(Protocol):

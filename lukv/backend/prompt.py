@@ -14,8 +14,8 @@ from torch import Tensor
 from lukv.backend.dense import attend_causally
 from lukv.backend.padding import Range
 from lukv.backend.parameters import AttentionParameters
-from lukv.eviction import Eviction, Ranked, Ranking
 from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.selection import Eviction, Ranked, Ranking
 
 Entries = tuple[Tensor, Tensor]
 """keys [K, T, d], values [K, T, dv] of one batch row."""

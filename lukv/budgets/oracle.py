@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import Stop, answer, append, compress
 from lukv.budgets.sampling import Sampling
-from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.ops import attention_mass
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection, protect, rank
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
 

@@ -12,8 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
-from lukv.eviction import Eviction
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction
 from tests.baselines.conftest import CONF
 
 LAYERS, KV_HEADS, QUERY_HEADS, DIM = 3, 2, 4, 8

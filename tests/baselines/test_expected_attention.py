@@ -9,8 +9,8 @@ import torch
 from baselines.expected_attention import ExpectedAttention
 from lukv.allocation import Budget, Uniform
 from lukv.backend.cache import RaggedCache
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 from tests.reference.dense_reference import rows, tiny_model
 
 THETA = 100.0

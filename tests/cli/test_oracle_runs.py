@@ -11,8 +11,8 @@ from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.eviction import Eviction, Protection
 from lukv.model import load
+from lukv.selection import Eviction, Protection
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",

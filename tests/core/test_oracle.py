@@ -27,8 +27,8 @@ from lukv.budgets.oracle import (
     value_weight,
 )
 from lukv.budgets.sampling import Sampling
-from lukv.eviction import Protection
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection
 from tests.core.small_models import VOCABULARY, small_model, text
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2")

@@ -12,7 +12,7 @@ from baselines.random import Random
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.eviction import Eviction, Protection
+from lukv.selection import Eviction, Protection
 from tests.core.small_models import small_model, text
 from tests.core.test_oracle import by_definition, greedy
 

@@ -37,8 +37,8 @@ from evals.run.run_id import join_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up
 from lukv.budgets.solver import PRUNED_PERCENT, floor_of, kept_total, solve
 from lukv.budgets.table import BudgetTable, TableAllocator
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection
 from tests.evals.conftest import Words
 from tests.faults.mutate import Mutation, mutated, mutations
 
