@@ -19,12 +19,13 @@ from evals.report.compare import compare_group, find_label
 from evals.report.data import collect, write_data
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
 from evals.report.tables import COLUMNS, csv_rows, markdown, overview
-from evals.run.conf import read_method_defaults
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.settings import find_shipped
 from evals.run.signals import survive_closed_pipe
-from evals.text import suggest_nearest, table
+from evals.text import table
+from lukv.conf import read_method_defaults
+from lukv.names import suggest_nearest
 
 COMMANDS = ("score", "data")
 

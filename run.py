@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 
 from evals.run import cli, slurm
 from evals.run.compose import join_lines
-from evals.run.conf import CONF
 from evals.run.overrides import normalize_arguments
 from evals.run.sweep import Sweep
+from lukv.conf import CONF
 
 
 def run() -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from evals.report.data import MEAN, Cell, read_data
-from evals.run.instantiate import suggest_nearest
+from lukv.names import suggest_nearest
 from scripts.doc_tables import ALL, Table
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 OURS = ("lukv", "baselines", "evals")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
-from lukv.backend.architecture import check_wrapper
+from lukv.backend.architecture import unwrap
 from lukv.backend.cache import RaggedCache
 from lukv.backend.lengths import check_factors
 from lukv.backend.padding import pad_left, stack_left
@@ -143,12 +143,6 @@ def append(model: PreTrainedModel | Loaded, cache: RaggedCache, ids: Tensor | Se
     return feed(network, cache, padded, mask, slice(None))
 
 
-def unwrap(model: PreTrainedModel | Loaded) -> PreTrainedModel:
-    """The transformers model in it. Raises ValueError for a wrapper that this backend cannot look through."""
-    check_wrapper(model)
-    return model if isinstance(model, PreTrainedModel) else model.model
-
-
 def feed(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | None, columns: slice) -> Tensor:
     """One forward of some columns of left-padded ids [B, T] after what the cache has seen -> logits [B, vocabulary]."""
     seen, new = cache.get_seq_length(), ids[:, columns]
@@ -218,6 +212,25 @@ def answer(
         logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
     return Answer(replies.tokens, first - begin, (last - first) / (steps - 1) if steps > 1 else 0.0, steps)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel | Loaded,
+    cache: RaggedCache,
+    question_ids: Sequence[int],
+    max_new_tokens: int,
+    eos_ids: Sequence[int] = (),
+) -> Iterator[int]:
+    """The tokens of `answer` to one question, each as soon as it is there. The caller rolls back."""
+    cache.reserve(len(question_ids) + max_new_tokens)
+    new = list(question_ids)
+    for _ in range(max_new_tokens):
+        token = int(append(model, cache, [new]).argmax(-1))
+        if token in eos_ids:
+            return
+        yield token
+        new = [token]
 
 
 class Replies:
