@@ -70,6 +70,11 @@ def compress(
     if not texts:
         raise ValueError("no context: give a text or a list of texts")
     rows = [loaded.prompt_ids(text, "?", "")[0] for text in texts]  # they do not depend on the question
+    return compress_rows(loaded, rows, method)
+
+
+def compress_rows(loaded: LoadedModel, rows: Sequence[Sequence[int]], method: Eviction | None) -> RaggedCache:
+    """The same for contexts as token ids."""
     check_length(loaded, max(map(len, rows)), "the context")
     with lend_attention(loaded.model):
         if method is not None:
@@ -116,14 +121,21 @@ def answer(
     loaded = pair(model, tokenizer)
     questions = [question] if isinstance(question, str) else question
     rows = [question_ids(loaded, text, answer_prefix) for text in questions]
+    texts = answer_rows(loaded, cache, rows, max_new_tokens)
+    return texts[0] if isinstance(question, str) else texts
+
+
+def answer_rows(
+    loaded: LoadedModel, cache: RaggedCache, rows: Sequence[Sequence[int]], max_new_tokens: int
+) -> list[str]:
+    """The same for questions as token ids, with the rest of the chat template."""
     check_room(loaded, cache, rows, max_new_tokens)
     with lend_attention(loaded.model):
         try:
             said = generate.answer(loaded, cache, rows, max_new_tokens, loaded.eos_ids)
         finally:
             cache.rollback()
-    texts = [loaded.decode(tokens) for tokens in said.tokens]
-    return texts[0] if isinstance(question, str) else texts
+    return [loaded.decode(tokens) for tokens in said.tokens]
 
 
 def stream_answer(

@@ -48,7 +48,15 @@ RULES = [  # modules in these packages, but not in those, import nothing of thes
     (("evals",), (), ("baselines",), ()),
     (
         PACKAGES,
-        ("lukv.model", "lukv.checkpoint", "lukv.gguf", "lukv.backend", "models", "scripts.architectures"),
+        (
+            "lukv.model",
+            "lukv.checkpoint",
+            "lukv.gguf",
+            "lukv.pipeline",
+            "lukv.backend",
+            "models",
+            "scripts.architectures",
+        ),
         ("transformers",),
         (),
     ),
