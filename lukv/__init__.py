@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evals.library import evaluate
     from lukv.library import answer, compress, eviction, load_cache, save_cache, stream_answer
     from lukv.model import load as load_model
     from lukv.named import method
@@ -19,6 +20,7 @@ PLACES = {
     "answer": "lukv.library.answer",
     "compress": "lukv.library.compress",
     "eviction": "lukv.library.eviction",
+    "evaluate": "evals.library.evaluate",
     "load_cache": "lukv.library.load_cache",
     "load_model": "lukv.model.load",
     "method": "lukv.named.method",
@@ -30,6 +32,7 @@ PLACES = {
 __all__ = [
     "answer",
     "compress",
+    "evaluate",
     "eviction",
     "load_cache",
     "load_model",

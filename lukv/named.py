@@ -68,14 +68,29 @@ def method(
         else:
             known[group] = {"name": getattr(part, "name", "")}
         parts[group] = part
-    for key in overrides:
-        raise ValueError(f"settings: {key!r} is no value of a part given by name: write PART.KEY, as in scorer.window")
+    check_taken(overrides)
     eviction = Eviction(**parts, budget=share)
     if model is not None:
         named = describe(model)
         with lend_attention(named.model):
             check_fits(eviction, named)
     return eviction
+
+
+def make_option(group: str, option: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """The object of an option that refers to no other: a benchmark. settings: single values of it, {"GROUP.KEY": ...}.
+    Raises ValueError for wrong names."""
+    check_name(group, option)
+    overrides = dict(settings or {})
+    own = {**read_option(group, option), **take_settings(group, option, overrides)}
+    check_taken(overrides)
+    return make(own)
+
+
+def check_taken(overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting that belongs to nothing given by name."""
+    for key in overrides:
+        raise ValueError(f"settings: {key!r} is no value of a part given by name: write PART.KEY, as in scorer.window")
 
 
 def check_name(group: str, name: str) -> None:

@@ -41,8 +41,8 @@ class EvictionTextGenerationPipeline(Pipeline):
 
     method: a name of conf/method with budget= (the share to KEEP) or budget_tokens=, or what `lukv.method` returned;
     None keeps everything. answer_prefix: how each answer begins. max_new_tokens: 50 unless given. max_context_length:
-    tokens after which a context is cut off, with a warning. enable_thinking: the chat template's switch. `pipeline(...)`
-    takes all of them, too. A list of contexts gives a list of replies.
+    tokens after which a context is cut off, with a warning. enable_thinking: the chat template's switch. All of them
+    can be given to `pipeline(...)`, too. A list of contexts gives a list of replies.
     """
 
     _load_tokenizer: Any = True

@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
-from evals.run.folder import RunFolder
 from evals.run.records import Times
-from evals.run.settings import Run
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
@@ -24,22 +22,19 @@ from lukv.selection import Eviction
 Line = dict[str, Any]
 """A line of samples.jsonl: a SampleRecord or a FailedSample of records.py."""
 
-Answered = Iterator[tuple["ActiveRun", list[Line]]]
-
 ROWS_TOGETHER = 64
 """Sequences that are decoded together, at most. The batch of one method always is."""
 
 
 @dataclass
-class ActiveRun:
-    """A run at work. eviction: None keeps everything. failure: why it cannot go on, while the others do."""
+class ActiveMethod:
+    """A method at work. eviction: None keeps everything. done: lines by sample id. failure: why it cannot go on, while
+    the others do."""
 
-    run: Run
-    folder: RunFolder
     eviction: Eviction | None
     done: dict[str, Line]
-    failed: list[Line] = field(default_factory=list)
-    failure: Exception | None = None
+    failed: list[Line] = field(default_factory=list, kw_only=True)
+    failure: Exception | None = field(default=None, kw_only=True)
 
     @property
     def needs_utility(self) -> bool:
@@ -50,17 +45,35 @@ class ActiveRun:
         return any(s.sample.id not in self.done for context in batch for s in context)
 
     def record(self, lines: Sequence[Line]) -> list[Line]:
-        """Write those of these lines into the folder that are new, and return them."""
+        """Take those of these lines that are new, and return them."""
         new = [line for line in lines if line["id"] not in self.done]
-        self.folder.append(new)
+        self.write(new)
         self.failed += [line for line in new if "error" in line]
         self.done.update({line["id"]: line for line in new if "error" not in line})
         return new
 
+    def write(self, new: Sequence[Line]) -> None:
+        """Whatever else is to be done with new lines."""
+
+
+Active = TypeVar("Active", bound=ActiveMethod)
+
+Answered = Iterator[tuple[Active, list[Line]]]
+
+
+def answer_each(
+    batch: list[SharedContext], runs: Sequence[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
+    """The batch's lines for every run that can go on."""
+    able = [each for each in runs if each.failure is None]
+    for part, some in split_by_need(batch, able):
+        if some:
+            yield from answer_within_memory(part, some, model, together)
+
 
 def split_by_need(
-    batch: list[SharedContext], runs: Sequence[ActiveRun]
-) -> Iterator[tuple[list[SharedContext], list[ActiveRun]]]:
+    batch: list[SharedContext], runs: Sequence[Active]
+) -> Iterator[tuple[list[SharedContext], list[Active]]]:
     """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
     context after the other for those whose scorer must know what the answer needs (Scorer.needs_utility)."""
     yield batch, [each for each in runs if not each.needs_utility]
@@ -69,8 +82,8 @@ def split_by_need(
 
 
 def answer_within_memory(
-    batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool
-) -> Answered:
+    batch: list[SharedContext], runs: list[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
     """Each run's lines for the batch. Where memory does not hold it: one context after the other, then one run after
     the other. A sample that does not fit even alone is recorded as failed."""
     try:
@@ -93,7 +106,9 @@ def answer_within_memory(
 
 
 @torch.inference_mode()
-def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool) -> Answered:
+def answer_batch(
+    batch: list[SharedContext], runs: list[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
     """Prefill the batch's contexts, evict them by each run's method, decode. together: many runs in one decoding.
 
     Runs that are decoded together stay together until all of them have the batch. So a run that goes on after a stop
@@ -105,22 +120,21 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
         return
     rows = [list(context[0].context) for context in batch]
     at_work = [each for group in groups for each in group]
-    attention = runs[0].run["attention"]
     utility = measure_utility(batch, model) if runs[0].needs_utility else None
     start = time.perf_counter()
     if len(at_work) == 1 and utility is None:  # no layer has to wait for another method
         (alone,) = at_work
-        cache = compress(model, rows, eviction=alone.eviction, attention=attention)
+        cache = compress(model, rows, eviction=alone.eviction)
         synchronize(model.device)
         yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
     scorers = [each.eviction.scorer for each in at_work if each.eviction is not None]
-    full = compress(model, rows, observe=list(dict.fromkeys(scorers)), attention=attention)
+    full = compress(model, rows, observe=list(dict.fromkeys(scorers)))
     synchronize(model.device)
     prefill = time.perf_counter() - start
     for group in groups:
         selections: list[Selection] = []
-        selected: list[ActiveRun] = []
+        selected: list[Active] = []
         seconds = []
         for each in group:
             start = time.perf_counter()
@@ -155,7 +169,7 @@ def measure_utility(batch: Sequence[SharedContext], model: LoadedModel) -> list[
     return measured
 
 
-def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> list[list[ActiveRun]]:
+def group_runs(runs: Sequence[Active], batch: Sequence[SharedContext]) -> list[list[Active]]:
     """Runs in groups that are decoded together.
 
     A group has at most ROWS_TOGETHER sequences, and no more entries than a full cache of BATCH_TOKENS. Runs that keep
@@ -163,7 +177,7 @@ def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> lis
     """
     lengths = [len(context[0].context) for context in batch]
     kept = [sum(float(r.eviction.budget.of(n)) * n if r.eviction else n for n in lengths) for r in runs]
-    groups: list[list[ActiveRun]] = []
+    groups: list[list[Active]] = []
     room = 0.0
     for i in sorted(range(len(runs)), key=kept.__getitem__):
         if not groups or room < kept[i] or (len(groups[-1]) + 1) * len(batch) > ROWS_TOGETHER:
@@ -175,7 +189,7 @@ def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> lis
 
 
 def ask(
-    runs: Sequence[ActiveRun],
+    runs: Sequence[Active],
     batch: Sequence[SharedContext],
     cache: RaggedCache,
     model: LoadedModel,

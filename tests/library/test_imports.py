@@ -10,11 +10,11 @@ import pytest
 import lukv
 from tests.as_typed import ROOT
 
-MACHINERY = {"hydra", "omegaconf", "wandb", "submitit", "matplotlib", "datasets", "evals.run", "evals.report"}
+MACHINERY = {"hydra", "omegaconf", "wandb", "submitit", "matplotlib", "datasets", "evals.run.settings", "evals.report"}
 
 USE = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
-import lukv
+import lukv, lukv.pipeline
 model = AutoModelForCausalLM.from_pretrained("models/tiny", use_safetensors=True).eval()
 tokenizer = AutoTokenizer.from_pretrained("models/tiny")
 for name in ("lukv", "lukv_plus"):
@@ -23,6 +23,8 @@ for name in ("lukv", "lukv_plus"):
     lukv.answer(model, tokenizer, cache, "Where?", max_new_tokens=2)
     with lukv.eviction(model, method):
         model.generate(**tokenizer("Ann lives in Oslo. " * 10, return_tensors="pt"), max_new_tokens=2)
+settings = {"benchmark.length": 512, "benchmark.tasks": ["niah_single_1"]}
+lukv.evaluate(model, tokenizer, "ruler", ["lukv"], [0.5], limit=1, settings=settings)
 """
 
 
