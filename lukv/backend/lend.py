@@ -31,6 +31,8 @@ def lend_attention(model: PreTrainedModel) -> Iterator[None]:
         if model.config.get_text_config(decoder=True)._attn_implementation == ATTENTION:
             yield
             return
+        if model.device.type == "meta":
+            raise ValueError("the model's first weights are on disk: give the embedding a device in device_map")
         if model.training:
             raise ValueError("the model is in training mode, where it drops activations at random: call model.eval()")
         before = read_implementations(model.config)
