@@ -51,7 +51,7 @@ def check_model(model: PreTrainedModel) -> None:
         if measure_split(model) > tolerance:
             raise ValueError(
                 f"this {model.config.model_type} says something else where the same tokens come in two forwards, also "
-                "by itself, as a model does whose activations are quantized on the fly: a compressed context would, too. "
+                "by itself, as a model does whose activations are quantized on the fly: so would a compressed context. "
                 "Weights may be quantized, activations not"
             )
         if max(measure_differences(model, tell_positions=False)) <= tolerance:
