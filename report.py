@@ -29,7 +29,8 @@ from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.settings import find_shipped
 from evals.run.signals import survive_closed_pipe
-from evals.text import suggest_nearest, table
+from evals.text import table
+from lukv.names import suggest_nearest
 
 COMMANDS = ("score", "data", "export")
 

@@ -15,10 +15,10 @@ from omegaconf import DictConfig
 
 from evals.run import cli, slurm
 from evals.run.compose import join_lines
-from evals.run.conf import CONF
 from evals.run.overrides import normalize_arguments
 from evals.run.summary import summarize
 from evals.run.sweep import Sweep
+from lukv.conf import CONF
 
 
 def run() -> int:

@@ -14,9 +14,9 @@ from lukv.allocation import Allocator
 from lukv.budgets.curve import QUANTILE_BINS, Knots
 from lukv.budgets.solver import PRUNED_PERCENT
 from lukv.budgets.table import BudgetTable
-from lukv.eviction import Protection
 from lukv.probe import SCALAR_FEATURES, Probe
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 
 CONF = ROOT / "conf"
 

@@ -18,7 +18,7 @@ from benchmarks._methods import methods
 from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
-from lukv.eviction import Eviction
+from lukv.selection import Eviction
 
 LAYERS, SHARE = 8, 0.2
 

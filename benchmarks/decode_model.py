@@ -19,8 +19,8 @@ from benchmarks._section import Section, run
 from lukv.allocation import Allocator, Budget, HeadScores
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection
 
 SHARE = 0.2
 

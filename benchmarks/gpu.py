@@ -27,8 +27,8 @@ from lukv.backend.generate import append, compress
 from lukv.backend.kernels import list_kernels, pick
 from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import solve
-from lukv.eviction import Protection
 from lukv.model import LoadedModel
+from lukv.selection import Protection
 
 SHARE = 0.2
 H200 = 4.3e12  # bytes a second that a copy moves on an H200; the floor beside the measured one

@@ -21,8 +21,8 @@ from lukv.backend.arena import pack
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
 from lukv.backend.rope import make_rope
-from lukv.eviction import Protection, make_head_scores, protect, select_best
 from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.selection import Protection, make_head_scores, protect, select_best
 
 SHARE = 0.2
 PARTS = ("queries", "scores", "budgets", "selection", "storing")
@@ -31,7 +31,7 @@ PARTS = ("queries", "scores", "budgets", "selection", "storing")
 def parts(
     scorer: Scorer, allocator: Allocator, own: Protection, tokens: int, rope: Rope | None
 ) -> dict[str, Callable[[int], object]]:
-    """What the backend does with one layer's prompt, step by step (lukv.eviction.Eviction.keep and arena)."""
+    """What the backend does with one layer's prompt, step by step (lukv.selection.Eviction.keep and arena)."""
     queries = torch.randn(LARGE.query_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16)
     keys, values = (torch.randn(LARGE.kv_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16) for _ in range(2))
     protection = own.over(scorer)

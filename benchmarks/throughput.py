@@ -25,10 +25,10 @@ from evals.jobs.job import Evaluate
 from evals.ruler import Ruler
 from evals.run import build
 from evals.run.compose import compose_run
-from evals.run.conf import CONF
 from evals.run.settings import Run
 from evals.run.sweep import PlannedRun, Sweep
 from lukv.budgets.table import BudgetTable
+from lukv.conf import CONF
 
 TASKS = ("niah_single_1", "niah_multikey_2", "niah_multivalue_noise", "vt")
 SHARE = 0.2

@@ -18,7 +18,7 @@ from typing import Any
 from evals.metrics import edit_similarity
 from evals.rows import data_files, read_rows
 from evals.task import Sample, Task, Tokenizer, count_tokens
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 VERSION = 1
 SEEDS = 4  # each has a part of every text to itself

@@ -21,11 +21,11 @@ from hydra import initialize_config_dir
 
 from evals.run.build import build_eviction, build_method, check_model, get_model, input_errors
 from evals.run.compose import compose_run, join_lines
-from evals.run.conf import CONF, GROUPS
 from evals.run.instantiate import InputError
 from evals.run.overrides import normalize_arguments, parse_overrides
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
+from lukv.conf import CONF, GROUPS
 
 try:
     from lm_eval.__main__ import cli_evaluate

@@ -12,7 +12,7 @@ from evals import metrics
 from evals.rouge import google_rouge_l, rouge_l
 from evals.rows import check_columns, check_references, read_rows
 from evals.task import Sample, Task, Tokenizer
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 VERSION = 2
 

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from omegaconf import OmegaConf
 
-from evals.run.conf import CONF, GROUPS, read_method_defaults
+from lukv.conf import CONF, GROUPS, read_method_defaults
 
 MORE_COLOURS = ("#332288", "#117733", "#999933", "#CC6677", "#44AA99", "#661100")
 MORE_MARKERS = ("P", "d", "<", ">", "p", "h")

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-
-def suggest_nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """A question that names the most similar of the known names, with a space before it. Empty if none is similar.
-
-    >>> suggest_nearest("snapk", ["snapkv", "keydiff"])
-    " Did you mean 'snapkv'?"
-    """
-    near = get_close_matches(name, list(known), 1, 0.5)
-    return f" Did you mean '{prefix}{near[0]}'?" if near else ""
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from lukv.eviction import Protection
     from lukv.scoring import Scorer
+    from lukv.selection import Protection
 
 Framework = Literal["numpy", "pt"]
 """The arrays that a file is read into or written from: numpy's, or PyTorch's (which has bfloat16)."""

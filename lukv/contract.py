@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores
-from lukv.eviction import Eviction, Protection, protect
 from lukv.scoring import PassLayer, Prompt, PromptLayer, Scorer
+from lukv.selection import Eviction, Protection, protect
 
 BUDGETS = (Budget(share=0.05), Budget(share=0.2), Budget(share=0.5), Budget(share=1.0), Budget(tokens=7))
 

@@ -38,28 +38,10 @@ LAYOUTS = ("apart", "whole", "plain", "bare")
 SPECIAL_TOKENS = ("text", "control")
 
 
-@dataclass
-class LoadedModel:
-    """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
-    whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
-    commit: the hub's commit that was read, None for a folder or file. date: what its chat template takes for today,
-    None: today. thinking: whether the model may think before it answers. special_tokens: what special tokens typed in a
-    prompt are, `text` or `control` tokens. caveats: what makes its results doubtful, each in a line that was logged,
-    too."""
+class Network:
+    """What methods and their tables ask of a model, by itself."""
 
     model: PreTrainedModel
-    tokenizer: Tokenizer
-    name: str
-    path: str
-    config_hash: str
-    attention: str = "auto"
-    chat: bool = True
-    max_length: int | None = None
-    commit: str | None = None
-    date: datetime.date | None = None
-    thinking: bool = False
-    special_tokens: str = "text"
-    caveats: tuple[str, ...] = ()
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -82,6 +64,44 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+
+@dataclass
+class NamedModel(Network):
+    """A transformers model that somebody else has loaded. name: what messages call it. path: where it was loaded from,
+    as far as its config says it."""
+
+    model: PreTrainedModel
+    name: str
+    path: str
+
+    @cached_property
+    def config_hash(self) -> str:
+        return hash_config(self.model.config)
+
+
+@dataclass
+class LoadedModel(Network):
+    """name: what results call it. path: folder, GGUF file or hub id. attention: the decode kernel asked for. chat:
+    whether its chat template, if it has one, is put around prompts. max_length: tokens it takes, None: not known.
+    commit: the hub's commit that was read, None for a folder or file. date: what its chat template takes for today,
+    None: today. thinking: whether the model may think before it answers. special_tokens: what special tokens typed in a
+    prompt are, `text` or `control` tokens. caveats: what makes its results doubtful, each in a line that was logged,
+    too."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    name: str
+    path: str
+    config_hash: str
+    attention: str = "auto"
+    chat: bool = True
+    max_length: int | None = None
+    commit: str | None = None
+    date: datetime.date | None = None
+    thinking: bool = False
+    special_tokens: str = "text"
+    caveats: tuple[str, ...] = ()
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -211,6 +231,10 @@ class LoadedModel:
         if not strings:
             return None
         return lambda tokens: any(string in self.decode(tokens) for string in strings)
+
+
+AnyModel = PreTrainedModel | LoadedModel
+"""What the library takes for a model: one of transformers (also in PEFT's wrapper), or one that `load` has loaded."""
 
 
 def common_start(a: Sequence[int], b: Sequence[int]) -> int:

@@ -39,9 +39,9 @@ from lukv.artifacts import (
     require,
     write_tensors,
 )
-from lukv.eviction import Protection
 from lukv.ops import rotate
 from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.selection import Protection
 
 KIND = "lukv utility probe"
 SCALAR_FEATURES = 4  # features of a token beside its key and its value

@@ -22,7 +22,7 @@ import yaml
 
 from evals.looks import find_look
 from evals.report.data import MEAN, Cell, read_data
-from evals.run.instantiate import suggest_nearest
+from lukv.names import suggest_nearest
 from scripts.doc_tables import ALL, Table
 
 ROOT = Path(__file__).parents[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("lukv", "baselines", "evals", "conf", "models", "run.py", "report.py")
 BUILD = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+LIBRARY = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(encoding="utf-8"), re.DOTALL)
 SMALL = ["method=lukv", "budget=0.2", "limit=1", "benchmark.length=512", "benchmark.tasks=[niah_single_1]"]
 
 
@@ -70,3 +72,22 @@ def test_its_help_and_its_sweeps_know_every_option(installed: Path, tmp_path: Pa
     shown = python(installed, tmp_path, "-m", "evals.run", "--help")
     options = [path.stem for path in ROOT.glob("conf/*/*.yaml") if path.parent.name != "hydra"]
     assert [name for name in options if name not in shown] == []
+
+
+@pytest.mark.slow
+def test_a_script_elsewhere_uses_the_library(installed: Path, tmp_path: Path) -> None:
+    """The program of docs/library.md, in a folder of its own, on the embedded model that the wheel brings."""
+    where = "from lukv.conf import ROOT; print(ROOT)"
+    package = Path(python(installed, tmp_path, "-c", where).strip())
+    assert package.is_relative_to(installed.parents[1])
+    program = tmp_path / "program.py"
+    program.write_text("\n".join(LIBRARY).replace("models/tiny", str(package / "models" / "tiny")), encoding="utf-8")
+    assert "1480267" in python(installed, tmp_path, str(program))
+    assert (package / "py.typed").is_file()
+    assert python(installed, tmp_path, "-c", "import lukv; print(lukv.__version__)").strip() == declared_version()
+
+
+def declared_version() -> str:
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    return version

@@ -20,7 +20,6 @@ from evals.jobs.progress import show_progress
 from evals.jobs.prompts import tokenize_sample
 from evals.plots import draw_budgets, draw_loss_curves
 from evals.run import build
-from evals.run.conf import CONF, GROUPS
 from evals.run.folder import RunFolder
 from evals.run.instantiate import InputError, create
 from evals.run.provenance import find_version, run_git
@@ -40,9 +39,10 @@ from lukv.budgets.calibrate import (
 from lukv.budgets.oracle import OracleSettings
 from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
-from lukv.eviction import Protection
+from lukv.conf import CONF, GROUPS
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 
 
 def calibrate(folder: RunFolder) -> Calibration:

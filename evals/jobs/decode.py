@@ -5,28 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
-from evals.run.folder import RunFolder
 from evals.run.records import KeptTokens, Times
-from evals.run.settings import Run
 from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
 from lukv.backend.passes import run_passes
-from lukv.eviction import Eviction
 from lukv.model import LoadedModel
 from lukv.scoring import Prompt, Scorer
+from lukv.selection import Eviction
 
 Line = dict[str, Any]
 """A line of samples.jsonl: a SampleRecord or a FailedSample of records.py."""
-
-Answered = Iterator[tuple["ActiveRun", list[Line]]]
 
 QUESTION = 1000
 """Characters of a question that are recorded: the last ones, as few-shot examples come first."""
@@ -39,19 +35,15 @@ ROWS_TOGETHER = 64
 
 
 @dataclass
-class ActiveRun:
-    """A run at work. eviction: None keeps everything. failure: why it cannot go on, while the others do.
+class ActiveMethod:
+    """A method at work. eviction: None keeps everything. done: lines by sample id. failure: why it cannot go on, while
+    the others do. recorded: ids of the samples that also record which tokens stayed."""
 
-    recorded: ids of the samples that also record which tokens stayed.
-    """
-
-    run: Run
-    folder: RunFolder
     eviction: Eviction | None
     done: dict[str, Line]
-    failed: list[Line] = field(default_factory=list)
-    failure: Exception | None = None
-    recorded: frozenset[str] = frozenset()
+    failed: list[Line] = field(default_factory=list, kw_only=True)
+    failure: Exception | None = field(default=None, kw_only=True)
+    recorded: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     @property
     def scorer(self) -> Scorer | None:
@@ -66,17 +58,35 @@ class ActiveRun:
         return any(s.sample.id not in self.done for context in batch for s in context)
 
     def record(self, lines: Sequence[Line]) -> list[Line]:
-        """Write those of these lines into the folder that are new, and return them."""
+        """Take those of these lines that are new, and return them."""
         new = [line for line in lines if line["id"] not in self.done]
-        self.folder.append(new)
+        self.write(new)
         self.failed += [line for line in new if "error" in line]
         self.done.update({line["id"]: line for line in new if "error" not in line})
         return new
 
+    def write(self, new: Sequence[Line]) -> None:
+        """Whatever else is to be done with new lines."""
+
+
+Active = TypeVar("Active", bound=ActiveMethod)
+
+Answered = Iterator[tuple[Active, list[Line]]]
+
+
+def answer_each(
+    batch: list[SharedContext], runs: Sequence[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
+    """The batch's lines for every run that can go on."""
+    able = [each for each in runs if each.failure is None]
+    for part, some in split_by_need(batch, able):
+        if some:
+            yield from answer_within_memory(part, some, model, together)
+
 
 def split_by_need(
-    batch: list[SharedContext], runs: Sequence[ActiveRun]
-) -> Iterator[tuple[list[SharedContext], list[ActiveRun]]]:
+    batch: list[SharedContext], runs: Sequence[Active]
+) -> Iterator[tuple[list[SharedContext], list[Active]]]:
     """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
     context after the other for those whose scorer must know its answer (Scorer.needs_answer)."""
     yield batch, [each for each in runs if not each.needs_answer]
@@ -85,8 +95,8 @@ def split_by_need(
 
 
 def answer_within_memory(
-    batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool
-) -> Answered:
+    batch: list[SharedContext], runs: list[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
     """Each run's lines for the batch. Where memory does not hold it: one context after the other, then one run after
     the other. A sample that does not fit even alone is recorded as failed."""
     try:
@@ -109,7 +119,9 @@ def answer_within_memory(
 
 
 @torch.inference_mode()
-def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: LoadedModel, together: bool) -> Answered:
+def answer_batch(
+    batch: list[SharedContext], runs: list[Active], model: LoadedModel, together: bool
+) -> Answered[Active]:
     """Prefill the batch's contexts, evict them by each run's method, decode. together: many runs in one decoding.
 
     Extra passes that scorers ask for are run over the full cache, once for all runs. They count as prefill of the runs
@@ -124,16 +136,15 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
         return
     rows = [list(context[0].context) for context in batch]
     at_work = [each for group in groups for each in group]
-    attention = runs[0].run["attention"]
     start = time.perf_counter()
     if len(at_work) == 1 and not runs[0].needs_answer:  # no layer has to wait for another method
         (alone,) = at_work
-        cache = compress(model, rows, eviction=alone.eviction, attention=attention)
+        cache = compress(model, rows, eviction=alone.eviction)
         synchronize(model.device)
         yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
     scorers = list(dict.fromkeys(each.scorer for each in at_work if each.scorer is not None))
-    full = compress(model, rows, observe=scorers, attention=attention)
+    full = compress(model, rows, observe=scorers)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     prompts = [model.describe_prompt(row) for row in rows]
@@ -145,7 +156,7 @@ def answer_batch(batch: list[SharedContext], runs: list[ActiveRun], model: Loade
     passes = time.perf_counter() - start
     for group in groups:
         selections: list[Selection] = []
-        selected: list[ActiveRun] = []
+        selected: list[Active] = []
         seconds = []
         for each in group:
             start = time.perf_counter()
@@ -189,7 +200,7 @@ def add_answers(
     return known
 
 
-def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> list[list[ActiveRun]]:
+def group_runs(runs: Sequence[Active], batch: Sequence[SharedContext]) -> list[list[Active]]:
     """Runs in groups that are decoded together.
 
     A group has at most ROWS_TOGETHER sequences, and no more entries than a full cache of BATCH_TOKENS. Runs that keep
@@ -197,7 +208,7 @@ def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> lis
     """
     lengths = [len(context[0].context) for context in batch]
     kept = [sum(float(r.eviction.budget.of(n)) * n if r.eviction else n for n in lengths) for r in runs]
-    groups: list[list[ActiveRun]] = []
+    groups: list[list[Active]] = []
     room = 0.0
     for i in sorted(range(len(runs)), key=kept.__getitem__):
         if not groups or room < kept[i] or (len(groups[-1]) + 1) * len(batch) > ROWS_TOGETHER:
@@ -209,7 +220,7 @@ def group_runs(runs: Sequence[ActiveRun], batch: Sequence[SharedContext]) -> lis
 
 
 def ask(
-    runs: Sequence[ActiveRun],
+    runs: Sequence[Active],
     batch: Sequence[SharedContext],
     cache: RaggedCache,
     model: LoadedModel,

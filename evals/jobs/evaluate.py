@@ -10,19 +10,33 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from evals.jobs.decode import ActiveRun, answer_within_memory, split_by_need
+from evals.jobs.benchmark import tokenize_benchmark
+from evals.jobs.decode import ActiveMethod, Line, answer_each
 from evals.jobs.progress import show_progress
-from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references, tokenize_benchmark
+from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references
 from evals.jobs.result import summarize
 from evals.run import build
 from evals.run.folder import FolderInUse, RunFolder
 from evals.run.records import Result
+from evals.run.settings import Run
 from evals.run.signals import finish_first
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import Tracker, follow
 from lukv.model import LoadedModel
+
+
+@dataclass
+class ActiveRun(ActiveMethod):
+    """A run at work: what is new goes into its folder."""
+
+    run: Run
+    folder: RunFolder
+
+    def write(self, new: Sequence[Line]) -> None:
+        self.folder.append(new)
 
 
 def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
@@ -74,7 +88,7 @@ def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, ab
         print(caveat, file=sys.stderr)
     folder.begin({**about, "caveats": [caveat] if caveat else []})
     done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
-    return ActiveRun(folder.run, folder, eviction, done)
+    return ActiveRun(eviction, done, folder.run, folder)
 
 
 def open_others(
@@ -121,15 +135,8 @@ def answer(
     with show_progress(name, len(samples) * len(runs)) as reached:
         reached(done)
         for batch in cut_batches(samples, run["batch_size"]):
-            able = [each for each in runs if each.failure is None]
-            answered = (
-                lines
-                for part, some in split_by_need(batch, able)
-                if some
-                for lines in answer_within_memory(part, some, model, together)
-            )
             with finish_first("the batch at hand"):
-                for each, lines in answered:
+                for each, lines in answer_each(batch, runs, model, together):
                     new = each.record(lines)
                     done += len(new)
                     reached(done)

@@ -18,8 +18,8 @@ from evals.run.instantiate import InputError
 from evals.run.records import Latency, LatencyRow
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
-from lukv.eviction import Eviction
 from lukv.model import LoadedModel
+from lukv.selection import Eviction
 
 LONGEST = 2**15
 """Tokens of the longest context that is measured unless job.lengths says otherwise."""

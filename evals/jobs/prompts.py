@@ -7,14 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from evals.run import build
-from evals.run.instantiate import InputError, create
-from evals.run.waiting import explain_wait
-from evals.task import Sample, Task
+from evals.errors import InputError
+from evals.task import Benchmark, Sample, Task
 from lukv.model import LoadedModel
 
 BATCH_TOKENS = 2**16
@@ -36,45 +32,11 @@ SharedContext = list[TokenizedSample]
 """Samples that ask about one context."""
 
 
-def tokenize_benchmark(
-    model_settings: str, benchmark_settings: str, limit: int | None
+def tokenize(
+    model: LoadedModel, benchmark: Benchmark, limit: int | None
 ) -> tuple[list[TokenizedSample], dict[str, Any]]:
-    """All samples as token ids, and the benchmark's facts. Made once for the runs of a sweep that share them, and again
-    where a data file has changed.
-
-    The settings are JSON. Raises InputError for a sample that does not fit into the model.
-    """
-    return _tokenize(model_settings, benchmark_settings, limit, describe_files(json.loads(benchmark_settings)))
-
-
-FileStates = tuple[tuple[str | int, ...], ...]
-
-
-def describe_files(settings: Any) -> FileStates:
-    """Path, inode, size and times of every file that the settings name, also in folders: it tells that one changed."""
-    if isinstance(settings, (dict, list)):
-        values = settings.values() if isinstance(settings, dict) else settings
-        return tuple(state for value in values for state in describe_files(value))
-    if not isinstance(settings, str) or "\0" in settings or len(settings) > 4096:
-        return ()
-    path = Path(settings).expanduser()
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    found = [(str(file), file.stat()) for file in files if file.is_file()]
-    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in found)
-
-
-@lru_cache(maxsize=1)
-def _tokenize(
-    model_settings: str, benchmark_settings: str, limit: int | None, files: FileStates
-) -> tuple[list[TokenizedSample], dict[str, Any]]:
-    model = build.load_model(model_settings)
-    benchmark = create(json.loads(benchmark_settings))
-    with explain_wait(f"making and tokenizing the samples of {benchmark.name}"):
-        return tokenize_tasks(benchmark, model, limit), dict(benchmark.facts())
-
-
-def tokenize_tasks(benchmark: Any, model: LoadedModel, limit: int | None) -> list[TokenizedSample]:
-    """All samples. Raises InputError for one that the model cannot be asked, and where there is none."""
+    """All samples as token ids, and the benchmark's facts. Raises InputError for a sample that does not fit into the
+    model."""
     samples: list[TokenizedSample] = []
     longest = model.max_length
     length = getattr(benchmark, "length", None)
@@ -83,7 +45,8 @@ def tokenize_tasks(benchmark: Any, model: LoadedModel, limit: int | None) -> lis
             f"{benchmark.name}: its samples have {length} tokens, {model.name} takes {longest}: "
             f"choose a smaller benchmark.length"
         )
-    for task in benchmark.tasks(model.tokenizer, limit):
+    tokenizer: Any = model.tokenizer
+    for task in benchmark.tasks(tokenizer, limit):
         for sample in task.samples:
             context, question = tokenize_sample(sample, model)
             total = len(context) + len(question) + sample.max_new_tokens
@@ -98,7 +61,7 @@ def tokenize_tasks(benchmark: Any, model: LoadedModel, limit: int | None) -> lis
     name, times = Counter(s.sample.id for s in samples).most_common(1)[0]
     if times > 1:
         raise InputError(f"{times} samples of the benchmark have the same id: {name}")
-    return samples
+    return samples, dict(benchmark.facts())
 
 
 def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list[int]]:

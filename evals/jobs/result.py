@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from evals.jobs.device import read_peak_bytes
+from evals.jobs.means import average
 from evals.run.records import Evaluation, TimeReport
 from evals.run.run_id import name_benchmark
 from evals.run.settings import Run
-from evals.stats import mean_interval
 
 LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
 
@@ -19,32 +19,17 @@ LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
 def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[str] = ()) -> Evaluation:
     """The content of result.json; records.py says what it means. lines: SampleRecord of every sample. left_out: tasks
     that the benchmark could not give."""
-    by_task: dict[str, list[float]] = {}
-    for line in lines:
-        by_task.setdefault(line["task"], []).append(line["score"])
-    low, high = mean_interval(list(by_task.values()))
-    kept = np.array([line["kept"] for line in lines], dtype=np.float64)  # [samples, layers, K]
-    tokens = np.array([line["context_tokens"] for line in lines], dtype=np.float64)
+    means = average(lines)
+    asked = run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0
     return {
         "status": "done",
         "run_id": run.id,
         "experiment": run.comparison_id,
         "label": run.label,
-        "score": float(np.mean([np.mean(s) for s in by_task.values()])),
-        "ci95": [low, high],
-        "tasks": {
-            name: {"score": float(np.mean(s)), "n": len(s), "ci95": list(mean_interval([s]))}
-            for name, s in by_task.items()
-        },
-        "budget": {
-            "asked": run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0,
-            "kept_share": float(kept.sum() / (kept[0].size * tokens.sum())),
-            "kept_entries": float(kept.sum(axis=(1, 2)).mean()),
-            "cache_bytes": float(np.mean([line["cache_bytes"] for line in lines])),
-            "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
-            "entries": np.round(kept.mean(axis=0), 2).tolist(),
-            "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
-        },
+        "score": means["score"],
+        "ci95": means["ci95"],
+        "tasks": means["tasks"],
+        "budget": {"asked": asked, **means["budget"]},  # type: ignore[typeddict-item]
         "time": summarize_times([line["times"] for line in lines]),
         "memory": {"peak_bytes": read_peak_bytes()},
         "attention": sorted({line["attention"] for line in lines}),

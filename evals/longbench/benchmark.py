@@ -10,7 +10,7 @@ from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
 from evals.task import NO_WINDOW, SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 VERSION = 1
 FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and for chat templates of usual length

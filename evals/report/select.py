@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from evals.report.runs import Result, budget_label, keeps_all, label
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 KEYS: Mapping[str, Callable[[Result], str]] = {
     "model": lambda r: str(r["model"]),

@@ -17,7 +17,7 @@ from evals.ruler.split import split
 from evals.ruler.suite import RULER, STAND_INS, TASKS, TOKENS_TO_GENERATE, Definition
 from evals.ruler.words import WONDERWORDS
 from evals.task import SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
-from evals.text import suggest_nearest
+from lukv.names import suggest_nearest
 
 VERSION = 1
 CONTROL = re.compile(r"[\x00-\x1f]")

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evals.run.conf import CONF, GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
-from lukv.backend.passes import check_shown
-from lukv.backend.rope_check import check_rotation
 from lukv.checkpoint import Source
-from lukv.eviction import Eviction
+from lukv.conf import CONF, GROUPS, read_method_defaults, read_option
 from lukv.model import LoadedModel, load
+from lukv.named import check_fits
+from lukv.selection import Eviction
 
 
 class Method(NamedTuple):
@@ -99,13 +98,9 @@ def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Evict
     """The method at the run's budget, checked for the model; None keeps everything."""
     if method is None:
         return None
-    check_rotation(model.model, [method.scorer])
-    check_shown(model.model, [method.scorer])
-    if hasattr(method.scorer, "check"):  # it is fitted for one model
-        method.scorer.check(model)
-    if hasattr(method.allocator, "check"):  # its budget table is made for one model and one scorer
-        method.allocator.check(model, method.scorer, method.protection)
-    return Eviction(*method, Budget(run["budget"], run["budget_tokens"]))
+    eviction = Eviction(*method, Budget(run["budget"], run["budget_tokens"]))
+    check_fits(eviction, model)
+    return eviction
 
 
 def check_tracker(run: Run) -> None:

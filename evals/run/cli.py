@@ -27,7 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from evals.run.compose import check_hydra, check_run, compose_config, compose_run, join_lines
-from evals.run.conf import CONF
 from evals.run.instantiate import InputError
 from evals.run.overrides import expand_sweep, parse_overrides
 from evals.run.provenance import find_version
@@ -35,6 +34,7 @@ from evals.run.run_id import find_job
 from evals.run.settings import Run, resolve_run
 from evals.run.signals import survive_closed_pipe
 from evals.run.sweep import Fault, PlannedRun, Sweep
+from lukv.conf import CONF
 
 STOPPED = "stopped. What is done is kept: the same command goes on from there"
 

@@ -15,10 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from evals.run.conf import CONF, GROUPS, read_option
 from evals.run.instantiate import InputError
 from evals.run.settings import Run, drop_hydra, resolve_run
-from evals.text import suggest_nearest
+from lukv.conf import CONF, GROUPS, read_option
+from lukv.names import suggest_nearest
 
 KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from evals.run.conf import list_leaves, read_option
+from evals.run.conf import list_leaves
 from evals.run.files import read_json, read_settings
 from evals.run.fingerprint import find_path, matches_old_record, names_path
 from evals.run.instantiate import locate
 from evals.run.run_id import find_job, hash_text
+from lukv.conf import read_option
 
 INNER = "scorer@scorer.inner"
 """The group, as Hydra names it, of the scorer inside a scorer (lukv.scoring.Wrapper)."""

@@ -13,13 +13,10 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
-from evals.text import suggest_nearest
+from evals.errors import InputError
+from lukv.names import suggest_nearest
 
 OURS = ("lukv", "baselines", "evals")
-
-
-class InputError(ValueError):
-    """What the user asked for cannot be done as asked. It ends in one line and exit code 2."""
 
 
 def locate(target: str) -> Any:

@@ -16,10 +16,11 @@ PLACES = {
     "evals.harness.latency.latency": "evals.jobs.job.Latency",
     "evals.harness.record.info": "evals.jobs.job.Info",
     "evals.harness.track.Wandb": "evals.run.tracking.Wandb",
-    "lukv.backend.selection.Protection": "lukv.eviction.Protection",
+    "lukv.backend.selection.Protection": "lukv.selection.Protection",
     "lukv.controls.LayerMean": "lukv.budgets.controls.LayerMean",
     "lukv.controls.ShuffledHeads": "lukv.budgets.controls.ShuffledHeads",
     "lukv.curve.CurveAllocator": "lukv.budgets.curve.CurveAllocator",
+    "lukv.eviction.Protection": "lukv.selection.Protection",
     "lukv.table.TableAllocator": "lukv.budgets.table.TableAllocator",
 }
 """Old `_target_` -> new one."""

@@ -18,9 +18,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from evals.run.compose import check_plugin
-from evals.run.conf import GROUPS, flatten, read_option
-from evals.run.instantiate import InputError, suggest_nearest
+from evals.run.conf import flatten
+from evals.run.instantiate import InputError
 from evals.run.old_names import translate_override
+from lukv.conf import GROUPS, read_option
+from lukv.names import suggest_nearest
 
 PLAIN = re.compile(r"[\w./:~@%+-]+", re.ASCII)
 """A value that means the same with and without quotes."""

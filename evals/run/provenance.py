@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from evals.run.conf import ROOT
 from evals.run.records import Provenance
+from lukv.conf import ROOT
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "numpy", "scipy"),

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from evals.run.conf import list_leaves, read_method_defaults, read_option
+from evals.run.conf import list_leaves
 from evals.run.overrides import quote_if_needed
 from evals.run.settings import CHOSEN, Config, Run
+from lukv.conf import read_method_defaults, read_option
 
 
 def write_command(run: Run) -> str:

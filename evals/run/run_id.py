@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
-from evals.run.conf import GROUPS, read_method_defaults, read_option
 from evals.run.instantiate import InputError, create, locate
+from lukv.conf import GROUPS, read_method_defaults, read_option
+from lukv.names import clean_text
 
 LONGEST_NAME = 200
 """Bytes of a folder's name. File systems take 255."""
@@ -167,12 +167,6 @@ def make_slug(text: str) -> str:
     different texts have different slugs."""
     clean = clean_text(text)
     return clean if clean == text and len(text) <= 60 else f"{clean[:50]}-{hash_text(text)}"
-
-
-def clean_text(text: str) -> str:
-    """The text in safe characters: letters, digits and a few signs."""
-    safe = re.sub(r"[^\w.+=,-]+", "-", re.sub(r"[\[\]{}'\" ]", "", text), flags=re.ASCII)
-    return re.sub(r"__+", "_", safe).strip(".-_") or "x"
 
 
 def hash_text(text: str) -> str:

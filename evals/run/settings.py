@@ -16,13 +16,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from evals.run.conf import GROUPS, PACKAGE, ROOT, read_method_defaults, read_option
 from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
 from evals.run.identity import INNER, NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
 from evals.run.run_id import (
-    clean_text,
     find_job,
     find_method,
     join_name,
@@ -31,6 +29,7 @@ from evals.run.run_id import (
     name_method,
     name_setting,
 )
+from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
 
 METHOD_PARTS = ("scorer", "allocator", "protection")
 CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
@@ -252,17 +251,6 @@ def resolve_run_id(*, _root_: DictConfig) -> str:
 
 def drop_hydra(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-
-
-def name_model(path: Any) -> str:
-    return clean_text(Path(str(path)).name.lower())
-
-
-def find_shipped(path: str) -> str:
-    """A folder of this program's own: in its repository, wherever it is started. An installed package is written to by
-    nobody: there it is the working directory's, unless the package has it."""
-    own = ROOT / path
-    return path if Path.cwd() == ROOT or (ROOT == PACKAGE and not own.exists()) else str(own)
 
 
 ConfigStore.instance().store(name="schema", node=Config)

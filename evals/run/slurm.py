@@ -19,8 +19,8 @@ from glob import escape
 from itertools import takewhile
 from pathlib import Path
 
-from evals.run.conf import PACKAGE
 from evals.run.sweep import Fault, Sweep
+from lukv.conf import PACKAGE
 
 POLL_S = 5.0
 

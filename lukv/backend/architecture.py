@@ -64,3 +64,16 @@ def check_wrapper(model: Any) -> None:
                 f"the model has the PEFT adapter {name}, which puts learned tokens or keys before the prompt (prompt, "
                 "prefix or P-tuning): they cannot be told from the context. Adapters that change weights (LoRA) work"
             )
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The transformers model in PEFT's wrapper or in a lukv.model.LoadedModel. Raises ValueError for a wrapper that the
+    backend cannot look through, and for what is no transformers model."""
+    check_wrapper(model)
+    if isinstance(model, PreTrainedModel):
+        return model
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(f"a transformers model is expected, this is a {type(model).__name__}")
+    check_wrapper(inner)
+    return inner

@@ -20,8 +20,8 @@ from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
 from lukv.backend.rope import rope_of
 from lukv.backend.stored import Stored
-from lukv.eviction import Eviction
 from lukv.scoring import Scorer
+from lukv.selection import Eviction
 
 Selection = list[list[Tensor]]
 """[layer][batch row] -> [K, T] bool: which entries of the prompt stay."""

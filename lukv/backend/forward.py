@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lukv.backend.architecture import check_wrapper
 from lukv.backend.cache import RaggedCache
 from lukv.backend.lengths import check_factors
 from lukv.scoring import Prompt
@@ -22,12 +21,6 @@ class Loaded(Protocol):
     attention: str
 
     def describe_prompt(self, ids: Sequence[int]) -> Prompt: ...
-
-
-def unwrap(model: PreTrainedModel | Loaded) -> PreTrainedModel:
-    """The transformers model in it. Raises ValueError for a wrapper that this backend cannot look through."""
-    check_wrapper(model)
-    return model if isinstance(model, PreTrainedModel) else model.model
 
 
 def run(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | None, **options: Any) -> Any:

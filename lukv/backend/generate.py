@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
+from lukv.backend.architecture import unwrap
 from lukv.backend.cache import RaggedCache
-from lukv.backend.forward import Loaded, feed, unwrap
+from lukv.backend.forward import Loaded, feed
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.passes import check_shown, run_passes
 from lukv.backend.rope_check import check_rotation
-from lukv.eviction import Eviction
 from lukv.scoring import Prompt, Scorer
+from lukv.selection import Eviction
 
 SHRINK_AT = 0.75
 """Rows that have ended leave the batch once at most this share of it is still running."""
@@ -205,6 +206,25 @@ def answer(
         logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
     return Answer(replies.tokens, first - begin, (last - first) / (steps - 1) if steps > 1 else 0.0, steps)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel | Loaded,
+    cache: RaggedCache,
+    question_ids: Sequence[int],
+    max_new_tokens: int,
+    eos_ids: Sequence[int] = (),
+) -> Iterator[int]:
+    """The tokens of `answer` to one question, each as soon as it is there. The caller rolls back."""
+    cache.reserve(len(question_ids) + max_new_tokens)
+    new = list(question_ids)
+    for _ in range(max_new_tokens):
+        token = int(append(model, cache, [new]).argmax(-1))
+        if token in eos_ids:
+            return
+        yield token
+        new = [token]
 
 
 class Replies:

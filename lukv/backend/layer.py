@@ -20,8 +20,8 @@ from lukv.backend.parameters import AttentionParameters
 from lukv.backend.prompt import Entries, PromptBuffer, PromptScores, attend_rows, keep_window, split_rows
 from lukv.backend.reeviction import Reeviction
 from lukv.backend.stored import NO_STATE, Stored
-from lukv.eviction import Eviction, Ranked
 from lukv.scoring import ExtraPass, PassLayer, PromptLayer, Rope, Scorer
+from lukv.selection import Eviction, Ranked
 
 
 @dataclass

@@ -9,8 +9,8 @@ from transformers import PreTrainedConfig
 from lukv.allocation import Budget
 from lukv.backend.lengths import Lengths
 from lukv.backend.padding import MaskReader
-from lukv.eviction import Eviction
 from lukv.scoring import Scorer
+from lukv.selection import Eviction
 
 ATTENTION = "lukv_ragged"  # our name in transformers' registries of attention and mask functions
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lukv.backend.architecture import unwrap
 from lukv.backend.cache import RaggedCache
-from lukv.backend.forward import Loaded, run, unwrap
+from lukv.backend.forward import Loaded, run
 from lukv.backend.output import list_full_layers, output_grams, read_projections
 from lukv.backend.padding import stack_left
 from lukv.ops import value_weight

@@ -14,8 +14,8 @@ from lukv.backend.dense import attend_causally
 from lukv.backend.output import read_output
 from lukv.backend.padding import Range
 from lukv.backend.parameters import AttentionParameters
-from lukv.eviction import Eviction, Ranked, Ranking
 from lukv.scoring import PassLayer, PromptLayer, Rope, Scorer
+from lukv.selection import Eviction, Ranked, Ranking
 
 Entries = tuple[Tensor, Tensor]
 """keys [K, T, d], values [K, T, dv] of one batch row."""

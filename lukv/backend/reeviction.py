@@ -21,8 +21,8 @@ from lukv.backend.options import Later
 from lukv.backend.padding import Range
 from lukv.backend.prompt import PromptScores
 from lukv.backend.stored import Stored
-from lukv.eviction import Eviction, protect, select_best
 from lukv.scoring import PromptLayer, Rope
+from lukv.selection import Eviction, protect, select_best
 
 GONE = torch.finfo(torch.float32).min
 """The score of a token that a head no longer holds."""

@@ -21,7 +21,8 @@ PROMPT, MORE = 11, 5
 """Tokens of the two forwards: a prompt that is kept whole, and some more tokens over what was stored."""
 
 checked: set[str] = set()
-"""Models that passed in this process, by what their config says and their dtype."""
+"""Models that passed in this process, by what their config says, their dtype and the classes of their modules (linear
+layers may be quantized)."""
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -32,7 +33,8 @@ def check_model(model: PreTrainedModel) -> None:
     dtype.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
-    text = json.dumps([str(model.dtype), config], sort_keys=True, default=str)
+    kinds = sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in model.modules()})
+    text = json.dumps([str(model.dtype), kinds, config], sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
     if key in checked:
         return
@@ -46,6 +48,12 @@ def check_model(model: PreTrainedModel) -> None:
     tolerance = find_tolerance(model.dtype)
     wrong = [layer for layer, difference in enumerate(differences) if not difference <= tolerance]
     if wrong:
+        if measure_split(model) > tolerance:
+            raise ValueError(
+                f"this {model.config.model_type} says something else where the same tokens come in two forwards, also "
+                "by itself, as a model does whose activations are quantized on the fly: so would a compressed context. "
+                "Weights may be quantized, activations not"
+            )
         if max(measure_differences(model, tell_positions=False)) <= tolerance:
             raise ValueError(
                 f"this {model.config.model_type} counts positions otherwise: the first token of a row does not stand "
@@ -76,8 +84,7 @@ def measure_differences(model: PreTrainedModel, tell_positions: bool = True) -> 
     tell_positions: tell the model the positions of the prompt, from 0 on, as `generate.feed` does. Those of the second
     forward it always counts by our cache, as under `model.generate`.
     """
-    words = min(256, model.config.get_text_config(decoder=True).vocab_size)
-    ids = torch.arange(5, 5 + 37 * (PROMPT + MORE), 37, device=model.device)[None] % words
+    ids = make_ids(model)
     try:
         model.set_attn_implementation("eager")
         stock = run(model, ids)
@@ -94,6 +101,27 @@ def measure_differences(model: PreTrainedModel, tell_positions: bool = True) -> 
         each = vector_norm(got - wanted, dim=axes) / vector_norm(wanted, dim=axes)
         differences.append(max(float(part.median()) for part in each.split([PROMPT, MORE])))
     return differences
+
+
+def make_ids(model: PreTrainedModel) -> Tensor:
+    """[1, PROMPT + MORE]: some tokens."""
+    words = min(256, model.config.get_text_config(decoder=True).vocab_size)
+    return torch.arange(5, 5 + 37 * (PROMPT + MORE), 37, device=model.device)[None] % words
+
+
+@torch.no_grad()
+def measure_split(model: PreTrainedModel) -> float:
+    """How much the model's own logits differ between one forward and two, as a share of their norm, in the median of
+    the second forward's tokens. Its attention and cache are transformers' own."""
+    ids = make_ids(model)
+    try:
+        model.set_attn_implementation("eager")
+        whole = model(input_ids=ids, use_cache=True).logits[:, PROMPT:].double()
+        first = model(input_ids=ids[:, :PROMPT], use_cache=True)
+        rest = model(input_ids=ids[:, PROMPT:], past_key_values=first.past_key_values, use_cache=True).logits.double()
+    finally:
+        use_ragged_attention(model)
+    return float((vector_norm(rest - whole, dim=-1) / vector_norm(whole, dim=-1)).median())
 
 
 def run(

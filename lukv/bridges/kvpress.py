@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from lukv.backend.architecture import unwrap
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import CacheState, LayerState, RaggedCache
 from lukv.backend.config import find_windows
-from lukv.backend.generate import Loaded, unwrap
+from lukv.backend.forward import Loaded
 
 try:
     import kvpress

@@ -20,9 +20,9 @@ from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import MeasuredContext, OracleSettings, UtilityOracle
-from lukv.eviction import Protection
 from lukv.model import LoadedModel
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection
 
 TokenIds = tuple[int, ...]
 

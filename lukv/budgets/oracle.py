@@ -30,10 +30,10 @@ from lukv.backend.generate import Stop, answer, append, compress
 from lukv.backend.output import output_grams
 from lukv.backend.passes import run_passes
 from lukv.budgets.sampling import Sampling
-from lukv.eviction import Protection, protect, rank
 from lukv.model import LoadedModel
 from lukv.ops import utility, value_weight
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection, protect, rank
 
 CONTINUATIONS = ("greedy", "sampled", "reference")
 

@@ -32,8 +32,8 @@ from lukv.artifacts import (
     write_tensors,
 )
 from lukv.budgets.solver import PRUNED_PERCENT, hulls
-from lukv.eviction import Protection
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 
 KIND = "lukv budget table"
 GRID = len(PRUNED_PERCENT)

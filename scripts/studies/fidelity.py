@@ -29,9 +29,9 @@ from evals.ruler import Ruler
 from lukv.artifacts import write_atomically
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.budgets.table import BudgetTable
-from lukv.eviction import Protection
 from lukv.model import LoadedModel, load
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 from models.tiny.tokenizer import FOLDER
 
 SEED = 20_042

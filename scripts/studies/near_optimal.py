@@ -22,8 +22,8 @@ from evals.ruler import Ruler
 from evals.text import table
 from lukv.budgets.oracle import UtilityOracle
 from lukv.budgets.solver import PRUNED_PERCENT, solve
-from lukv.eviction import Protection
 from lukv.model import load
+from lukv.selection import Protection
 
 BINS = 40
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)

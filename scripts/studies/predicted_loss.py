@@ -30,8 +30,8 @@ from evals.run.instantiate import create
 from evals.text import percent, table
 from lukv.allocation import Budget
 from lukv.budgets.oracle import MeasuredContext, UtilityOracle
-from lukv.eviction import Eviction
 from lukv.model import LoadedModel, load
+from lukv.selection import Eviction
 
 FinishedRun = Mapping[str, Any]
 

@@ -20,8 +20,8 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend import cache_file
 from lukv.backend.generate import answer, append, compress, stream
 from lukv.backend.layer import RaggedLayer
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import Scorer
+from lukv.selection import Eviction, Protection
 from tests.reference.dense_reference import Noise, eviction, kept_by, reference_logits, rows, tiny_model
 
 MODEL = tiny_model("qwen2", layers=2)

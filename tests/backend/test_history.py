@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
-from lukv.eviction import Eviction, Protection
+from lukv.selection import Eviction, Protection
 from tests.backend.test_cache import LastQuery
 from tests.reference.dense_reference import Noise, eviction, rows, tiny_model
 

@@ -9,7 +9,7 @@ from baselines.expected_attention import ExpectedAttention
 from lukv.allocation import Budget, Uniform
 from lukv.backend import generate
 from lukv.backend.generate import answer, append, compress
-from lukv.eviction import Eviction, Protection
+from lukv.selection import Eviction, Protection
 from tests.backend.test_cache import LastQuery
 from tests.reference.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
 

@@ -14,8 +14,8 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress, stream
 from lukv.backend.passes import run_passes
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import ExtraPass, PassLayer, Prompt, Scorer
+from lukv.selection import Eviction, Protection
 from tests.reference.dense_reference import eviction, reference_logits, rows, tiny_model
 
 

@@ -12,8 +12,8 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress, stream
 from lukv.backend.rope_check import find_mismatched_layers
-from lukv.eviction import Eviction, Protection
 from lukv.ops import rotate
+from lukv.selection import Eviction, Protection
 from tests.reference.dense_reference import FAMILIES, VOCABULARY, rows, tiny_model
 
 OTHERS = {"glm4": [0, 1, 2, 3], "cohere": [0, 1, 2, 3], "smollm3": [3]}

@@ -7,9 +7,9 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from evals.run.conf import read_option
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
+from lukv.conf import read_option
 from lukv.probe import SCALAR_FEATURES, Probe
 
 CONF = Path(__file__).parents[2] / "conf"

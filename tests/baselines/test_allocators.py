@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from baselines.adakv import AdaKV, AdaKVOriginal
 from baselines.pyramidkv import PyramidKV, PyramidKVOriginal
 from lukv.allocation import Budget, HeadScores, Uniform
-from lukv.eviction import Protection, protect
+from lukv.selection import Protection, protect
 
 budgets = st.one_of(
     st.integers(1, 100).map(lambda percent: Budget(share=percent / 100)),

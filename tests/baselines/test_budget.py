@@ -13,8 +13,8 @@ from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.backend.passes import run_passes
-from lukv.eviction import Eviction
 from lukv.scoring import Prompt, PromptLayer
+from lukv.selection import Eviction
 from tests.baselines.conftest import CONF
 
 LAYERS, KV_HEADS, QUERY_HEADS, DIM = 3, 2, 4, 8

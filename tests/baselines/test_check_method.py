@@ -8,8 +8,8 @@ import torch
 
 from lukv.allocation import Allocator, Budget, Uniform
 from lukv.contract import ContractError, check_method
-from lukv.eviction import Protection
 from lukv.scoring import ExtraPass, Scorer
+from lukv.selection import Protection
 
 
 def test_every_config(build, any_scorer, any_allocator):

@@ -10,8 +10,8 @@ from baselines.expected_attention import ExpectedAttention
 from lukv.allocation import Budget, Uniform
 from lukv.backend.cache import RaggedCache
 from lukv.budgets.table import BudgetTable
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 from tests.as_typed import ROOT
 from tests.reference.dense_reference import rows, tiny_model
 

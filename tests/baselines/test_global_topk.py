@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from baselines.global_topk import GlobalTopK
 from lukv.allocation import Budget, HeadScores
-from lukv.eviction import Protection, protect
+from lukv.selection import Protection, protect
 
 
 def heads_of(scores, protection):

@@ -13,9 +13,9 @@ from baselines.lagkv import LagKV
 from baselines.leverage import Leverage
 from lukv.allocation import Budget, Uniform
 from lukv.contract import rope
-from lukv.eviction import Eviction, Protection
 from lukv.ops import draw_sketch, rotate
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 
 
 def prompt(keys, values=None, index=0):

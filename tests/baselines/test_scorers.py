@@ -11,8 +11,8 @@ from baselines.oracle import Oracle
 from baselines.random import Random
 from baselines.streaming import Streaming
 from lukv.allocation import Budget, Uniform
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 
 
 def prompt(keys, index=0, layers=2):

@@ -1,4 +1,4 @@
-"""The tie rule, protection and the guards of lukv/eviction.py, against brute force on small cases."""
+"""The tie rule, protection and the guards of lukv/selection.py, against brute force on small cases."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.allocation import Budget, Uniform
-from lukv.eviction import Eviction, Protection, protect, rank, select_best
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection, protect, rank, select_best
 
 finite = st.floats(min_value=-(2.0**120), max_value=2.0**120, width=32)
 few = st.sampled_from([0.0, -0.0, 1.0, -2.5, 1e9, 1e30, -1e30])

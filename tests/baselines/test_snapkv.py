@@ -9,8 +9,8 @@ import torch
 
 from baselines.snapkv import SnapKV
 from lukv.allocation import Budget, Uniform
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 
 VARIANTS = [(32, 7, "max", "pool_then_group"), (64, 5, "avg", "pool_then_group"), (32, 7, "max", "group_then_pool")]
 

@@ -11,8 +11,8 @@ from baselines.criticalkv import CriticalKV, weigh_values
 from baselines.keydiff import KeyDiff
 from baselines.snapkv import SnapKV
 from lukv.allocation import Budget, Uniform
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import safe_open
 
-from evals.run.conf import CONF
 from lukv.backend.generate import answer, compress
+from lukv.conf import CONF
 from lukv.model import load
 from tests.checkpoints.families import FAMILIES, save
 

@@ -12,9 +12,9 @@ from baselines.kvzip import KVzip
 from evals.jobs import decode
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.eviction import Eviction, Protection
 from lukv.model import load
 from lukv.scoring import Prompt
+from lukv.selection import Eviction, Protection
 
 CONTEXTS = ["The bells of the town ring at noon. " * 3, "Rain fell on 12 of 30 days. " * 2]
 QUESTIONS = ["Where is the key?", "How often did it rain?"]

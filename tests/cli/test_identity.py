@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from evals.run import cli
-from evals.run.conf import ROOT
 from evals.run.files import write_json
 from evals.run.folder import RunFolder
 from evals.run.overrides import normalize_arguments
 from evals.run.settings import Run
+from lukv.conf import ROOT
 from tests.as_typed import Command
 
 TINY = ROOT / "models" / "tiny"

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from evals.run import cli
-from evals.run.conf import CONF
 from evals.run.identity import list_changes
 from evals.run.instantiate import find_targets, locate
 from evals.run.old_names import PLACES, translate_config, translate_override
 from evals.run.overrides import normalize_arguments
 from lukv.artifacts import read_tensors
+from lukv.conf import CONF
 from tests.as_typed import Command
 
 OLD = Path(__file__).parent / "old_runs"

@@ -10,9 +10,9 @@ from baselines.adakv import AdaKV
 from baselines.oracle import Oracle as OracleScorer
 from lukv.allocation import Budget
 from lukv.backend.generate import answer, compress
-from lukv.eviction import Eviction, Protection
 from lukv.model import load
 from lukv.scoring import Prompt
+from lukv.selection import Eviction, Protection
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",

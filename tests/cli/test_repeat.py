@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from evals.run import cli
-from evals.run.conf import ROOT
 from evals.run.overrides import normalize_arguments
 from evals.run.repeat import write_command
 from evals.run.settings import Run
+from lukv.conf import ROOT
 from tests.as_typed import Command
 
 

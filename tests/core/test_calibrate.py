@@ -12,9 +12,9 @@ from lukv.budgets.calibrate import CalibrationContext, CalibrationSettings, Cali
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.eviction import Protection
 from lukv.probe import ProbeFit, UtilityProbe
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection
 from tests.core.small_models import small_model, text
 
 PROTECTION = Protection(2, 1)

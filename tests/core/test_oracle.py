@@ -19,9 +19,9 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.output import output_grams, read_weight
 from lukv.budgets.oracle import OracleSettings, UtilityOracle, sampler
 from lukv.budgets.sampling import Sampling
-from lukv.eviction import Protection
 from lukv.ops import output_gram, utility, value_weight
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Protection
 from tests.core.small_models import VOCABULARY, small_model, text
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2")

@@ -13,8 +13,8 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
 from lukv.backend.passes import run_passes
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import Prompt
+from lukv.selection import Eviction, Protection
 from tests.core.small_models import small_model, text
 from tests.core.test_oracle import by_definition, greedy
 

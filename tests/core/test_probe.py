@@ -14,9 +14,9 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.contract import rope
-from lukv.eviction import Eviction, Protection
 from lukv.probe import BLOCK, SCALAR_FEATURES, Probe, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
+from lukv.selection import Eviction, Protection
 from tests.core.small_models import small_model, text
 from tests.reference.dense_reference import kept_by, rows, tiny_model
 

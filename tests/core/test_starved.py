@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lukv.eviction import STARVED, Protection, protect, select_best
 from lukv.scoring import Scorer
+from lukv.selection import STARVED, Protection, protect, select_best
 
 
 def kept_by(rule: str, scores: np.ndarray, sink: int, recent: int, slots: int) -> set[int]:

@@ -20,8 +20,8 @@ from lukv.budgets.controls import LayerMean
 from lukv.budgets.curve import CurveAllocator
 from lukv.budgets.solver import solve
 from lukv.budgets.table import BudgetTable, TableAllocator
-from lukv.eviction import Protection
 from lukv.scoring import Scorer
+from lukv.selection import Protection
 from tests.reference.plain_solver import hull_vertices, loss_curve
 
 LAYERS, HEADS = 3, 2

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.jobs.decode import ROWS_TOGETHER, ActiveRun, group_runs
+from evals.jobs.decode import ROWS_TOGETHER, ActiveMethod, group_runs
 from evals.jobs.prompts import BATCH_TOKENS, TokenizedSample, cut_batches
 from evals.task import Sample, Task
 from lukv.allocation import Budget
@@ -46,11 +46,10 @@ def test_every_context_is_in_one_batch_that_is_small_enough(lengths: list[int], 
         assert len(batch) == 1 or len(batch) * max(batch) <= BATCH_TOKENS
 
 
-def run_at(share: float | None) -> ActiveRun:
+def run_at(share: float | None) -> ActiveMethod:
     """A run that keeps this share. None: everything."""
-    unused: Any = None
     eviction: Any = None if share is None else SimpleNamespace(budget=Budget(share=share))
-    return ActiveRun(unused, unused, eviction, done={})
+    return ActiveMethod(eviction, done={})
 
 
 def test_runs_decoded_together_hold_no_more_than_a_full_batch() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evals.jobs.decode import ActiveRun, add_answers, answer_batch
+from evals.jobs.decode import ActiveMethod, add_answers, answer_batch
 from evals.jobs.prompts import TokenizedSample
 from evals.task import Sample, Task
 from lukv.backend.generate import compress
@@ -38,8 +38,7 @@ def predictions(loaded: LoadedModel, questions: list[str], tokens: int = 16, **o
         ids = [loaded.prompt_ids(context, question, "") for question in questions]
         samples = [Sample(f"{i} {q}", "task", context, q, ("x",), tokens, **options) for q in questions]
         batch.append([TokenizedSample(s, TASK, tuple(c), tuple(q)) for s, (c, q) in zip(samples, ids, strict=True)])
-    settings: Any = {"attention": None}
-    active = ActiveRun(settings, folder=settings, eviction=None, done={})
+    active = ActiveMethod(eviction=None, done={})
     ((_, lines),) = answer_batch(batch, [active], loaded, together=False)
     return {line["id"]: line["prediction"] for line in lines}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.jobs.prompts import TokenizedSample, describe_files, hash_prompts, tokenize_benchmark
+from evals.jobs.benchmark import describe_files, tokenize_benchmark
+from evals.jobs.prompts import TokenizedSample, hash_prompts
 from evals.ruler.benchmark import Ruler
 from evals.run.instantiate import InputError
 from evals.task import Sample, Task

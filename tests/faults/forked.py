@@ -13,10 +13,10 @@ import torch
 from hydra import initialize_config_dir
 
 from evals.run.compose import compose_run
-from evals.run.conf import CONF
 from evals.run.run_id import find_job
 from evals.run.settings import Run
 from evals.run.sweep import Sweep
+from lukv.conf import CONF
 
 Event = Callable[[str], None]
 

@@ -28,7 +28,6 @@ from evals.longbench.score import METRICS as LONGBENCH
 from evals.longbench.score import parse_classes, score_file
 from evals.rows import read_rows
 from evals.run.compose import join_lines
-from evals.run.conf import GROUPS
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 from evals.run.instantiate import InputError
@@ -37,8 +36,9 @@ from evals.run.run_id import join_name
 from lukv.allocation import Budget, Uniform, largest_remainder, round_half_up
 from lukv.budgets.solver import PRUNED_PERCENT, floor_of, kept_total, solve
 from lukv.budgets.table import BudgetTable, TableAllocator
-from lukv.eviction import Eviction, Protection
+from lukv.conf import GROUPS
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection
 from tests.evals.conftest import Words
 from tests.faults.mutate import Mutation, mutated, mutations
 

@@ -91,7 +91,7 @@ def test_what_is_refused_leaves_no_folder(refuses: Refuses, short: list[str], tm
 def test_from_any_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the project names is the project's, what the user names is theirs; a refusal leaves nothing."""
     from evals.run import cli
-    from evals.run.conf import GROUPS, read_option
+    from lukv.conf import GROUPS, read_option
 
     for name in GROUPS["model"]:
         assert read_option("model", name)["tables"].startswith("${shipped:"), name
@@ -257,8 +257,8 @@ def test_one_line_a_cause(command: Command, tmp_path: Path, capsys: pytest.Captu
     """Dozens of runs of a few models that are not there."""
     from omegaconf import OmegaConf
 
-    from evals.run.conf import CONF
     from lukv.checkpoint import hub_answers
+    from lukv.conf import CONF
 
     models = OmegaConf.load(CONF / "experiment" / "paper_ruler.yaml").hydra.sweeper.params.model.split(",")
 

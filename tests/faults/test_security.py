@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from evals.run.conf import CONF
 from evals.run.run_id import join_name
+from lukv.conf import CONF
 from tests.as_typed import ROOT, Command
 from tests.faults.conftest import Refuses, only
 

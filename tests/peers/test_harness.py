@@ -12,8 +12,8 @@ import yaml
 from baselines.snapkv import SnapKV
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import answer, compress
-from lukv.eviction import Eviction, Protection
 from lukv.model import load
+from lukv.selection import Eviction, Protection
 from tests.peers.conftest import HERE
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(1800)]

@@ -41,8 +41,8 @@ from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
-from lukv.eviction import Eviction, Protection, make_head_scores, protect, select_best
 from lukv.scoring import Wrapper
+from lukv.selection import Eviction, Protection, make_head_scores, protect, select_best
 from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]

@@ -20,8 +20,8 @@ from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.backend.passes import run_passes
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import Prompt
+from lukv.selection import Eviction, Protection
 from tests.peers.peer_cases import HEADS, KVZIP, KVZIP_LENGTHS, KVZIP_RATIOS, MODELS, encode_text
 from tests.peers.test_kvpress import near_tie
 

@@ -12,8 +12,8 @@ from baselines.snapkv import SnapKV
 from evals.ruler import Ruler
 from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import answer, compress
-from lukv.eviction import Eviction, Protection
 from lukv.model import load
+from lukv.selection import Eviction, Protection
 from tests.checkpoints.smollm2 import need_file
 from tests.peers.conftest import HERE, PYTHON
 

@@ -14,8 +14,8 @@ from transformers.masking_utils import eager_mask
 from lukv.allocation import Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
-from lukv.eviction import Eviction, Protection
 from lukv.scoring import PromptLayer, Scorer
+from lukv.selection import Eviction, Protection
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
 VOCABULARY = 97

@@ -14,8 +14,8 @@ from hydra import initialize_config_dir
 
 from evals.jobs.result import summarize
 from evals.run.compose import compose_run
-from evals.run.conf import CONF
 from evals.run.settings import Run
+from lukv.conf import CONF
 
 DATA = "ruler-512__n40__s0"
 """What the ids of these runs end in."""

@@ -13,8 +13,8 @@ from matplotlib.colors import to_rgb
 
 from evals.looks import find_look, find_scorer
 from evals.plots import plt
-from evals.run.conf import GROUPS
 from evals.score_plots import TOGETHER, draw_scores, scale, split_panels, spread
+from lukv.conf import GROUPS
 
 FAMILIES = [m for m in GROUPS["method"] if m != "full"]
 

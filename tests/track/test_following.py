@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from evals.run.conf import CONF
 from evals.run.instantiate import InputError
 from evals.run.tracking import Tracker, Wandb, follow
+from lukv.conf import CONF
 
 
 def test_none_is_the_default_and_tracks_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""A method by its name: the three parts that conf/ names, made and checked for a model.
+
+conf/ names each part's class by `_target_`, as Hydra does for the command line. So lukv/ imports no baseline itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lukv.allocation import Allocator, Budget
+from lukv.backend.architecture import unwrap
+from lukv.backend.lend import lend_attention
+from lukv.backend.passes import check_shown
+from lukv.backend.rope_check import check_rotation
+from lukv.conf import GROUPS, name_model, read_method_defaults, read_option, resolve
+from lukv.model import AnyModel, LoadedModel, NamedModel, Network
+from lukv.names import suggest_nearest
+from lukv.scoring import Scorer
+from lukv.selection import Eviction, Protection
+
+PARTS = ("scorer", "allocator", "protection")
+
+
+def method(
+    name: str,
+    budget: float | None = None,
+    model: AnyModel | None = None,
+    *,
+    budget_tokens: int | None = None,
+    scorer: str | Scorer | None = None,
+    allocator: str | Allocator | None = None,
+    protection: str | Protection | None = None,
+    tables: str | Path | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Eviction | None:
+    """The method that `python run.py method=NAME` runs. None for one that keeps everything (full).
+
+    budget: the share to KEEP, 0 < budget <= 1; or budget_tokens: tokens each KV head keeps on average. scorer,
+    allocator, protection: instead of the method's own, by name (the files in conf/) or as an object. model: what it is
+    for. Its budget table is then found as the command line finds it, and checked to be made for this model. tables: the
+    folder that has the table instead. seed: of what draws random numbers. settings: single values of a part, as on the
+    command line: {"scorer.window": 16}.
+
+    Raises ValueError for a wrong name, which it compares with the known ones, for a budget that is none and for a table
+    of another model; FileNotFoundError where there is no table.
+    """
+    check_name("method", name)
+    chosen: dict[str, Any] = {**read_method_defaults(name)}
+    chosen |= {k: v for k, v in {"scorer": scorer, "allocator": allocator, "protection": protection}.items() if v}
+    if chosen.get("scorer") is None:
+        return None
+    share = Budget(budget, budget_tokens)
+    known: dict[str, Any] = {"seed": seed, "model": find_tables(model, tables)}
+    overrides = dict(settings or {})
+    parts: dict[str, Any] = {}
+    for group in PARTS:
+        part = chosen.get(group)
+        if part is None:
+            raise ValueError(f"method={name} has no {group} to go with its scorer: give {group}=NAME")
+        if isinstance(part, str):
+            check_name(group, part)
+            known[group] = {**read_option(group, part), **take_settings(group, part, overrides)}
+            known[group] = fill_in(group, known)
+            part = make(known[group])
+        else:
+            known[group] = {"name": getattr(part, "name", "")}
+        parts[group] = part
+    check_taken(overrides)
+    eviction = Eviction(**parts, budget=share)
+    if model is not None:
+        named = describe(model)
+        with lend_attention(named.model):
+            check_fits(eviction, named)
+    return eviction
+
+
+def make_option(group: str, option: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """The object of an option that refers to no other: a benchmark. settings: single values of it, {"GROUP.KEY": ...}.
+    Raises ValueError for wrong names."""
+    check_name(group, option)
+    overrides = dict(settings or {})
+    own = {**read_option(group, option), **take_settings(group, option, overrides)}
+    check_taken(overrides)
+    return make(own)
+
+
+def check_taken(overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting that belongs to nothing given by name."""
+    for key in overrides:
+        raise ValueError(f"settings: {key!r} is no value of a part given by name: write PART.KEY, as in scorer.window")
+
+
+def check_name(group: str, name: str) -> None:
+    """Raise ValueError unless conf/ has an option of that name."""
+    if name not in GROUPS[group]:
+        near = suggest_nearest(name, GROUPS[group])
+        raise ValueError(f"{group}={name} is not known.{near} Choose one of {', '.join(GROUPS[group])}")
+
+
+def take_settings(group: str, option: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides of one group's values, without the group's name; they leave `overrides`. Raises ValueError for one
+    that the option does not have."""
+    known = [key for key in read_option(group, option) if key != "_target_"]
+    taken = {key.partition(".")[2]: overrides.pop(key) for key in list(overrides) if key.startswith(f"{group}.")}
+    for key in taken:
+        if key not in known:
+            near = suggest_nearest(key, known, f"{group}.")
+            raise ValueError(f"settings: {group}={option} has no {key!r}.{near} It has {', '.join(known) or 'none'}")
+    return taken
+
+
+def fill_in(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The group's settings with what they refer to. Raises ValueError where that is the tables of no known model."""
+    if not known["model"] and any("${model.tables}" in str(value) for value in known[group].values()):
+        raise ValueError(f"this {group} reads a file made for the model: give model=MODEL or tables=FOLDER")
+    return resolve(group, known)
+
+
+def make(settings: Mapping[str, Any]) -> Any:
+    """The object that `_target_` names, and those that its values name (a scorer around another). A missing file's
+    message also says how to name another folder."""
+    module, _, name = str(settings["_target_"]).rpartition(".")
+    given = {k: make(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in settings.items()}
+    given.pop("_target_")
+    try:
+        return getattr(import_module(module), name)(**given)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}, or say with tables=FOLDER where it is") from error
+
+
+def find_tables(model: AnyModel | None, tables: str | Path | None) -> dict[str, Any]:
+    """What conf/ calls `model`, as far as methods ask for it: the folder of its tables. Empty if nothing says it."""
+    if tables is not None:
+        return {"tables": str(tables)}
+    if model is None:
+        return {}
+    path = describe(model).path
+    return find_model_settings(path)
+
+
+def find_model_settings(path: str) -> dict[str, Any]:
+    """The settings of the model in conf/model that lies at `path`; those of any other model (hf) if there is none."""
+    for option in GROUPS["model"]:
+        settings = resolve("model", {"model": {**read_option("model", option)}})
+        if is_same_place(path, str(settings["path"])):
+            return settings
+    return resolve("model", {"model": {**read_option("model", "hf"), "path": path}})
+
+
+def is_same_place(a: str, b: str) -> bool:
+    """The same hub id, or the same folder or file on this machine."""
+    return a == b or (Path(a).exists() and Path(b).exists() and Path(a).samefile(b))
+
+
+def describe(model: AnyModel) -> NamedModel | LoadedModel:
+    """A model with its name: as conf/model has it, or the last part of where it was loaded from."""
+    if isinstance(model, LoadedModel):
+        return model
+    network = unwrap(model)
+    path = str(getattr(network.config, "_name_or_path", ""))
+    return NamedModel(network, name_model(path), path)
+
+
+def check_fits(eviction: Eviction, model: Network) -> None:
+    """Raise ValueError for a method that cannot run on this model: its scorer undoes another rotation or looks at what
+    the model does not show, or its probe or table was made for another model. The model's attention must be ours."""
+    check_rotation(model.model, [eviction.scorer])
+    check_shown(model.model, [eviction.scorer])
+    if hasattr(eviction.scorer, "check"):  # it is fitted for one model
+        eviction.scorer.check(model)
+    if hasattr(eviction.allocator, "check"):  # its budget table is made for one model and one scorer
+        eviction.allocator.check(model, eviction.scorer, eviction.protection)
