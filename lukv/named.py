@@ -5,6 +5,8 @@ conf/ names each part's class by `_target_`, as Hydra does for the command line.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -66,7 +68,7 @@ def method(
             check_name(group, part)
             known[group] = choose_option(group, part, overrides)
             known[group] = fill_in(group, known)
-            part = make(known[group])
+            part = make_part(known[group], known["model"], tables)
         else:
             known[group] = {"name": getattr(part, "name", "")}
         parts[group] = part
@@ -154,25 +156,31 @@ def fill_in(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make(settings: Mapping[str, Any]) -> Any:
-    """The object that `_target_` names, and those that its values name (a scorer around another). A missing file's
-    message also says how to name another folder."""
+    """The object that `_target_` names, and those that its values name (a scorer around another)."""
     module, _, name = str(settings["_target_"]).rpartition(".")
     given = {**settings} | {key: make(settings[key]) for key in list_held(settings)}
     given.pop("_target_")
+    return getattr(import_module(module), name)(**given)
+
+
+def make_part(settings: Mapping[str, Any], model: Mapping[str, Any], tables: str | Path | None) -> Any:
+    """The same; a missing file's message names the model as a command line has to, and says how to name another folder.
+    model: its settings in conf/."""
     try:
-        return getattr(import_module(module), name)(**given)
+        return make(settings)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, or say with tables=FOLDER where it is") from error
+        message = str(error)
+        if "path" in model:
+            typed = ["model=" + (model["name"] if model["name"] in GROUPS["model"] else f"hf:{model['path']}")]
+            typed += [f"model.tables={tables}"] if tables is not None else []
+            message = re.sub(r"(?<=job=calibrate )model=\S+", lambda _: shlex.join(typed), message)
+        raise FileNotFoundError(f"{message}, or say with tables=FOLDER where it is") from error
 
 
 def find_tables(model: AnyModel | None, tables: str | Path | None) -> dict[str, Any]:
-    """What conf/ calls `model`, as far as methods ask for it: the folder of its tables. Empty if nothing says it."""
-    if tables is not None:
-        return {"tables": str(tables)}
-    if model is None:
-        return {}
-    path = describe(model).path
-    return find_model_settings(path)
+    """What conf/ calls `model`, with the folder of its tables. Empty if nothing says it."""
+    found = {} if model is None else find_model_settings(describe(model).path)
+    return found if tables is None else {**found, "tables": str(tables)}
 
 
 def find_model_settings(path: str) -> dict[str, Any]:
