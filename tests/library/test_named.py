@@ -160,7 +160,9 @@ def test_a_table_of_another_model(model: Path) -> None:
     with pytest.raises(ValueError, match=r"is for 4 layers of 4 KV heads, not for random, 2 layers"):
         lukv.method("lukv", 0.2, other, tables=TINY / "tables")
     command = f"python run.py job=calibrate model=hf:{model}"
-    with pytest.raises(FileNotFoundError, match=rf"no budget table at .*tables/random/keydiff.safetensors: .*{command} "):
+    with pytest.raises(
+        FileNotFoundError, match=rf"no budget table at .*tables/random/keydiff.safetensors: .*{command} "
+    ):
         lukv.method("lukv", 0.2, other)
     with pytest.raises(FileNotFoundError, match=rf"{command} model.tables=mine scorer=keydiff .*, or say with tables="):
         lukv.method("lukv", 0.2, other, tables="mine")
