@@ -5,6 +5,8 @@ conf/ names each part's class by `_target_`, as Hydra does for the command line.
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +45,8 @@ def method(
     allocator, protection: instead of the method's own, by name (the files in conf/) or as an object. model: what it is
     for. Its budget table is then found as the command line finds it, and checked to be made for this model. tables: the
     folder that has the table instead. seed: of what draws random numbers. settings: single values of a part, as on the
-    command line: {"scorer.window": 16}.
+    command line: {"scorer.window": 16}, {"scorer.inner.window": 16}; {"scorer@scorer.inner": "keydiff"} puts another
+    scorer inside the scorer.
 
     Raises ValueError for a wrong name, which it compares with the known ones, for a budget that is none and for a table
     of another model; FileNotFoundError where there is no table.
@@ -63,9 +66,9 @@ def method(
             raise ValueError(f"method={name} has no {group} to go with its scorer: give {group}=NAME")
         if isinstance(part, str):
             check_name(group, part)
-            known[group] = {**read_option(group, part), **take_settings(group, part, overrides)}
+            known[group] = choose_option(group, part, overrides)
             known[group] = fill_in(group, known)
-            part = make(known[group])
+            part = make_part(known[group], known["model"], tables)
         else:
             known[group] = {"name": getattr(part, "name", "")}
         parts[group] = part
@@ -83,7 +86,7 @@ def make_option(group: str, option: str, settings: Mapping[str, Any] | None = No
     Raises ValueError for wrong names."""
     check_name(group, option)
     overrides = dict(settings or {})
-    own = {**read_option(group, option), **take_settings(group, option, overrides)}
+    own = choose_option(group, option, overrides)
     check_taken(overrides)
     return make(own)
 
@@ -101,16 +104,48 @@ def check_name(group: str, name: str) -> None:
         raise ValueError(f"{group}={name} is not known.{near} Choose one of {', '.join(GROUPS[group])}")
 
 
-def take_settings(group: str, option: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides of one group's values, without the group's name; they leave `overrides`. Raises ValueError for one
-    that the option does not have."""
-    known = [key for key in read_option(group, option) if key != "_target_"]
-    taken = {key.partition(".")[2]: overrides.pop(key) for key in list(overrides) if key.startswith(f"{group}.")}
-    for key in taken:
-        if key not in known:
-            near = suggest_nearest(key, known, f"{group}.")
-            raise ValueError(f"settings: {group}={option} has no {key!r}.{near} It has {', '.join(known) or 'none'}")
-    return taken
+def choose_option(group: str, option: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The settings of conf/'s option, nothing resolved, with those overrides that are its own; they leave `overrides`.
+
+    {"scorer.window": 16} is a single value; {"scorer@scorer.inner": "keydiff"} puts another option, by name or as an
+    object, where one is held. Raises ValueError for a value or a place that the option does not have.
+    """
+    chosen: dict[str, Any] = {**read_option(group, option)}
+    for key in sorted(overrides, key=lambda key: "@" not in key):  # what is held, before its values
+        of, _, place = key.rpartition("@")
+        first, _, inside = place.partition(".")
+        if first != group or of not in ("", group):
+            continue
+        value, held = overrides.pop(key), list_held(chosen)
+        known = held if of else list_values(chosen)
+        if inside in held and not of:
+            raise ValueError(f"settings: {key} is a {group} of its own: write '{group}@{key}' for its name")
+        if inside not in known:
+            near = suggest_nearest(inside, known, key.removesuffix(inside))
+            raise ValueError(f"settings: {group}={option} has no {inside!r}.{near} It has {', '.join(known) or 'none'}")
+        if of and isinstance(value, str):
+            check_name(of, value)
+            value = read_option(of, value)
+        chosen = set_value(chosen, inside, value)
+    return chosen
+
+
+def list_values(settings: Mapping[str, Any]) -> list[str]:
+    """The dotted keys of single values, those of held options included."""
+    held = {key: settings[key] for key in list_held(settings)}
+    inside = [f"{key}.{name}" for key, option in held.items() for name in list_values(option)]
+    return [key for key in settings if key != "_target_" and key not in held] + inside
+
+
+def list_held(settings: Mapping[str, Any]) -> list[str]:
+    """The keys under which an option holds another one (the scorer inside a scorer)."""
+    return [key for key, value in settings.items() if isinstance(value, Mapping) and "_target_" in value]
+
+
+def set_value(settings: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy with another value at the dotted key."""
+    first, dot, rest = key.partition(".")
+    return {**settings, first: set_value(settings[first], rest, value) if dot else value}
 
 
 def fill_in(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,25 +156,31 @@ def fill_in(group: str, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make(settings: Mapping[str, Any]) -> Any:
-    """The object that `_target_` names, and those that its values name (a scorer around another). A missing file's
-    message also says how to name another folder."""
+    """The object that `_target_` names, and those that its values name (a scorer around another)."""
     module, _, name = str(settings["_target_"]).rpartition(".")
-    given = {k: make(v) if isinstance(v, Mapping) and "_target_" in v else v for k, v in settings.items()}
+    given = {**settings} | {key: make(settings[key]) for key in list_held(settings)}
     given.pop("_target_")
+    return getattr(import_module(module), name)(**given)
+
+
+def make_part(settings: Mapping[str, Any], model: Mapping[str, Any], tables: str | Path | None) -> Any:
+    """The same; a missing file's message names the model as a command line has to, and says how to name another folder.
+    model: its settings in conf/."""
     try:
-        return getattr(import_module(module), name)(**given)
+        return make(settings)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}, or say with tables=FOLDER where it is") from error
+        message = str(error)
+        if "path" in model:
+            typed = ["model=" + (model["name"] if model["name"] in GROUPS["model"] else f"hf:{model['path']}")]
+            typed += [f"model.tables={tables}"] if tables is not None else []
+            message = re.sub(r"(?<=job=calibrate )model=\S+", lambda _: shlex.join(typed), message)
+        raise FileNotFoundError(f"{message}, or say with tables=FOLDER where it is") from error
 
 
 def find_tables(model: AnyModel | None, tables: str | Path | None) -> dict[str, Any]:
-    """What conf/ calls `model`, as far as methods ask for it: the folder of its tables. Empty if nothing says it."""
-    if tables is not None:
-        return {"tables": str(tables)}
-    if model is None:
-        return {}
-    path = describe(model).path
-    return find_model_settings(path)
+    """What conf/ calls `model`, with the folder of its tables. Empty if nothing says it."""
+    found = {} if model is None else find_model_settings(describe(model).path)
+    return found if tables is None else {**found, "tables": str(tables)}
 
 
 def find_model_settings(path: str) -> dict[str, Any]:

@@ -31,7 +31,10 @@ def python(program: Path | str, folder: Path, *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment into which the wheel is installed; the dependencies are this environment's."""
+    """The Python of an environment into which the wheel is installed; the dependencies are this environment's.
+
+    The wheel is built from the source distribution, as one that is published would be.
+    """
     folder = tmp_path_factory.mktemp("install")
     source = folder / "source"  # a build leaves files behind
     source.mkdir()
@@ -41,14 +44,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*BUILD, *SOURCES):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, source / name)
-    pip = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
-    python(sys.executable, folder, *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", "wheels", str(source))
+    python(sys.executable, folder, "-m", "build", "--no-isolation", "--outdir", "wheels", str(source))
     shutil.rmtree(source)
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     program = folder / "venv" / "bin" / "python"
     own = python(program, folder, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     Path(own, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (wheel,) = (folder / "wheels").glob("lukv-*.whl")
+    pip = ["-m", "pip", "--disable-pip-version-check", "--no-input"]
     python(sys.executable, folder, *pip, "--python", str(program), "install", "--no-deps", "--no-index", str(wheel))
     return program
 

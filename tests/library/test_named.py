@@ -63,6 +63,32 @@ def test_another_scorer_under_lukv(scorer: str, tiny: PreTrainedModel) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["chunkkv", "criticalkv", "criticaladakv"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scorer.inner.window": 16, "scorer.inner.kernel": 5},
+        {"scorer@scorer.inner": "keydiff"},
+        {"scorer.inner.window": 16, "scorer@scorer.inner": "snapkv_kvpress"},
+        {"scorer@scorer.inner": "random"},
+        {"scorer@scorer.inner": "utility_probe"},
+    ],
+    ids=lambda settings: " ".join(f"{key}={value}" for key, value in settings.items()),
+)
+def test_a_scorer_around_another(method: str, settings: dict[str, Any], tiny: PreTrainedModel) -> None:
+    typed = [f"{key}={value}" for key, value in settings.items()]
+    ours = lukv.method(method, 0.2, tiny, seed=3, settings=settings)
+    assert told(parts(ours)) == told(on_the_command_line(f"method={method}", "seed=3", *typed))
+    assert told(parts(ours)) != told(parts(lukv.method(method, 0.2, tiny)))
+
+
+def test_values_of_one_method_do_not_stay_for_the_next() -> None:
+    lukv.method("chunkkv", 0.2, settings={"scorer.inner.window": 16})
+    assert lukv.method("chunkkv", 0.2).scorer.inner.window == 32
+    mine = lukv.method("chunkkv", 0.2, settings={"scorer@scorer.inner": SnapKV("mine")})
+    assert mine.scorer.inner == SnapKV("mine")
+
+
 def test_parts_by_name_by_object_and_single_values() -> None:
     mine = lukv.method("snapkv", budget_tokens=8, scorer=SnapKV("mine"), allocator=Uniform(), protection=Protection(2))
     assert mine == Eviction(SnapKV("mine"), mine.allocator, Protection(2), Budget(tokens=8))
@@ -112,6 +138,15 @@ def test_tables_are_found_by_where_the_model_came_from(tmp_path: Path, monkeypat
         ({"name": "snapkv", "budget_tokens": 3}, "exactly one of budget, budget_tokens"),
         ({"name": "snapkv", "settings": {"scorer.windw": 3}}, "no 'windw'. Did you mean 'scorer.window'\\?"),
         ({"name": "snapkv", "settings": {"windw": 3}}, "settings: 'windw' is no value of a part"),
+        ({"name": "chunkkv", "settings": {"scorer.inner": "keydiff"}}, "write 'scorer@scorer.inner' for its name"),
+        (
+            {"name": "chunkkv", "settings": {"scorer.inner.windw": 3}},
+            "scorer=chunkkv has no 'inner.windw'. Did you mean 'scorer.inner.window'\\? It has name, ",
+        ),
+        ({"name": "chunkkv", "settings": {"scorer@scorer.inner": "keydif"}}, "Did you mean 'keydiff'\\?"),
+        ({"name": "chunkkv", "settings": {"scorer@scorer.iner": "keydiff"}}, "has no 'iner'. Did you mean 'scorer@sco"),
+        ({"name": "snapkv", "settings": {"scorer@scorer.inner": "keydiff"}}, "has no 'inner'. It has none"),
+        ({"name": "chunkkv", "settings": {"scorer@scorer.inner": "utility_probe"}}, "reads a file made for the model"),
         ({"name": "lukv"}, "this allocator reads a file made for the model: give model=MODEL or tables=FOLDER"),
     ],
 )
@@ -124,8 +159,13 @@ def test_a_table_of_another_model(model: Path) -> None:
     other = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True).eval()
     with pytest.raises(ValueError, match=r"is for 4 layers of 4 KV heads, not for random, 2 layers"):
         lukv.method("lukv", 0.2, other, tables=TINY / "tables")
-    with pytest.raises(FileNotFoundError, match=r"no budget table at .*tables/random/keydiff.safetensors"):
+    command = f"python run.py job=calibrate model=hf:{model}"
+    with pytest.raises(
+        FileNotFoundError, match=rf"no budget table at .*tables/random/keydiff.safetensors: .*{command} "
+    ):
         lukv.method("lukv", 0.2, other)
+    with pytest.raises(FileNotFoundError, match=rf"{command} model.tables=mine scorer=keydiff .*, or say with tables="):
+        lukv.method("lukv", 0.2, other, tables="mine")
 
 
 def test_a_model_whose_attention_is_ours_stays_so(tiny: PreTrainedModel) -> None:

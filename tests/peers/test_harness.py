@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on compressed prompts, in an environment of its own, with two tiny tasks of ours."""
+"""lm-evaluation-harness on compressed prompts, in an environment of its own: two tiny tasks of ours, one of its own."""
 
 import json
 import os
@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(1800)]
 
 ROOT = HERE.parents[1]
 PYTHON = Path(os.environ.get("LUKV_HARNESS_PYTHON", ROOT / ".venv-harness" / "bin" / "python"))
+TINY = ROOT / "models" / "tiny"
 NEW_TOKENS, KEPT = 16, 0.3
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -80,18 +81,37 @@ def test_the_full_cache_answers_as_the_harnesss_own_model(results: dict) -> None
     assert results["full"]["score"] == results["stock"]["score"]
 
 
-def test_answers_are_those_of_the_backend(results: dict, prompts: list[tuple[str, str]]) -> None:
-    """Each prompt by itself, compressed but for its last token."""
-    model = load(ROOT / "models/tiny", dtype="float32", device="cpu")
+def answer_by_itself(prompt: str, new_tokens: int) -> str:
+    """SnapKV's answer by the backend: the prompt compressed but for its last token."""
+    model = load(TINY, dtype="float32", device="cpu")
+    ids = [model.tokenizer.bos_token_id, *model.text_ids(prompt)]
     eviction = Eviction(SnapKV(), Uniform(), Protection(), Budget(share=KEPT))
-    expected = []
-    for prompt, _ in prompts:
-        ids = [model.tokenizer.bos_token_id, *model.text_ids(prompt)]
-        cache = compress(model, [ids[:-1]], eviction=eviction)
-        text = model.decode(answer(model, cache, [ids[-1:]], NEW_TOKENS, model.eos_ids).tokens[0])
-        expected.append(text.split(".")[0].split("\n")[0])
+    cache = compress(model, [ids[:-1]], eviction=eviction)
+    return model.decode(answer(model, cache, [ids[-1:]], new_tokens, model.eos_ids).tokens[0])
+
+
+def test_answers_are_those_of_the_backend(results: dict, prompts: list[tuple[str, str]]) -> None:
+    expected = [answer_by_itself(prompt, NEW_TOKENS).split(".")[0].split("\n")[0] for prompt, _ in prompts]
     assert results["snapkv"]["answers"] == expected
     assert expected != results["full"]["answers"]
+
+
+def test_a_task_of_the_harness(tmp_path: Path) -> None:
+    """RULER as it comes with the harness. This one of its tasks needs no data from elsewhere: it repeats a sentence."""
+    command = ("-m", "evals.harness", "--model", "lukv", "--tasks", "niah_single_1", "--limit", "2", "--log_samples")
+    arguments = f"pretrained={TINY},method=snapkv,budget={KEPT},model.dtype=float32"
+    done = run(*command, "--model_args", arguments, "--output_path", str(tmp_path / "out"), home=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = (tmp_path / "out").rglob("samples_niah_single_1_*.jsonl")
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(samples) == 2
+    for sample in samples:
+        prompt, settings = sample["arguments"]["gen_args_0"].values()
+        said, numbers = sample["resps"][0][0], sample["doc"]["outputs"]
+        assert said == answer_by_itself(prompt, settings["max_gen_toks"])
+        assert sample["4096"] == sum(number in said for number in numbers) / len(numbers)
+    (file,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(file.read_text())["config"]["lukv"]["kept_share"] == pytest.approx(KEPT, abs=0.01)
 
 
 def test_results_say_what_was_kept(results: dict) -> None:
