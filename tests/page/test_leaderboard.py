@@ -282,7 +282,7 @@ def test_what_was_kept_follows_the_filters(page: Path) -> None:
         + """
         const kept = document.querySelector("#kept");
         const names = () => [...kept.querySelectorAll(".strips button")].map(b => b.firstChild.textContent);
-        tick("method", "snapkv"); tick("budget", "0.2"); const few = names();
+        tick("method", "snapkv"); tick("budget", "20%"); const few = names();
         search("longbench"); tick("method"); tick("budget"); const gone = kept.hidden;
         search(""); return {few, gone, back: !kept.hidden && names().length};""",
     )
