@@ -54,7 +54,7 @@ def write(runs: Path, out: Path, against: str | None, select: Sequence[str] = ()
     if against is not None and not any(others.values()):
         known = sorted({label(r) for group in groups.values() for r in group if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
-    from evals.report.figures import draw_experiment, draw_latencies
+    from evals.report.figures import draw_experiment, draw_latencies, draw_seeds
     from evals.report.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,9 @@ def write(runs: Path, out: Path, against: str | None, select: Sequence[str] = ()
         drawings = draw_experiment(name, group, out)
         sections += [markdown(name, group, compared), *links(drawings)]
         rows += [row for r in group for row in csv_rows(r, compared)]
+        figures |= drawings
+    if drawings := draw_seeds(groups, out):
+        sections += ["## Over seeds\n", *links(drawings)]
         figures |= drawings
     write_tables(make_tables(groups, by, others, runs), out)
     if latencies:

@@ -1,4 +1,4 @@
-"""How a method looks in figures: the same colour, marker and dashes in every report. conf/looks.yaml says which.
+"""How a method looks in figures: the same colour, marker, dashes and name in every report. conf/looks.yaml says which.
 
 A label is what evals.report.runs.label makes of a run: the method, its scorer and allocator where they are not its own,
 and settings that are not its own ("lukv-snapkv-lu_curve scorer.window=16").
@@ -65,6 +65,16 @@ def find_scorer(label: str) -> str:
     method, *parts = label.split()[0].split("-")
     own = read_method_defaults(method).get("scorer") or method
     return next((part for part in parts if part in GROUPS["scorer"]), own)
+
+
+def find_name(label: str, names: Mapping[str, str] | None = None) -> str:
+    """What figures and tables for papers call a label. `names`: label -> name, before those of conf/looks.yaml.
+
+    Settings that are not the method's own stay behind its name. A label that nobody named is its own name.
+    """
+    known = {**read_looks()["names"], **(names or {})}
+    method, *settings = label.split()
+    return str(known.get(label) or " ".join([known.get(method, method), *settings]))
 
 
 @lru_cache

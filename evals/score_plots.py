@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from evals.looks import find_look, find_scorer
+from evals.looks import find_look, find_name, find_scorer
 from evals.plots import plt, save
 
 Row = Mapping[str, Any]
@@ -40,7 +40,7 @@ def draw_scores(
     x       a key of AXES: what each row is placed by
     lines   label -> rows with kept_share, cache_bytes, score and ci95 (shares and scores in 0..1)
     full    the full cache's row: score and ci95
-    names   label or scorer -> what the figure calls it; by default as it is
+    names   label or scorer -> what the figure calls it, before evals.looks.find_name's own
     saving  what evals.plots.save takes: description, formats
     """
     names = names or {}
@@ -65,7 +65,7 @@ def draw_scores(
     figure.supylabel("mean score (%)", fontsize=10)
     figure.draw_without_rendering()  # names are set by the panels' heights, which the layout decides
     for axes, own in zip(grid.flat, panels.values(), strict=False):
-        ends = {names.get(label, label): (find_look(label).colour, place(x, lines[label])) for label in own}
+        ends = {find_name(label, names): (find_look(label).colour, place(x, lines[label])) for label in own}
         name_ends(axes, {name: (colour, found[1][-1]) for name, (colour, found) in ends.items()})
         if full is not None:
             draw_full(axes, full)
@@ -82,7 +82,7 @@ def split_panels(lines: Lines, names: Mapping[str, str]) -> dict[str, list[str]]
     for label in ordered:
         by_scorer.setdefault(find_scorer(label), []).append(label)
     alone = [label for labels in by_scorer.values() if len(labels) == 1 for label in labels]
-    panels = {names.get(s, s): labels for s, labels in by_scorer.items() if len(labels) > 1}
+    panels = {find_name(s, names): labels for s, labels in by_scorer.items() if len(labels) > 1}
     if alone:
         panels["other scorers" if panels else "each with a scorer of its own"] = alone
     cut = {

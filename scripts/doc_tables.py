@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from evals.looks import find_name
 from evals.report.data import MEAN, Cell
 from evals.report.tables import markdown_head, markdown_row
 from evals.text import percent
@@ -17,7 +18,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of one data file. rows: methods by their label; names: what they are called.
+    """A table of one data file. rows: methods by their label; names: what they are called, before evals.looks.
 
     budgets   the columns (shares kept) of a table of means, a row for each method
     budget    instead of budgets: a table of tasks at this budget, a column for each method
@@ -38,7 +39,7 @@ class Table:
         return "\n".join([*lines, "", chosen.caption()])
 
     def name(self, label: str) -> str:
-        return self.names.get(label, label)
+        return find_name(label, self.names)
 
 
 class Chosen:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from evals.looks import find_look
+from evals.looks import find_look, find_name, find_scorer
 from evals.report.data import MEAN, Cell, read_data
 from lukv.names import suggest_nearest
 from scripts.doc_tables import ALL, Table
@@ -80,7 +80,8 @@ class Documents:
         lines = {label: rows for label, rows in lines.items() if rows}
         counts = sorted({c.n for c in cells})
         title = f"{asked['title']}, n = {'/'.join(map(str, counts))} a point"
-        return {"lines": lines, "full": as_row(full), "title": title, "names": self.asked["names"]}
+        names = {name: find_name(name, self.asked["names"]) for name in sorted({*lines, *map(find_scorer, lines)})}
+        return {"lines": lines, "full": as_row(full), "title": title, "names": names}
 
     def find_figure(self, name: str) -> Path:
         return self.root / "docs/figures" / f"{name}.png"

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from evals.differences import Scores
 from evals.report.runs import (
     Result,
-    Scores,
     budget_label,
     group_by_experiment,
     keeps_all,

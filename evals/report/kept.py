@@ -13,7 +13,7 @@ from evals.report.runs import budget_label, label
 def collect_kept(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The contexts that some runs recorded the kept tokens of: {name, question, references, tokens, runs}.
 
-    rows: results with `samples`, lines of samples.jsonl. A run is {name, prediction, score, layers}.
+    rows: results with `samples`, lines of samples.jsonl. A run is {id, name, prediction, score, layers}.
     """
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
@@ -24,7 +24,8 @@ def collect_kept(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             about = {k: line.get(k) for k in ("question", "references")}
             about |= {"name": f"{row['benchmark']}, {line['id']}", "tokens": kept["tokens"], "runs": []}
             sample = found.setdefault((row["model"], row["experiment"], line["id"], *kept["tokens"]), about)
-            run = {"name": f"{label(row)}, {budget_label(row)}", "layers": kept["layers"]}
+            name = f"{label(row)}, {budget_label(row)}"
+            run = {"id": row["run_id"], "name": name, "layers": kept["layers"]}
             sample["runs"].append(run | {k: line[k] for k in ("prediction", "score")})
     return list(found.values())
 

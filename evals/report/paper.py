@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from evals.differences import Scores, compare_pairs
+from evals.looks import find_name
 from evals.report.captions import describe_runs
-from evals.report.compare import compare_pairs
-from evals.report.runs import Result, Scores, budget_label, keeps_all, label, read_scores
+from evals.report.runs import Result, budget_label, keeps_all, label, read_scores
 from evals.report.select import KEYS
 from evals.report.tables import SIGNIFICANT, markdown_head, markdown_row
 from evals.stats import holm
@@ -49,7 +50,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """rows: method -> column -> score; the full cache comes first, then the best. about: what the runs are."""
+    """rows: label -> column -> score; the full cache comes first, then the best. about: what the runs are."""
 
     about: str
     by: str
@@ -71,24 +72,22 @@ class PaperTable:
             said.append("Bold: best of its column; underlined: second.")
         if any(score.p is not None for score in scores):
             said.append(
-                f"*: differs from {self.against} on the same samples (paired bootstrap, p < {SIGNIFICANT:g}, "
-                f"corrected for the number of cells by Holm)."
+                f"*: differs from {find_name(str(self.against))} on the same samples (paired bootstrap, "
+                f"p < {SIGNIFICANT:g}, corrected for the number of cells by Holm)."
             )
         return " ".join(said)
 
     def markdown(self) -> str:
         rows = [
-            markdown_row([name, *("" if s is None else format_markdown(s) for s in self.line(name))])
+            markdown_row([find_name(name), *("" if s is None else format_markdown(s) for s in self.line(name))])
             for name in self.rows
         ]
         return "\n".join([*markdown_head(["method", *self.heads]), *rows, "", self.caption(), ""])
 
     def latex(self, name: str) -> str:
         """The table with the commands of booktabs, to be referred to by its name."""
-        rows = [
-            " & ".join([escape_latex(name), *("" if s is None else format_latex(s) for s in self.line(name))]) + r" \\"
-            for name in self.rows
-        ]
+        cells = {name: ["" if s is None else format_latex(s) for s in self.line(name)] for name in self.rows}
+        rows = [" & ".join([escape_latex(find_name(name)), *line]) + r" \\" for name, line in cells.items()]
         if FULL in self.rows and len(rows) > 1:
             rows.insert(1, r"\midrule")
         head = " & ".join(["Method", *map(escape_latex, self.heads)]) + r" \\"

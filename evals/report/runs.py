@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.differences import Scores, group_scores
 from evals.run.files import read_json, read_settings
 from evals.run.folder import name_result_method, read_experiment, read_samples
 from evals.stats import mean_interval
@@ -16,9 +17,6 @@ Result = Mapping[str, Any]
 
 CUT = 200
 """Characters of an older run id that was too long."""
-
-Scores = Mapping[str, Mapping[str, float]]
-"""task -> sample id -> score (0..1)."""
 
 
 def read_results(runs: Path) -> list[Result]:
@@ -79,11 +77,7 @@ def read_latencies(runs: Path) -> dict[str, list[Result]]:
 
 def read_scores(folder: Path) -> Scores:
     """The score of every sample of a finished run. Samples that failed have none and are left out."""
-    scores: dict[str, dict[str, float]] = {}
-    for line in read_samples(folder / "samples.jsonl"):
-        if "error" not in line:
-            scores.setdefault(line["task"], {})[line["id"]] = line["score"]
-    return scores
+    return group_scores(read_samples(folder / "samples.jsonl"))
 
 
 def group_by_experiment(results: Sequence[Result]) -> dict[str, list[Result]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.report.compare import Compared, Difference
+from evals.differences import Difference
+from evals.report.compare import Compared
 from evals.report.runs import Result, budget_label, keeps_all, label, sort_key
 from evals.text import percent, table
 

@@ -1,4 +1,4 @@
-"""A finished run beside the full cache's: its score, and the difference on the same samples."""
+"""A finished run beside the full cache's: its score, and the difference on the same samples with its interval."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.differences import compare, group_scores
 from evals.run.files import read_json
 from evals.run.folder import read_samples
 
@@ -13,24 +14,20 @@ from evals.run.folder import read_samples
 def compare_with_full(
     folder: Path, result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """The full cache's score, and what this run's is minus it, on the same samples: each task's mean, then the mean of
-    tasks. Empty where the run beside it has other samples or is not there."""
+    """The full cache's score, and this run's minus it on the same samples: the mean of tasks, with a report's 95%
+    interval where each task has samples enough. Empty where the run beside it has other samples or is not there.
+    """
     full = find_full(folder, result)
     if full is None:
         return {}
-    theirs = {line["id"]: line.get("score") for line in read_samples(full / "samples.jsonl")}
-    by_task: dict[str, list[tuple[float, float]]] = {}
-    for line in samples:
-        mine, other = line.get("score"), theirs.get(line["id"])
-        if mine is None or other is None:
-            return {}
-        by_task.setdefault(line["task"], []).append((mine, other))
-    if not by_task or len(theirs) != len(samples):
+    mine, theirs = (group_scores(lines) for lines in (samples, read_samples(full / "samples.jsonl")))
+    if not mine or not (found := compare(mine, theirs, "the full cache")):
         return {}
-    score, full_score = (
-        sum(sum(pair[i] for pair in pairs) / len(pairs) for pairs in by_task.values()) / len(by_task) for i in (0, 1)
-    )
-    return {"score/full": full_score, "score/minus_full": score - full_score}
+    difference = found["mean"]
+    reference = sum(sum(scores.values()) / len(scores) for scores in theirs.values()) / len(theirs)
+    out = {"score/full": reference, "score/minus_full": difference.mean}
+    ends = {"low": difference.low, "high": difference.high}
+    return out | {f"score/minus_full_ci95_{end}": value for end, value in ends.items() if value is not None}
 
 
 def find_full(folder: Path, result: Mapping[str, Any]) -> Path | None:

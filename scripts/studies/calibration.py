@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from evals.report.compare import compare
+from evals.differences import compare
 from evals.report.runs import Result, keeps_all, read_results, read_scores
 from evals.report.tables import format_score, markdown_head, markdown_row
 

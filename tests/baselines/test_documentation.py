@@ -30,9 +30,9 @@ def example(tmp_path, monkeypatch):
 def test_the_example_is_complete(example):
     _, files, rest = example
     assert set(files) == {
-        "baselines/knorm.py",
-        "conf/scorer/knorm.yaml",
-        "conf/method/knorm.yaml",
+        "baselines/value_norm.py",
+        "conf/scorer/value_norm.yaml",
+        "conf/method/value_norm.yaml",
         "baselines/diamond.py",
         "conf/allocator/diamond.yaml",
     }
@@ -42,13 +42,13 @@ def test_the_example_is_complete(example):
 def test_the_example_runs(example):
     folder, files, (check,) = example
     exec(compile(check, "add-a-method.md", "exec"), {})
-    scorer = instantiate(OmegaConf.load(folder / "conf/scorer/knorm.yaml"))
+    scorer = instantiate(OmegaConf.load(folder / "conf/scorer/value_norm.yaml"))
     allocator = instantiate(OmegaConf.load(folder / "conf/allocator/diamond.yaml"))
     assert isinstance(scorer, Scorer)
     check_method(scorer, allocator)
-    method = OmegaConf.create(files["conf/method/knorm.yaml"])
-    assert method.method == "knorm"
-    assert len((folder / "baselines/knorm.py").read_text().splitlines()) < 110
+    method = OmegaConf.create(files["conf/method/value_norm.yaml"])
+    assert method.method == "value_norm"
+    assert len((folder / "baselines/value_norm.py").read_text().splitlines()) < 110
 
 
 def test_every_method_is_described():

@@ -275,6 +275,21 @@ def test_what_each_method_kept(page: Path) -> None:
 
 
 @browser
+def test_what_was_kept_follows_the_filters(page: Path) -> None:
+    out = after(
+        page,
+        FIRST_TABLE
+        + """
+        const kept = document.querySelector("#kept");
+        const names = () => [...kept.querySelectorAll(".strips button")].map(b => b.firstChild.textContent);
+        tick("method", "snapkv"); tick("budget", "20%"); const few = names();
+        search("longbench"); tick("method"); tick("budget"); const gone = kept.hidden;
+        search(""); return {few, gone, back: !kept.hidden && names().length};""",
+    )
+    assert out == {"few": ["snapkv, 0.2"], "gone": True, "back": 12}
+
+
+@browser
 def test_nothing_that_a_run_wrote_is_executed(page: Path) -> None:
     assert "<title>LU-KV leaderboard</title>" in chromium(page, "--dump-dom")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evals.report.compare import compare
+from evals.differences import compare
 
 
 def test_tasks_count_equally_in_the_mean_and_its_interval() -> None:

@@ -75,7 +75,7 @@ def test_up_to_eight_lines_are_one_panel_and_more_have_one_for_each_scorer() -> 
     assert [*split_panels(few, {}).values()] == [sorted(few, reverse=True)]
     many = {f"{m}-{s}": rows(0.1) for s in ("keydiff", "snapkv") for m in ("lukv", "adakv", "pyramidkv", "lukv_plus")}
     panels = split_panels({**many, "random-random": rows(0.0)}, {"keydiff": "KeyDiff"})
-    assert {name: len(labels) for name, labels in panels.items()} == {"KeyDiff": 4, "snapkv": 4, "other scorers": 1}
+    assert {name: len(labels) for name, labels in panels.items()} == {"KeyDiff": 4, "SnapKV": 4, "other scorers": 1}
     crowded = split_panels({f"keydiff x={i}": rows(0.1) for i in range(20)}, {})
     assert [len(labels) for labels in crowded.values()] == [8, 8, 4]
 

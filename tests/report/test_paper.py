@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import report
+from evals.looks import find_name
+from evals.report import figures
 from evals.report.captions import describe_runs
 from evals.report.compare import compare_group
 from evals.report.paper import FULL, PaperTable, Score, escape_latex, make_tables
@@ -41,7 +43,7 @@ def runs(tmp_path: Path) -> Path:
 
 def tables_of(runs: Path, by: str = "budget", *select: str) -> list[PaperTable]:
     groups = group_by_experiment(select_results(read_results(runs), select))
-    return make_tables(groups, by, dict.fromkeys(groups, "lukv-keydiff"), runs)
+    return make_tables(groups, by, dict.fromkeys(groups, "lukv"), runs)
 
 
 def test_runs_of_several_seeds_are_one_cell(runs: Path) -> None:
@@ -50,19 +52,48 @@ def test_runs_of_several_seeds_are_one_cell(runs: Path) -> None:
     assert next(iter(table.rows)) == FULL
     found = [r["score"] for r in read_results(runs) if r["method"] == "random" and r["config"]["budget"] == 0.2]
     assert len(found) == 3
-    cell = table.rows["random-random"]["0.2"]
+    cell = table.rows["random"]["0.2"]
     assert (cell.mean, cell.sd) == pytest.approx((np.mean(found), np.std(found, ddof=1)))
     assert cell.ci95 is None
-    assert table.rows["random-random"]["0.1"].ci95 is not None
+    assert table.rows["random"]["0.1"].ci95 is not None
     assert "seeds 0, 1, 2" in table.caption()
     assert f"± {100 * cell.sd:.1f}" in table.markdown()
+
+
+def test_a_figure_over_seeds_has_the_means_and_the_deviations(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only random at 0.2 was run with all three seeds."""
+    drawn = []
+    monkeypatch.setattr(figures, "draw_scores", lambda *args: drawn.append(args))
+    (caption,) = figures.draw_seeds(group_by_experiment(read_results(runs)), tmp_path)
+    ((_, lines, full, title, path),) = drawn
+    found = [r["score"] for r in read_results(runs) if r["method"] == "random" and r["config"]["budget"] == 0.2]
+    (point,) = lines.pop("random")
+    assert not lines
+    assert point["score"] == pytest.approx(np.mean(found))
+    assert np.ptp(point["ci95"]) == pytest.approx(2 * np.std(found, ddof=1))
+    assert full["method"] == "full"
+    assert caption.endswith(title)
+    assert "seeds 0, 1, 2; mean and standard deviation over seeds" in title
+    assert path.name == "tiny__ruler-512__n40__seeds.png"
+    assert not figures.draw_seeds(group_by_experiment(select_results(read_results(runs), ["seed=0"])), tmp_path)
+
+
+def test_rows_have_the_names_of_papers(runs: Path) -> None:
+    (table,) = tables_of(runs, "budget", "seed=0")
+    assert "\nLU-KV on KeyDiff & " in table.latex("x")
+    assert "| LU-KV on KeyDiff | " in table.markdown()
+    assert "*: differs from LU-KV on KeyDiff on" in table.caption()
+    assert find_name("lukv scorer.window=16") == "LU-KV on KeyDiff scorer.window=16"
+    assert find_name("mine x=1", {"mine x=1": "Mine"}) == "Mine"
 
 
 def test_best_second_and_significance(runs: Path) -> None:
     (table,) = tables_of(runs, "budget", "seed=0")
     groups = group_by_experiment(select_results(read_results(runs), ["seed=0"]))
     (group,) = groups.values()
-    compared = compare_group(group, "lukv-keydiff", runs)
+    compared = compare_group(group, "lukv", runs)
     for column in table.columns:
         order = sorted((name for name in table.rows if name != FULL), key=lambda n: -table.rows[n][column].mean)
         assert [table.rows[name][column].rank for name in order] == [1, 2, 0]
@@ -72,8 +103,8 @@ def test_best_second_and_significance(runs: Path) -> None:
         if differences:
             cell = table.rows[label(r)][f"{r['config']['budget']:g}"]
             assert cell.p == pytest.approx(differences["mean"].p)
-    assert table.rows["random-random"]["0.1"].star
-    assert table.rows["lukv-keydiff"]["0.1"].p is None
+    assert table.rows["random"]["0.1"].star
+    assert table.rows["lukv"]["0.1"].p is None
 
 
 def test_a_column_for_each_benchmark(runs: Path) -> None:
@@ -82,7 +113,7 @@ def test_a_column_for_each_benchmark(runs: Path) -> None:
     small, large = sorted(tables_of(runs, "benchmark", "seed=0"), key=lambda t: len(t.columns))
     assert list(large.columns) == ["ruler-256", "ruler-512"]
     assert set(large.rows[FULL]) == {"ruler-256", "ruler-512"}
-    assert set(large.rows["keydiff-keydiff"]) == {"ruler-512"}
+    assert set(large.rows["keydiff"]) == {"ruler-512"}
     assert large.caption().count("budget 0.2") == 1
     assert "budget 0.1" in small.caption()
 
@@ -119,7 +150,7 @@ def test_a_caption_says_n_and_protocol(runs: Path) -> None:
 def test_selecting_keeps_the_full_cache(runs: Path) -> None:
     found = read_results(runs)
     assert {label(r) for r in select_results(found, ["method=lukv*,random*", "budget=0.1"])} == {
-        *("full", "lukv-keydiff", "random-random"),
+        *("full", "lukv", "random"),
     }
     assert len(select_results(found, ["seed=1"])) == 2
 

@@ -12,7 +12,8 @@ from matplotlib.image import imread
 from scipy import stats
 
 import report
-from evals.report.compare import FEWEST, PAIRS_AT_ONCE, compare, compare_group, compare_pairs, find_label
+from evals.differences import FEWEST, PAIRS_AT_ONCE, compare, compare_pairs
+from evals.report.compare import compare_group, find_label
 from evals.report.figures import choose_heads
 from evals.report.runs import group_by_experiment, label, read_latencies, read_results
 from evals.report.tables import format_difference, markdown_row

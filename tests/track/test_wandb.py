@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from evals.differences import FEWEST
 from evals.run.beside import compare_with_full
 from evals.run.dashboard import make_dashboard
 from evals.run.tags import name_group
@@ -149,6 +150,15 @@ def test_the_full_cache_beside_it_is_part_of_the_summary(folder: Path) -> None:
     )
     assert compare_with_full(folder, RESULT, SAMPLES) == {}, "the full cache has a sample more"
     assert compare_with_full(folder, {**RESULT, "experiment": "another"}, samples) == {}
+
+
+def test_the_difference_has_the_interval_of_a_report(folder: Path) -> None:
+    """Six samples are enough for one (above: two are not). All lose a half but one, which loses all."""
+    samples = [{**SAMPLES[0], "id": f"niah_single_1-{i}", "score": 0.5 * (i > 0)} for i in range(FEWEST)]
+    write_full(folder, [{**s, "score": 1.0} for s in samples])
+    found = compare_with_full(folder, RESULT, samples)
+    low, high = (found[f"score/minus_full_ci95_{end}"] for end in ("low", "high"))
+    assert -1 <= low < found["score/minus_full"] < high <= -0.5
 
 
 def test_runs_of_several_seeds_are_one_group() -> None:

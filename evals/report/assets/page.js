@@ -6,7 +6,7 @@ const form = document.getElementById("filters");
 const runs = [...document.querySelectorAll("tbody[data-method]")];
 const heads = [...document.querySelectorAll("thead th")];
 const details = (run) => run.querySelector(".details");
-const isFull = (run) => run.classList.contains("full");
+const redrawKept = []; // what draws the view of what was kept anew, when other runs are shown
 
 // ---- filters ----
 
@@ -38,6 +38,7 @@ function filter() {
   }
   for (const name of form.querySelectorAll("[data-of]"))
     name.textContent = values[name.dataset.of]?.join(", ") ?? "all";
+  redrawKept.forEach((redraw) => redraw());
   document.getElementById("shown").textContent = `${runs.filter((run) => !run.hidden).length} of ${runs.length} runs`;
   remember();
 }
@@ -105,13 +106,17 @@ function recall() {
 
 // ---- what was kept ----
 
+// Only of runs that the filters show: a context without any of them is not offered.
 function showKept(section) {
   const samples = JSON.parse(section.dataset.samples);
   const [sampleField, layersField] = section.querySelectorAll("select");
   const [asked, strips, context] = [".asked", ".strips", ".context"].map((name) => section.querySelector(name));
   const option = (text, value) => Object.assign(document.createElement("option"), { textContent: text, value });
   sampleField.append(...samples.map((sample, i) => option(sample.name, i)));
-  let picked = Math.max(0, samples[0].runs.findIndex((run) => /[^9]/.test(Object.values(run.layers).join(""))));
+  const keepsAll = (run) => !/[^9]/.test(Object.values(run.layers).join(""));
+  const hidden = new Set();
+  const offered = (sample) => sample.runs.some((run) => !hidden.has(run.id) && !keepsAll(run));
+  let picked; // the id of the run whose kept tokens the context shows
 
   // The share of the KV heads of the chosen layers that kept each token, 0 to 1.
   const shares = (run) => {
@@ -138,29 +143,36 @@ function showKept(section) {
   }
 
   function draw() {
+    hidden.clear();
+    for (const run of runs) if (run.hidden) hidden.add(run.dataset.run);
+    samples.forEach((sample, i) => { sampleField.options[i].disabled = !offered(sample); });
+    section.hidden = !samples.some(offered);
+    if (section.hidden) return;
+    if (!offered(samples[sampleField.value])) sampleField.value = samples.findIndex(offered);
     const sample = samples[sampleField.value];
+    const shown = sample.runs.filter((run) => !hidden.has(run.id));
+    const chosen = shown.find((run) => run.id === picked) ?? shown.find((run) => !keepsAll(run));
     const groups = Object.keys(sample.runs[0].layers);
     if (layersField.options.length !== groups.length + 1) {
       layersField.replaceChildren(option("all", ""), ...groups.map((name) => option(name, name)));
     }
-    picked = Math.min(picked, sample.runs.length - 1);
     asked.textContent = `${sample.question ?? ""} Expected: ${(sample.references ?? []).join(", ")}`;
-    strips.replaceChildren(...sample.runs.map((run, i) => {
+    strips.replaceChildren(...shown.map((run) => {
       const line = document.createElement("button");
       const name = document.createElement("span");
       const canvas = document.createElement("canvas");
       const said = document.createElement("span");
       line.type = "button";
-      line.ariaPressed = String(i === picked);
+      line.ariaPressed = String(run === chosen);
       name.textContent = run.name;
       said.textContent = `${Math.round(100 * run.score)}: ${run.prediction}`;
       drawStrip(canvas, shares(run));
       line.append(name, canvas, said);
-      line.addEventListener("click", () => { picked = i; draw(); });
+      line.addEventListener("click", () => { picked = run.id; draw(); });
       return line;
     }));
     const right = answers(sample);
-    const kept = shares(sample.runs[picked]);
+    const kept = shares(chosen);
     context.replaceChildren(...sample.tokens.map((token, i) => {
       const piece = document.createElement(right.has(i) ? "mark" : "span");
       piece.textContent = token;
@@ -170,12 +182,12 @@ function showKept(section) {
     }));
   }
   section.addEventListener("change", draw);
-  draw();
+  redrawKept.push(draw);
 }
 
 form.addEventListener("input", filter);
 form.addEventListener("reset", () => setTimeout(() => { runs.forEach((run) => open(run, false)); filter(); }));
 form.addEventListener("submit", (event) => event.preventDefault());
+for (const section of document.querySelectorAll("#kept")) showKept(section);
 recall();
 filter();
-for (const section of document.querySelectorAll("#kept")) showKept(section);
