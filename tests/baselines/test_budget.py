@@ -40,7 +40,8 @@ def prompt(index, tokens):
     generator = torch.Generator().manual_seed(100 * tokens + index)
     shapes = (KV_HEADS, tokens, DIM), (KV_HEADS, tokens, DIM), (QUERY_HEADS, tokens, DIM)
     keys, values, queries = (torch.randn(shape, generator=generator).round() for shape in shapes)
-    return PromptLayer(index, LAYERS, keys, values, QUERY_HEADS, DIM**-0.5), queries
+    output = torch.randn(QUERY_HEADS * DIM, QUERY_HEADS * DIM, generator=generator)
+    return PromptLayer(index, LAYERS, keys, values, QUERY_HEADS, DIM**-0.5, output=output), queries
 
 
 def test_totals_are_exact_for_every_length(evictions):

@@ -81,12 +81,12 @@ def test_a_sweep_gives_what_each_run_gives_alone(command_line, tmp_path, monkeyp
     assert passes == [3], "one batch, three scorers"
     for method in ("kvzip", "kvzip_plus"):
         assert command_line(f"method={method}", "budget=0.2", f"runs={tmp_path}/alone") == 0
-        alone = results(samples(tmp_path / "alone", f"*__{method}-*b0.2*"))
-        assert alone == results(samples(tmp_path / "together", f"*__{method}-*b0.2*"))
-    lines = samples(tmp_path / "together", "*__kvzip-*b0.2*")
+        alone = results(samples(tmp_path / "alone", f"*__{method}__b0.2*"))
+        assert alone == results(samples(tmp_path / "together", f"*__{method}__b0.2*"))
+    lines = samples(tmp_path / "together", "*__kvzip__b0.2*")
     assert lines["data-0"]["kept"] == lines["data-1"]["kept"]  # of one context, whatever is asked
     assert len({sum(map(sum, line["kept"])) for line in lines.values()}) == 2
-    spent = {m: samples(tmp_path / "together", f"*__{m}-*b0.5*")["data-0"]["times"] for m in ("kvzip", "keydiff")}
+    spent = {m: samples(tmp_path / "together", f"*__{m}__b0.5*")["data-0"]["times"] for m in ("kvzip", "keydiff")}
     assert spent["kvzip"]["prefill_s"] > spent["keydiff"]["prefill_s"]
 
 

@@ -67,7 +67,7 @@ def test_in_a_sweep_it_is_what_it_is_alone(command_line, tmp_path):
     for key in ("kept", "prediction", "score"):
         assert {i: line[key] for i, line in alone.items()} == {i: line[key] for i, line in together.items()}
     assert len(list((tmp_path / "together").glob("*/result.json"))) == 4
-    plain = samples(tmp_path / "together", "*keydiff*b0.3*")
+    plain = samples(tmp_path / "together", "*__lukv-adakv__b0.3*")
     assert plain["data-0"]["kept"] == plain["data-1"]["kept"]  # of one context, whatever is asked
 
 

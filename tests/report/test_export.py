@@ -66,7 +66,7 @@ def read(folder: Path) -> tuple[list[dict[str, str]], Any, dict[str, Any]]:
 def test_a_run_of_ruler(tmp_path: Path) -> None:
     write_run(tmp_path / "runs", "method=snapkv", "budget=0.2")
     (entry,) = export(tmp_path / "runs", "*", tmp_path / "out")
-    assert entry.folder == "ruler__4096__tiny__snapkv-snapkv__0.80__fraction0.004"
+    assert entry.folder == "ruler__4096__tiny__snapkv__0.80__fraction0.004"
     rows, metrics, config = read(tmp_path / "out" / entry.folder)
     assert [row["predicted_answer"] for row in rows] == [text for texts in ANSWERS.values() for text in texts]
     assert metrics == kvpress_score(rows) == {"niah_single_1": {"string_match": 100.0}, "qa_1": {"string_match": 50.0}}
@@ -95,7 +95,7 @@ def test_a_model_of_the_hub_has_its_id(tmp_path: Path) -> None:
     about.write_text(about.read_text().replace("model.path", "model.other"))
     (entry,) = export(tmp_path / "runs", "*", tmp_path / "out")
     assert entry.config["model"] == "meta-llama/Llama-3.1-8B-Instruct"
-    assert entry.folder.startswith("ruler__4096__meta-llama--Llama-3.1-8B-Instruct__snapkv-snapkv__")
+    assert entry.folder.startswith("ruler__4096__meta-llama--Llama-3.1-8B-Instruct__snapkv__")
 
 
 def test_what_is_not_as_in_kvpress_is_said(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_longbench_is_a_folder_a_task(tmp_path: Path) -> None:
     entries = export(tmp_path / "runs", "*", tmp_path / "out")
     tasks = {entry.config["data_dir"]: entry for entry in entries}
     assert sorted(tasks) == sorted(ANSWERS)
-    assert tasks["qa_1"].folder == "longbench__qa_1__tiny__snapkv-snapkv__0.50"
+    assert tasks["qa_1"].folder == "longbench__qa_1__tiny__snapkv__0.50"
     rows, metrics, _ = read(tmp_path / "out" / tasks["qa_1"].folder)
     assert metrics == 50.0
     assert len(rows) == 2
