@@ -83,6 +83,7 @@ def test_a_figure_over_seeds_has_the_means_and_the_deviations(
 def test_rows_have_the_names_of_papers(runs: Path) -> None:
     (table,) = tables_of(runs, "budget", "seed=0")
     assert "\nLU-KV on KeyDiff & " in table.latex("x")
+    assert "\nfull cache & " in table.latex("x")
     assert "| LU-KV on KeyDiff | " in table.markdown()
     assert "*: differs from LU-KV on KeyDiff on" in table.caption()
     assert find_name("lukv scorer.window=16") == "LU-KV on KeyDiff scorer.window=16"
