@@ -15,7 +15,7 @@ from evals.run.settings import Run, drop_tables
 from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
 from lukv.checkpoint import Source
-from lukv.conf import CONF, GROUPS, read_method_defaults, read_option
+from lukv.conf import GROUPS, read_method_defaults, read_option
 from lukv.model import LoadedModel, load
 from lukv.named import check_fits
 from lukv.selection import Eviction
@@ -41,8 +41,7 @@ def input_errors(run: Run) -> Iterator[None]:
 def name_model_as_asked(message: str, run: Run) -> str:
     """The message, with the model as this run's command line names it, and with the methods that need no file made for
     it: lukv/ knows only the model's name."""
-    option = run["model"]["name"] if (CONF / "model" / f"{run['model']['name']}.yaml").is_file() else "hf"
-    model = shlex.join([f"model={option}", *(n for n in run.nested if n.startswith("model."))])
+    model = shlex.join([f"model={run.choices['model']}", *(n for n in run.nested if n.startswith("model."))])
     message = re.sub(r"(?<=run\.py job=calibrate )model=\S+", lambda _: model, message)
     if re.match(r"no .* at .*: make it with", message):
         first, *others = sorted(list_ready_methods(), key=lambda method: method != run.choices.get("scorer"))

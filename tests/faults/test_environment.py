@@ -109,6 +109,12 @@ def test_from_any_folder(model: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
 
+def test_a_folder_called_as_a_model_of_conf_is_named_as_it_was(refuses: Refuses, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny").symlink_to(model)
+    line = refuses(2, "no budget table at", "model=hf", f"model.path={tmp_path / 'tiny'}", "method=lukv")
+    assert f"`python run.py job=calibrate model=hf model.path={tmp_path / 'tiny'} scorer=keydiff" in line
+
+
 def test_a_model_without_tables(refuses: Refuses, short: list[str], tmp_path: Path) -> None:
     """What works at once, and the command that makes the table. That the model is not there is said first."""
     line = refuses(2, "no budget table at", *short, "method=lukv", "scorer=snapkv")
