@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betaincinv
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -76,6 +75,8 @@ def mean_interval(
 
 def clopper_pearson(successes: int, n: int, tail: float = (1 - LEVEL) / 2) -> tuple[float, float]:
     """The interval of all shares under which neither so many nor so few successes have a probability below `tail`."""
+    from scipy.special import betaincinv  # not at the top: what is finished is printed without it
+
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
     return low, high

@@ -201,7 +201,7 @@ def test_heads_are_drawn_where_most_methods_were_run(runs: Path) -> None:
     assert chosen == "0.2"
     assert len(panels) == 5
     stored = json.loads((runs / f"tiny__lukv__b0.2__{DATA}" / "result.json").read_text())
-    assert panels["lukv"] == stored["budget"]["heads"]
+    assert panels["LU-KV on KeyDiff"] == stored["budget"]["heads"]
 
 
 def test_names_are_broken_between_their_words() -> None:
