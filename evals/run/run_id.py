@@ -54,8 +54,12 @@ def make_name(run: Described) -> str:
 
 def join_name(parts: Sequence[str]) -> str:
     """A folder's name from parts of any origin: without a slash or a leading dot, and never too long."""
-    name = "__".join(map(make_slug, parts))
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{hash_text(name)}"
+    return cut_name("__".join(map(make_slug, parts)), LONGEST_NAME)
+
+
+def cut_name(name: str, longest: int) -> str:
+    """The name, or its beginning with a hash of the whole where it is longer than that."""
+    return name if len(name) <= longest else f"{name[: longest - 9]}-{hash_text(name)}"
 
 
 def name_method(run: Described) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from evals.run.run_id import name_data
+from evals.run.run_id import cut_name, name_data
 
 
 def describe_run(about: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,8 +33,7 @@ def name_part(part: Mapping[str, Any] | None) -> str | None:
 
 def name_group(run_id: str, seed: int | None) -> str:
     """The run's name without its seed: runs of several seeds are one group. W&B takes up to 128 characters."""
-    name = "__".join(part for part in run_id.split("__") if part != f"s{seed}")
-    return name if len(name) <= 128 else f"{name[:119]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return cut_name("__".join(part for part in run_id.split("__") if part != f"s{seed}"), 128)
 
 
 def name_job(config: Mapping[str, Any]) -> str:

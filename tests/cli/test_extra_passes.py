@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,27 +14,18 @@ from lukv.backend.generate import answer, compress
 from lukv.model import load
 from lukv.scoring import Prompt
 from lukv.selection import Eviction, Protection
+from tests.cli.two_contexts import QUESTIONS, samples, write_benchmark
 
 CONTEXTS = ["The bells of the town ring at noon. " * 3, "Rain fell on 12 of 30 days. " * 2]
-QUESTIONS = ["Where is the key?", "How often did it rain?"]
 NAMES = ("begin", "end", "user", "assistant")
 
 
 @pytest.fixture
 def command_line(command, model, tmp_path):
     """One benchmark of two contexts with two questions each, in one batch; chunks of 40 tokens."""
-    data = tmp_path / "data.jsonl"
-    pairs = [(c, q) for c in CONTEXTS for q in QUESTIONS]
-    lines = [{"id": str(i), "context": c, "question": q, "answers": ["47"]} for i, (c, q) in enumerate(pairs)]
-    data.write_text("\n".join(map(json.dumps, lines)))
-    base = ["model=hf", f"model.path={model}", "benchmark=jsonl", f"benchmark.data={data}", f"runs={tmp_path}"]
-    base += ["benchmark.max_new_tokens=5", "reference=null", "batch_size=2", "model.dtype=float64"]
+    base = write_benchmark(tmp_path, model, CONTEXTS)
+    base += ["benchmark.max_new_tokens=5", "batch_size=2", "model.dtype=float64"]
     return lambda *args: command(*(["-m"] if any("," in a for a in args) else []), *base, *args)
-
-
-def samples(folder: Path, pattern: str) -> dict[str, dict]:
-    (path,) = folder.glob(f"{pattern}/samples.jsonl")
-    return {line["id"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
 def results(lines: dict[str, dict]) -> dict[str, list]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from baselines.adakv import AdaKV
@@ -13,29 +11,20 @@ from lukv.backend.generate import answer, compress
 from lukv.model import load
 from lukv.scoring import Prompt
 from lukv.selection import Eviction, Protection
+from tests.cli.two_contexts import QUESTIONS, samples, write_benchmark
 
 CONTEXTS = [
     "The bells of the town ring at noon. " * 6 + "A key lies under stone 47.",
     "Rain fell on 12 of 30 days. " * 9,
 ]
-QUESTIONS = ["Where is the key?", "How often did it rain?"]
 
 
 @pytest.fixture
 def command_line(command, model, tmp_path):
     """One benchmark of two contexts with two questions each."""
-    data = tmp_path / "data.jsonl"
-    pairs = [(c, q) for c in CONTEXTS for q in QUESTIONS]
-    lines = [{"id": str(i), "context": c, "question": q, "answers": ["47"]} for i, (c, q) in enumerate(pairs)]
-    data.write_text("\n".join(map(json.dumps, lines)))
-    base = ["model=hf", f"model.path={model}", "benchmark=jsonl", f"benchmark.data={data}", f"runs={tmp_path}"]
-    base += ["benchmark.max_new_tokens=7", "reference=null", "method=lukv", "allocator=adakv"]
+    base = write_benchmark(tmp_path, model, CONTEXTS)
+    base += ["benchmark.max_new_tokens=7", "method=lukv", "allocator=adakv"]
     return lambda *args: command(*(["-m"] if "," in args[0] else []), *base, *args)
-
-
-def samples(folder, pattern):
-    (path,) = folder.glob(f"{pattern}/samples.jsonl")
-    return {line["id"]: line for line in map(json.loads, path.read_text().splitlines())}
 
 
 def test_each_question_has_the_cache_that_its_utility_asks_for(command_line, model, tmp_path):
