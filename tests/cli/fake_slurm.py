@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 SBATCH = """
-script="${@: -1}"
+script=$(mktemp)  # a copy, as Slurm makes one: submitit moves its file once it is submitted
+cat "${@: -1}" > "$script"
 id=$((100 + $(ls STATE | wc -l)))
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 for task in $(seq 0 "${last:-0}"); do
