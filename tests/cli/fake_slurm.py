@@ -25,7 +25,9 @@ echo "Submitted batch job $id"
 
 SRUN = """
 fill() {
-  f=${1//%A/$SLURM_ARRAY_JOB_ID}; f=${f//%a/$SLURM_ARRAY_TASK_ID}; f=${f//%j/$SLURM_JOB_ID}; echo "${f//%t/0}"
+  f=${1//%A/$SLURM_ARRAY_JOB_ID}; f=${f//%a/$SLURM_ARRAY_TASK_ID}; f=${f//%j/$SLURM_JOB_ID}; f=${f//%t/0}
+  mkdir -p "$(dirname "$f")"  # submitit makes it once sbatch is back; tasks that run at once are at times earlier
+  echo "$f"
 }
 while [[ $1 == --* ]]; do
   case $1 in
