@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from lukv.budgets.table import BudgetTable
-from scripts.studies.fidelity import TABLES, average_over_heads, captured_share, spearman
+from scripts.studies.fidelity import captured_share, spearman
 from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
 
@@ -69,11 +68,3 @@ def test_perfect_and_reversed_orders():
     assert captured_share(utility, order, 0.2).tolist() == pytest.approx([1, 1, 1])
     assert spearman(utility, order).tolist() == pytest.approx([1, 1, 1])
     assert spearman(utility, order.flip(-1)).tolist() == pytest.approx([-1, -1, -1])
-
-
-def test_a_table_averaged_over_heads_keeps_each_layers_total():
-    table = BudgetTable.load(TABLES / "keydiff.safetensors")
-    flat = average_over_heads(table)
-    assert (flat.kept == flat.kept[..., :1]).all()
-    assert flat.kept.mean(axis=2) == pytest.approx(table.kept.mean(axis=2))
-    assert flat.metadata == table.metadata
