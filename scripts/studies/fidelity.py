@@ -106,6 +106,21 @@ def compare_rankings(heads: Heads) -> dict[str, float]:
     return {f"{a}, {b}": round(float(spearmanr(np.ravel(heads[a]), np.ravel(heads[b]))[0]), 3) for a, b in pairs}
 
 
+def describe_budgets(kept: Heads, captured: Heads) -> dict[str, dict[str, float]]:
+    """Of each table, all at 20%: the share of heads that keep less than 2% and more than 50%, the part of the budgets'
+    variance that lies between the heads of one layer, and the rank correlation over heads of what is kept with what the
+    scorer captures."""
+    found = {}
+    for name, values in kept.items():
+        shares = np.array(values)
+        within = (shares - shares.mean(1, keepdims=True)).var() / shares.var()
+        follows = spearmanr(shares.ravel(), np.ravel(captured[name]))[0]
+        numbers = {"below 2%": (shares < 0.02).mean(), "above 50%": (shares > 0.5).mean()}
+        numbers |= {"variance within layers": within, "rank correlation with captured": follows}
+        found[name] = {key: round(float(number), 3) for key, number in numbers.items()}
+    return found
+
+
 def draw(measured: Mapping[str, Any], model: str, path: Path) -> None:
     """Above, the utility that each scorer captures of each head; below, what LU-KV's table for this scorer keeps."""
     names = {name: name.replace("_", " ") for name in measured["kept"]}
@@ -138,10 +153,12 @@ def main() -> None:
     measured = measure(loaded, ESSAYS if asked.sources else LEARNT, asked.samples, asked.sources)
     measured["kept"] = read_kept(tables)
     measured["agreement of tables"] = compare_rankings(measured["kept"])
+    measured["budgets"] = describe_budgets(measured["kept"], measured["captured"])
     write_atomically(DOCS / "data" / f"{asked.model}-fidelity.json", json.dumps(measured).encode())
     draw(measured, asked.model, DOCS / "figures" / f"{asked.model}-fidelity.png")
     print(summarise(measured))
     print("rank correlation of the tables over heads:", measured["agreement of tables"])
+    print("budgets:", measured["budgets"])
 
 
 if __name__ == "__main__":
