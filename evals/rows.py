@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
@@ -20,6 +21,12 @@ NAMES = {
     dict: "an object",
     type(None): "null",
 }
+
+TABLES = (".jsonl", ".json", ".parquet")
+"""The files that `read_table` reads."""
+
+Row = tuple[str, dict[str, Any]]
+"""(where it stands, as "FILE line 3" or "FILE row 3", its columns)"""
 
 
 def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -35,6 +42,13 @@ def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, A
     if lines == [b""]:
         raise ValueError(f"{path} is empty")
     return [parse(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
+
+
+def read_member(archive: ZipFile, member: str, where: str, columns: Mapping[str, type]) -> list[Row]:
+    """The rows of a jsonl file in a zip archive, which messages name `where`."""
+    lines = archive.read(member).rstrip().split(b"\n")
+    places = [f"{where} {member} line {number}" for number in range(1, len(lines) + 1)]
+    return [(place, parse(line, place, columns)) for place, line in zip(places, lines, strict=True)]
 
 
 def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
@@ -55,13 +69,6 @@ def check_row(row: Any, place: str, columns: Mapping[str, type]) -> dict[str, An
         raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
     check_columns(row, place, columns)
     return row
-
-
-TABLES = (".jsonl", ".json", ".parquet")
-"""The files that `read_table` reads."""
-
-Row = tuple[str, dict[str, Any]]
-"""(where it stands, as "FILE line 3" or "FILE row 3", its columns)"""
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> list[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from evals import hub
 from evals.longbench.score import parse_classes
-from evals.rows import check_strings, is_blank, parse, read_rows
+from evals.rows import check_strings, is_blank, read_member, read_table
 
 HUB = "THUDM/LongBench"
 COLUMNS: Mapping[str, Any] = {"input": str, "context": str, "answers": list, "length": int}
@@ -43,19 +43,15 @@ class Data:
                 f"get it from data.zip of {HUB}, or set benchmark.tasks=available"
             )
         if self.archive is None:
-            path = str(self.folder / f"{name}.jsonl")
-            rows = read_rows(path, COLUMNS)
+            rows = read_table(self.folder / f"{name}.jsonl", COLUMNS)
         else:
-            path = f"{self.source} data/{name}.jsonl"
-            lines = self.archive.read(f"data/{name}.jsonl").rstrip().split(b"\n")
-            rows = [parse(line, f"{path} line {number}", COLUMNS) for number, line in enumerate(lines, start=1)]
-        for number, row in enumerate(rows, start=1):
-            place = f"{path} line {number}"
+            rows = read_member(self.archive, f"data/{name}.jsonl", self.source, COLUMNS)
+        for place, row in rows:
             row["answers"] = check_strings(row["answers"], "answers", place)
             if all(is_blank(answer) for answer in row["answers"]):
                 raise ValueError(f"{place}: all its 'answers' are empty, so that no prediction can be right")
             row["all_classes"] = parse_classes(row.get("all_classes"), place)
-        return rows
+        return [row for _, row in rows]
 
 
 def download(name: str) -> Path:
