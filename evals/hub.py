@@ -37,6 +37,12 @@ def load_split(name: str, configuration: str, split: str, columns: Mapping[str, 
 
     Raises FileNotFoundError, or ValueError for a row that lacks a column.
     """
+    from huggingface_hub import constants  # needed only here
+
+    from lukv.checkpoint import hub_answers
+
+    if not constants.HF_HUB_OFFLINE and not hub_answers():  # load_dataset would try for most of a minute
+        raise FileNotFoundError("the hub cannot be reached (HF_HUB_OFFLINE=1 uses what is in its cache)")
     from datasets import load_dataset  # heavy, and needed only here
 
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evals import hub
-from evals.loogle.score import score_answer, score_cloze
+from evals.loogle.score import parse_literal, score_answer, score_cloze
 from evals.published import Entry, Prompt, Published
 from evals.rows import Row, check_columns, check_references, find_tables
 from evals.task import Sample
@@ -108,8 +108,8 @@ def read_pairs(task: str, place: str, row: Mapping[str, Any]) -> tuple[str, list
 def read_literal(text: str, place: str) -> Any:
     """The release has its lists as the text of a Python list."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        return parse_literal(text)
+    except ValueError as error:
         raise ValueError(f"{place}: 'qa_pairs' is not the text of a list: {error}") from error
 
 

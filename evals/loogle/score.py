@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,17 @@ def score_cloze(prediction: str, masks: Mapping[str, str]) -> dict[str, float]:
 
 def read_dictionary(text: str) -> dict[Any, Any]:
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        value = parse_literal(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def parse_literal(text: str) -> Any:
+    """The value of a text such as "{'a': [1]}", which is read and never run. Raises ValueError for anything else."""
+    try:
+        with warnings.catch_warnings():  # Python says of some texts that they will be wrong one day
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.literal_eval(text)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error

@@ -406,6 +406,8 @@ def test_no_network_is_one_line(benchmark: str, words: Words, monkeypatch: pytes
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(FileNotFoundError, match="the hub says: no route to the hub; get its files") as error:
-        samples(SETS[benchmark](), words)
-    assert "\n" not in str(error.value)
+    for answers, says in ((True, "the hub says: no route to the hub; get its files"), (False, "the hub")):
+        monkeypatch.setattr("lukv.checkpoint.hub_answers", lambda answers=answers: answers)
+        with pytest.raises(FileNotFoundError, match=says) as error:
+            samples(SETS[benchmark](), words)
+        assert "\n" not in str(error.value)
