@@ -9,7 +9,7 @@ from typing import Any
 
 from evals import hub
 from evals.published import Entry, Prompt, Published
-from evals.rows import TABLES, Row, check_columns, check_twins, data_files, read_table
+from evals.rows import TABLES, Row, check_twins, data_files, read_table
 from evals.task import Sample
 
 HUB = "THUDM/LongBench-v2"
@@ -89,7 +89,6 @@ class LongBenchV2(Published):
         return read_table(hub.download(self.data, "data.json"), self.columns)
 
     def ask(self, task: str, place: str, row: Mapping[str, Any]) -> Iterator[Prompt]:
-        check_columns(row, place, self.columns)
         if row["answer"] not in ("A", "B", "C", "D"):
             raise ValueError(f"{place}: 'answer' is {row['answer']!r}, one of A, B, C, D is expected")
         yield Prompt(
