@@ -243,7 +243,7 @@ def test_zeroscrolls_scores_worked_out_by_hand(
 
 
 def test_questions_on_one_context_keep_one_context(tmp_path: Path) -> None:
-    pairs = [{"Q": "Who " * n + "?", "A": "Ann"} for n in (1, 40, 1)]
+    pairs = [{"Q": "Who " * n + "?", "A": "Ann"} for n in (1, 120, 1)]
     write(tmp_path / "shortdep_qa.jsonl", [{**OLD, "input": "many words " * 800, "qa_pairs": pairs}])
     tokenizer = Chat(900, 10)
     first, longest, last = samples(LooGLE(str(tmp_path)), tokenizer)
