@@ -181,7 +181,7 @@ class Published(ABC):
     def facts(self) -> Mapping[str, Any]:
         return {
             "benchmark": self.name,
-            "protocol": "kvpress",
+            "protocol": "kvpress, question-aware" if self.question_aware else "kvpress",
             "data": self.data,
             "max_length": self.max_length,
             "question_aware": self.question_aware,

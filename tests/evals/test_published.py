@@ -271,8 +271,10 @@ def test_a_task_that_does_not_fit_is_left_out_or_refused(tmp_path: Path) -> None
 def test_question_aware_compresses_the_question(tmp_path: Path, words: Words) -> None:
     write(tmp_path / "passkey.jsonl", [row("passkey")])
     (plain,) = samples(InfiniteBench(str(tmp_path)), words)
-    (aware,) = samples(InfiniteBench(str(tmp_path), question_aware=True), words)
+    benchmark = InfiniteBench(str(tmp_path), question_aware=True)
+    (aware,) = samples(benchmark, words)
     assert (aware.context, aware.question) == (plain.context + plain.question, "")
+    assert benchmark.facts()["protocol"] != InfiniteBench().facts()["protocol"]  # never in one table
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -397,6 +399,14 @@ def test_rows_come_from_the_hub(tmp_path: Path, words: Words, monkeypatch: pytes
     ]
     with pytest.raises(FileNotFoundError, match=r"its qasper\.zip has no test\.jsonl"):
         samples(ZeroSCROLLS(tasks="qasper", split="test"), words)
+
+
+def test_a_split_of_the_hub_is_checked_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lukv.checkpoint.hub_answers", lambda: True)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, part, split: [{"a": 1}, {"a": f"{name} {part} {split}"}])
+    with pytest.raises(ValueError, match="x/y small row 1: 'a' is an integer, expected a string"):
+        hub.load_split("x/y", "small", "test", {"a": str})
+    assert hub.load_split("x/y", "small", "test", {})[1] == ("x/y small row 2", {"a": "x/y small test"})
 
 
 @pytest.mark.parametrize("benchmark", SETS)
