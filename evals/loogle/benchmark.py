@@ -98,7 +98,7 @@ def read_pairs(task: str, place: str, row: Mapping[str, Any]) -> tuple[str, list
     check_columns(row, place, {"input": str})
     pairs = row.get("qa_pairs")
     if isinstance(pairs, str):
-        pairs = [] if pairs == "none" else read_literal(pairs, place)
+        pairs = [] if pairs.lower() == "none" else read_literal(pairs, place)
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) and {"Q", "A"} <= set(pair) for pair in pairs):
         raise ValueError(f"{place}: 'qa_pairs' must be a list of objects with 'Q' and 'A'")
     return row["input"], [(str(pair["Q"]), pair["A"]) for pair in pairs]

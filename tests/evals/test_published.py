@@ -176,7 +176,7 @@ OLD = {"input": "A long document.", "title": "T", "output": "none"}
 @pytest.mark.parametrize("written", [list, str])
 def test_loogles_first_release_is_read_too(written: Any, tmp_path: Path, words: Words) -> None:
     pairs = [{"Q": "Who?", "A": "Ann", "S": ["x"]}, {"Q": "When?", "A": 1984}]
-    write(tmp_path / "shortdep_qa.jsonl", [{**OLD, "qa_pairs": written(pairs)}, {**OLD, "qa_pairs": "none"}])
+    write(tmp_path / "shortdep_qa.jsonl", [{**OLD, "qa_pairs": written(pairs)}, {**OLD, "qa_pairs": "None"}])
     write(
         tmp_path / "shortdep_cloze.jsonl",
         [{**OLD, "qa_pairs": written([{"Q": "<mask-0> met", "A": {"<mask-0>": "Ann"}}])}],
