@@ -51,7 +51,7 @@ def measure_run(folder: RunFolder) -> Latency:
         if later is not None and job["new_tokens"] + QUESTION <= run["decoding"]["every"]:
             raise InputError(
                 f"job.new_tokens={job['new_tokens']}: with a question of {QUESTION} tokens nothing is evicted before "
-                f"decoding.every={run['decoding']['every']} of them: job.new_tokens={4 * run['decoding']['every']} will do"
+                f"decoding.every={run['decoding']['every']} of them: try job.new_tokens={4 * run['decoding']['every']}"
             )
         methods: dict[str, Evictions] = {run["method"]: (eviction, later)}
         if run.evicts and run["reference"]:

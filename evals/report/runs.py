@@ -70,10 +70,9 @@ def read_latencies(runs: Path) -> dict[str, list[Result]]:
         group = groups.setdefault(f"{config['model']['name']}, batch {config['job']['batch']}, {device}", {})
         for row in result["rows"]:
             own = row["method"] == config["method"]
-            named = (
-                result["run_id"].split("__latency")[0].split("__")[1:]
+            parts = result["run_id"].split("__latency")[0].split("__")[1:]  # method, budget, decoding
             )  # method, budget, what evicts while answering
-            name = " ".join(named) if own and config["scorer"] else row["method"]
+            name = " ".join(parts) if own and config["scorer"] else row["method"]
             group.setdefault((name, row["context_tokens"]), {**row, "label": name})
     return {name: list(rows.values()) for name, rows in groups.items()}
 

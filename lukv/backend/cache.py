@@ -55,9 +55,9 @@ class RaggedCache(Cache):
     each layer's prompt attention `eviction` decides what stays (None: everything). Later tokens are appended. They are
     evicted only if `later` is given.
 
-    observe: scorers to show the prompt's queries to, for a later `fork_for`. observe_heads: the same for `fork(later=)`.
-    attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries after the prompt. later: what evicts after the prompt;
-    sizes, every and stream belong to it, see options.Later.
+    observe: scorers to show the prompt's queries to, for a later `fork_for`. observe_heads: for `fork(later=)`, see
+    options.Options. attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries
+    after the prompt. later: what evicts after the prompt; sizes, every and stream belong to it, see options.Later.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]

@@ -38,10 +38,10 @@ class Later:
 @dataclass(frozen=True)
 class Options:
     """layers: how many layers can be evicted. eviction: what evicts the prompt (None: nothing does). observe: further
-    scorers that the prompt's queries are shown to. observe_heads: scorers that they are shown to KV head by KV head, for
-    forks that are evicted while they answer (see RaggedCache.fork). attention: name of the decode kernel. prompt_columns: columns of
-    the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt.
-    lengths: what lengths of a row the model's cached keys are right for."""
+    scorers that the prompt's queries are shown to. observe_heads: scorers that see them KV head by KV head, for forks
+    that are evicted while they answer (RaggedCache.fork). attention: name of the decode kernel. prompt_columns: columns
+    of the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt. lengths:
+    what lengths of a row the model's cached keys are right for."""
 
     config: PreTrainedConfig
     layers: int

@@ -45,9 +45,9 @@ class Reeviction:
     """One layer's later evictions.
 
     later: what evicts each batch row; None: nothing does. every [B] int64: after how many tokens it does. observed: of
-    each row, what each scorer made of the queries of each KV head's group. last_check_at [B] int64: tokens of a row when
-    `every` was last counted from. last_eviction_at [B] int64: tokens of a row when it was last evicted, -1 if it never
-    was. history: each row's evictions since `start`.
+    each row, what each scorer made of the queries of each KV head's group. last_check_at [B] int64: tokens of a row
+    when `every` was last counted from. last_eviction_at [B] int64: tokens of a row when it was last evicted, -1 if it
+    never was. history: each row's evictions since `start`.
     """
 
     def __init__(self, later: Sequence[Later | None], kv_heads: int, scorers: Sequence[Scorer] = ()) -> None:
@@ -123,8 +123,8 @@ class Reeviction:
         self.last_eviction_at = np.where(due, stored.tokens, self.last_eviction_at)
         left = stored.retain(masks)
         kept = left.arena.lengths.reshape(len(due), -1)
-        for row in np.flatnonzero(due):
-            self.history[row].append(LaterEviction(int(stored.tokens[row]), kept[row].copy()))
+        for number in np.flatnonzero(due):
+            self.history[number].append(LaterEviction(int(stored.tokens[number]), kept[number].copy()))
         return left
 
     def view_heads(self, row: int, later: Later, stored: Stored, scores: PromptScores) -> list[PromptLayer]:

@@ -79,8 +79,8 @@ def test_what_evicts_a_fork_was_shown_the_prompt(model):
     full = compress(model, rows([20]), observe_heads=[Noise()])
     with pytest.raises(ValueError, match=r"observe_heads=\[last_query\]"):
         full.fork([full.select(None)], later=[Later(eviction(0.2, scorer=LastQuery()), every=7)])
+    plain = compress(model, rows([20]))
     with pytest.raises(ValueError, match=r"observe_heads="):
-        plain = compress(model, rows([20]))
         plain.fork([plain.select(None)], later=[Later(eviction(0.2), every=7)])
 
 
