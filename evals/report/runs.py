@@ -71,7 +71,6 @@ def read_latencies(runs: Path) -> dict[str, list[Result]]:
         for row in result["rows"]:
             own = row["method"] == config["method"]
             parts = result["run_id"].split("__latency")[0].split("__")[1:]  # method, budget, decoding
-            )  # method, budget, what evicts while answering
             name = " ".join(parts) if own and config["scorer"] else row["method"]
             group.setdefault((name, row["context_tokens"]), {**row, "label": name})
     return {name: list(rows.values()) for name, rows in groups.items()}
