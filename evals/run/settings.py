@@ -29,6 +29,7 @@ from evals.run.run_id import (
     name_decoding,
     name_method,
     name_setting,
+    show_value,
 )
 from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
 
@@ -259,7 +260,7 @@ def check_decoding(config: Mapping[str, Any], option: str) -> None:
     if (tokens is None) == (share is None):
         raise InputError("decoding needs one of tokens and share: decoding=size decoding.tokens=N, or decoding=share")
     if every is None or every < 1:
-        raise InputError(f"decoding.every={every} must be at least 1")
+        raise InputError(f"decoding.every={show_value(every)} must be at least 1")
     if tokens is not None and tokens < 1:
         raise InputError(f"decoding.tokens={tokens} must be at least 1")
     if share is not None and not (math.isfinite(share) and 0 < share <= 1):
