@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 PATTERNS: Mapping[str, str] = {
+    "copy": r"[a-z]+",
+    "reverse": r"[a-z]+",
     "numbers": r"(?<!\d)\d{7}(?!\d)",
     "uuids": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
     "chain": r"(?<![A-Z])[A-Z]{5}(?![A-Z])",
 }
-"""What an item looks like in an answer that may say other things between two; other answers are parted at commas."""
+"""What an item looks like in an answer that may have other things between two. A tally is parted at commas."""
 
 
 def read_items(task: str, prediction: str) -> list[str]:

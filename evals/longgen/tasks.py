@@ -2,16 +2,16 @@
 
 | task    | the answer lists                                   | each of its items needs                            |
 |---------|----------------------------------------------------|----------------------------------------------------|
-| copy    | the words of a list                                | the list, and where in it the answer is            |
+| copy    | the words of a numbered list                       | the list, and the number that the answer is at     |
 | reverse | the same words, from the last to the first         | the same                                           |
 | tally   | every word with how often it has come so far       | the list, and the counts that the answer has named |
 | numbers | the number of each of some keys                    | the question's keys, and the pairs in the prompt   |
 | uuids   | the same of uuids, a longer answer                 | the same                                           |
 | chain   | variables, each of which was set by the one before | the item before it, and the lines of the prompt    |
 
-copy, reverse and tally are shown on two short lists first. The others are worded as RULER's multi-query needles and
-variable tracking, with as many keys or names as the list is long, so that they can be asked of a model which knows
-RULER's sentences only. Their contexts hold as many pairs or names again that nobody asks for.
+A tally is shown on two short lists first. The last three are worded as RULER's multi-query needles and variable
+tracking, with as many keys or names as the list is long, so that they can be asked of a model which knows RULER's
+sentences only. Their contexts hold as many pairs or names again that nobody asks for.
 """
 
 from __future__ import annotations
@@ -52,11 +52,6 @@ class Problem:
     stop: tuple[str, ...] = ()
 
 
-def draw_list(rng: random.Random, size: int) -> list[str]:
-    """Different words."""
-    return rng.sample(WORDS, size)
-
-
 def draw_repeats(rng: random.Random, size: int) -> list[str]:
     """A few words again and again."""
     kinds = rng.sample(WORDS, KINDS)
@@ -77,35 +72,33 @@ def count_so_far(words: Sequence[str]) -> list[str]:
     return told
 
 
-def write_shown(
-    rng: random.Random,
-    size: int,
-    rule: str,
-    name: str,
-    draw: Callable[[random.Random, int], list[str]],
-    solve: Callable[[Sequence[str]], list[str]],
-) -> Problem:
-    """A list, solved lists before it, and a cue under which the answer goes."""
-    shown = [draw(rng, SHORT) for _ in range(SHOWN)]
-    words = draw(rng, size)
-    blocks = [f"List: {', '.join(each)}\n{name}: {', '.join(solve(each))}\n" for each in shown]
-    context = "\n".join([rule, *blocks, f"List: {', '.join(words)}\n"])
-    items = solve(words)
-    return Problem(context, "", f"{name}:", tuple(items), " " + ", ".join(items), stop=("\n",))
+def write_lines(numbers: Sequence[int], words: Sequence[str]) -> str:
+    return "\n".join(f"{number}. {word}" for number, word in zip(numbers, words, strict=True))
 
 
-def copy(rng: random.Random, size: int) -> Problem:
-    return write_shown(rng, size, "Each list is followed by a copy of it.\n", "Copy", draw_list, list)
+def rewrite(question: str, step: int, rng: random.Random, size: int) -> Problem:
+    """Write a numbered list again, from the first line on (step 1) or from the last (-1)."""
+    words, numbers = rng.sample(WORDS, size), range(1, size + 1)
+    context = f"Here is a list of {size} words.\n\n{write_lines(numbers, words)}\n"
+    begin, answer = numbers[::step][0], write_lines(numbers[::step], words[::step])
+    asked = "\n" + question.format(size=size, before=size - 1)
+    items = tuple(words[::step])
+    return Problem(context, asked, f"{begin}.", items, answer.removeprefix(f"{begin}."), stop=("\n\n",))
 
 
-def reverse(rng: random.Random, size: int) -> Problem:
-    rule = "Each list is followed by the same words backwards, from the last to the first.\n"
-    return write_shown(rng, size, rule, "Backwards", draw_list, lambda words: [*words[::-1]])
+COPY = "Write the whole list again, line by line, from 1 to {size}."
+REVERSE = "Write the whole list again backwards, line by line with the numbers: {size}, {before} and so on down to 1."
 
 
 def tally(rng: random.Random, size: int) -> Problem:
+    """A list, tallied lists before it, and a cue under which the answer goes."""
     rule = "Each list is followed by a tally: every word with how often it has come so far.\n"
-    return write_shown(rng, size, rule, "Tally", draw_repeats, count_so_far)
+    lists = [draw_repeats(rng, length) for length in (*[SHORT] * SHOWN, size)]
+    solved = [", ".join(count_so_far(words)) for words in lists]
+    shown = [f"List: {', '.join(words)}\nTally: {told}\n" for words, told in zip(lists, solved, strict=True)]
+    shown[-1] = f"List: {', '.join(lists[-1])}\n"
+    context = "\n".join([rule, *shown])
+    return Problem(context, "", "Tally:", tuple(count_so_far(lists[-1])), f" {solved[-1]}", stop=("\n",))
 
 
 def number(rng: random.Random) -> str:
@@ -153,8 +146,8 @@ def chain(rng: random.Random, size: int) -> Problem:
 
 
 TASKS: Mapping[str, Callable[[random.Random, int], Problem]] = {
-    "copy": copy,
-    "reverse": reverse,
+    "copy": partial(rewrite, COPY, 1),
+    "reverse": partial(rewrite, REVERSE, -1),
     "tally": tally,
     "numbers": partial(look_up, "numbers", number),
     "uuids": partial(look_up, "uuids", new_uuid),
