@@ -38,10 +38,8 @@ class Table:
     def markdown(self, cells: Iterable[Cell]) -> str:
         """The table with a line below it that says what it is of. Raises ValueError if it cannot be made of `cells`."""
         chosen = Chosen([c for c in cells if all(getattr(c, k) == v for k, v in self.where.items())], self)
-        if self.budget is not None and not self.decodings:
-            lines = chosen.tasks(f"{self.budget:g}")
-        else:
-            lines = chosen.means()
+        of_tasks = self.budget is not None and not self.decodings
+        lines = chosen.tasks(f"{self.budget:g}") if of_tasks else chosen.means()
         return "\n".join([*lines, "", chosen.caption()])
 
     def name(self, label: str) -> str:
