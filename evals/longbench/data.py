@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evals import hub
 from evals.longbench.score import parse_classes
 from evals.rows import check_strings, is_blank, parse, read_rows
 
@@ -23,7 +24,7 @@ class Data:
         self.archive: zipfile.ZipFile | None = None
         if self.folder.is_dir():
             return
-        if self.folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        if not hub.names_hub(source):
             raise FileNotFoundError(
                 f"benchmark.data={source} is not a folder of LongBench's jsonl files (qasper.jsonl ...); they are in "
                 f"data.zip of the data set {HUB} on the Hugging Face hub"
@@ -57,16 +58,11 @@ class Data:
         return rows
 
 
-def download(name: str) -> str:
-    from huggingface_hub import hf_hub_download  # needed only here
-
-    from lukv.checkpoint import hub_answers
-
+def download(name: str) -> Path:
     try:
-        return hf_hub_download(name, "data.zip", repo_type="dataset", local_files_only=not hub_answers())
-    except Exception as error:  # a dozen of its own kinds: no network, no such set, no such file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return hub.download(name, "data.zip")
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"benchmark.data={name}: not a folder here, and the hub says: {reason}; "
+            f"benchmark.data={name}: not a folder here, and {error}; "
             f"get data.zip of {HUB} where there is a network, unpack it and set benchmark.data=FOLDER"
         ) from error
