@@ -10,8 +10,7 @@ from evals.longgen.score import read_items, score_items
 from evals.longgen.tasks import TASKS
 from evals.longgen.words import WORDS
 from evals.ruler.words import WONDERWORDS
-from evals.task import Sample, Task, Tokenizer, count_tokens
-from lukv.names import suggest_nearest
+from evals.task import Sample, Task, Tokenizer, check_tasks, count_tokens
 
 VERSION = 1
 ROUND = 32
@@ -35,11 +34,7 @@ class LongGen:
             raise ValueError(f"benchmark.samples={samples} must be at least 1")
         self.name = f"longgen-{items}"
         self.items, self.samples, self.seed = items, samples, seed
-        self.chosen = [tasks] if isinstance(tasks, str) else list(tasks)
-        for task in self.chosen:
-            if task not in TASKS:
-                near = suggest_nearest(task, TASKS)
-                raise ValueError(f"benchmark.tasks: no task {task!r}.{near} There are: {', '.join(TASKS)}")
+        self.chosen = check_tasks(tasks, list(TASKS), "longgen")
 
     def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
         count = self.samples if limit is None else min(limit, self.samples)

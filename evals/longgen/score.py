@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+WORDS = ("copy", "reverse")
+"""The tasks whose items are words."""
+
 PATTERNS: Mapping[str, str] = {
     "copy": r"[a-z]+",
     "reverse": r"[a-z]+",
@@ -16,7 +19,7 @@ PATTERNS: Mapping[str, str] = {
 
 
 def read_items(task: str, prediction: str) -> list[str]:
-    """The items that an answer lists.
+    """The items that an answer lists. Capitals of words make no difference.
 
     >>> read_items("tally", " cat 1, Dog 1,cat  2.\\n\\nList: dog")
     ['cat 1', 'dog 1', 'cat 2']
@@ -24,7 +27,7 @@ def read_items(task: str, prediction: str) -> list[str]:
     ['1234567', '7654321']
     """
     if task in PATTERNS:
-        return re.findall(PATTERNS[task], prediction)
+        return re.findall(PATTERNS[task], prediction.lower() if task in WORDS else prediction)
     line = prediction.strip().partition("\n")[0].rstrip(". ")
     return [" ".join(part.lower().split()) for part in line.split(",") if part.strip()]
 

@@ -81,13 +81,13 @@ def rewrite(question: str, step: int, rng: random.Random, size: int) -> Problem:
     words, numbers = rng.sample(WORDS, size), range(1, size + 1)
     context = f"Here is a list of {size} words.\n\n{write_lines(numbers, words)}\n"
     begin, answer = numbers[::step][0], write_lines(numbers[::step], words[::step])
-    asked = "\n" + question.format(size=size, before=size - 1)
+    asked = "\n" + question.format(size=size)
     items = tuple(words[::step])
     return Problem(context, asked, f"{begin}.", items, answer.removeprefix(f"{begin}."), stop=("\n\n",))
 
 
 COPY = "Write the whole list again, line by line, from 1 to {size}."
-REVERSE = "Write the whole list again backwards, line by line with the numbers: {size}, {before} and so on down to 1."
+REVERSE = "Write the whole list again backwards, line by line, from {size} down to 1."
 
 
 def tally(rng: random.Random, size: int) -> Problem:

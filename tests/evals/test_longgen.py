@@ -71,6 +71,8 @@ def test_a_right_answer_as_a_model_writes_it_has_all_points(task: str) -> None:
             written = " " + joint.join(sample.references) + end
             assert benchmark.score(written, sample) == {"in_order": 1, "prefix": 1, "exact": 1}
         assert benchmark.score("", sample)["in_order"] == 0
+        if task in ("copy", "reverse", "tally"):
+            assert benchmark.score(", ".join(sample.references).title(), sample)["exact"] == 1
     named = samples("numbers", items=2)[0]
     first, second = named.references
     assert benchmark.score(f" massive-: {first}, other-: {second}.", named)["exact"] == 1
@@ -126,7 +128,7 @@ def test_examples_in_docstrings(module: Any) -> None:
         ({"items": 0}, "benchmark.items=0: lists have 1 to "),
         ({"items": 1000}, "benchmark.items=1000: lists have 1 to "),
         ({"samples": 0}, "benchmark.samples=0 must be at least 1"),
-        ({"tasks": ["copi"]}, "benchmark.tasks: no task 'copi'. Did you mean 'copy'"),
+        ({"tasks": ["copi"]}, "benchmark.tasks: no longgen task 'copi'. Did you mean 'copy'"),
     ],
     ids=str,
 )
