@@ -27,6 +27,9 @@ Line = dict[str, Any]
 QUESTION = 1000
 """Characters of a question that are recorded: the last ones, as few-shot examples come first."""
 
+PLACES = ("length", "depth")
+"""What a line also has of a sample's `extra`: its place in a grid that the report draws."""
+
 LAYER_GROUPS = 4
 """Groups of neighbouring layers whose kept tokens are recorded apart."""
 
@@ -288,6 +291,7 @@ def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedMode
         "task": question.task.name,
         "question": question.sample.question[-QUESTION:],
         **find_answer(question.sample),
+        **{name: question.sample.extra[name] for name in PLACES if name in question.sample.extra},
         "prediction": text,
         "references": list(question.sample.references),
         "score": next(iter(scores.values())),

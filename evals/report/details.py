@@ -50,7 +50,11 @@ def html_details(row: Mapping[str, Any], columns: int) -> str:
     )
     heads = row.get("budget", {}).get("heads")
     maps = heat_map("Kept share of each KV head (across) and layer (down)", heads) if heads else ""
-    if depths := row.get("depths"):
+    if grid := row.get("grid"):
+        lengths = ", ".join(map(str, grid.lengths))
+        caption = f"Facts found by depth of the needle (down) and length of the prompt (across): {lengths} tokens"
+        maps += heat_map(caption, grid.scores, [f"{100 * depth:g}%" for depth in grid.depths])
+    elif depths := row.get("depths"):
         maps += heat_map(
             "Score by where the answer stands, from the beginning to the end", [*depths.values()], [*depths]
         )

@@ -27,7 +27,7 @@ MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Row = Mapping[str, Any]
 """A finished run: its result.json. Optionally also `repeat` (the command that does this run alone), `command` (the one
-that it came from), `depths` (evals.report.details.score_depths) and `samples` (a few lines of its samples.jsonl), which
+that it came from), `depths` (evals.report.details.score_depths), `grid` (evals.grid.make_grid) and `samples` (a few lines of its samples.jsonl), which
 are shown when the row is opened."""
 
 

@@ -93,6 +93,8 @@ class SampleRecord(OlderSample, total=False):
 
     question: str  # what was asked about the context, up to QUESTION characters (evals/jobs/decode.py)
     answer_depth: float  # where the context says a right answer first, 0..1; not there where it says none
+    length: int  # of the sample, as its benchmark counts it: tokens (RULER, needle) or words (LongBench)
+    depth: float  # where the benchmark put the needle, 0..1
     kept_tokens: KeptTokens
 
 
