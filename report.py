@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from evals.grid import make_grid
 from evals.report.compare import compare_group, find_label
-from evals.report.data import collect, write_data
+from evals.report.data import collect, collect_squares, write_data
 from evals.report.details import score_depths
 from evals.report.paper import GROUP_BY, make_tables, write_tables
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
@@ -127,10 +127,14 @@ def score(predictions: Path, protocol: str, e: bool) -> int:
 
 
 def write_cells(runs: Path, only: str, file: Path) -> int:
-    """Write the cells of finished runs as csv."""
+    """Write the cells of finished runs as csv, and beside them the squares of those that have a grid."""
     cells = collect(runs, only)
     write_data(file, cells)
     print(f"{len({cell.run_id for cell in cells})} runs, {len(cells)} cells: {file}")
+    if squares := collect_squares(runs, only):
+        grid = file.with_name(f"{file.stem}-grid.csv")
+        write_data(grid, squares)
+        print(f"{len({square.run_id for square in squares})} runs, {len(squares)} squares of length and depth: {grid}")
     return 0
 
 

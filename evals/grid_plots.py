@@ -59,7 +59,7 @@ def draw_grids(full: Grid | None, panels: Panels, title: str, path: Path, **savi
         axes[i, min(first, columns - 1)].set_ylabel(row, fontsize=8)
     if full is not None:
         image = draw_grid(axes[0, 0], full, "full cache", True, True)
-    figure.supxlabel("length of the prompt (tokens)", fontsize=9)
+    figure.supxlabel("length (tokens of prompt and answer; 1k = 1024)", fontsize=9)
     figure.supylabel("depth of the needle", fontsize=9)
     shrink = min(1.0, 2 / len(lines))
     figure.colorbar(image, ax=axes.ravel().tolist(), label="facts found (%)", shrink=shrink, anchor=(0, 1))
