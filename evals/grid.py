@@ -37,3 +37,9 @@ def arrange(squares: Mapping[tuple[int, float], tuple[float, int]]) -> Grid | No
     found = [[squares.get((int(length), depth), (None, 0)) for length in lengths] for depth in depths]
     scores, counts = ([[square[i] for square in row] for row in found] for i in (0, 1))
     return Grid([int(length) for length in lengths], depths, scores, counts)  # type: ignore[arg-type]
+
+
+def count_square(grids: Iterable[Grid]) -> str:
+    """How many samples a square has: "n = 4 a square", or the smallest to the largest."""
+    counts = sorted({n for grid in grids for row in grid.counts for n in row if n})
+    return f"n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} a square"

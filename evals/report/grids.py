@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from evals.grid import Grid, make_grid
+from evals.grid import Grid, count_square, make_grid
 from evals.grid_plots import draw_grids
 from evals.looks import find_name
-from evals.report.captions import describe_runs, spell
+from evals.report.captions import describe_runs
 from evals.report.runs import Result, budget_label, keeps_all, label, sort_key
 from evals.report.tables import mean_score
 from evals.run.folder import read_samples
@@ -42,8 +42,3 @@ def draw_needles(name: str, group: Sequence[Result], runs: Path, out: Path) -> d
 def name_budget(r: Result) -> str:
     budget = budget_label(r)
     return f"kept {100 * float(budget):g}%" if r["config"]["budget"] is not None else budget
-
-
-def count_square(grids: Iterable[Grid]) -> str:
-    """Such as "n = 4 a square"."""
-    return f"n = {spell(sorted({n for grid in grids for row in grid.counts for n in row if n}))} a square"
