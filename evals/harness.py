@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from hydra import initialize_config_dir
 
-from evals.run.build import build_eviction, build_method, check_model, get_model, input_errors
+from evals.run.build import build_eviction, build_later, build_method, check_model, get_model, input_errors
 from evals.run.compose import compose_run, join_lines
 from evals.run.instantiate import InputError
 from evals.run.overrides import normalize_arguments, parse_overrides
@@ -72,6 +72,7 @@ class CompressedLM(LM):
             method = build_method(self.run)
             loaded = get_model(self.run)
             self.eviction = build_eviction(self.run, method, loaded)
+            self.later = build_later(self.run, method, loaded)
         # prompts come with a chat template's tokens in them
         self.model = replace(loaded, special_tokens="control", chat=False)
         self.kept: list[float] = []
@@ -108,7 +109,8 @@ class CompressedLM(LM):
             context, rest = self.model.prompt_ids(prompt, "", "", layout="plain")
             contexts.append(context if longest is None else context[-(longest - len(rest)) :])
             rests.append(rest)
-        cache = compress(self.model, contexts, eviction=self.eviction)
+        later, every = (None, None) if self.later is None else (self.later.eviction, self.later.every)
+        cache = compress(self.model, contexts, eviction=self.eviction, later=later, every=every)
         self.kept += (cache.row_nbytes / cache.full_row_nbytes).tolist()
         done = answer(self.model, cache, rests, new, self.model.eos_ids, self.model.stop_at(until))
         return [cut_at(self.model.decode(tokens), until) for tokens in done.tokens]

@@ -12,11 +12,13 @@ import torch
 
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
-from evals.run.records import KeptTokens, Times
+from evals.run.records import KeptTokens, Times, WhileAnswering
 from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
 from lukv.backend.generate import answer, compress
+from lukv.backend.options import Later
 from lukv.backend.passes import run_passes
+from lukv.backend.reeviction import LaterEviction
 from lukv.model import LoadedModel
 from lukv.scoring import Prompt, Scorer
 from lukv.selection import Eviction
@@ -40,13 +42,15 @@ ROWS_TOGETHER = 64
 @dataclass
 class ActiveMethod:
     """A method at work. eviction: None keeps everything. done: lines by sample id. failure: why it cannot go on, while
-    the others do. recorded: ids of the samples that also record which tokens stayed."""
+    the others do. recorded: ids of the samples that also record which tokens stayed. later: what evicts while
+    answering; None: nothing."""
 
     eviction: Eviction | None
     done: dict[str, Line]
     failed: list[Line] = field(default_factory=list, kw_only=True)
     failure: Exception | None = field(default=None, kw_only=True)
     recorded: frozenset[str] = field(default=frozenset(), kw_only=True)
+    later: Later | None = field(default=None, kw_only=True)
 
     @property
     def scorer(self) -> Scorer | None:
@@ -142,12 +146,14 @@ def answer_batch(
     start = time.perf_counter()
     if len(at_work) == 1 and not runs[0].needs_answer:  # no layer has to wait for another method
         (alone,) = at_work
-        cache = compress(model, rows, eviction=alone.eviction)
+        later, every = (None, None) if alone.later is None else (alone.later.eviction, alone.later.every)
+        cache = compress(model, rows, eviction=alone.eviction, later=later, every=every)
         synchronize(model.device)
         yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
     scorers = list(dict.fromkeys(each.scorer for each in at_work if each.scorer is not None))
-    full = compress(model, rows, observe=scorers)
+    answering = list(dict.fromkeys(each.later.eviction.scorer for each in at_work if each.later is not None))
+    full = compress(model, rows, observe=scorers, observe_heads=answering)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     prompts = [model.describe_prompt(row) for row in rows]
@@ -177,7 +183,7 @@ def answer_batch(
             continue
         start = time.perf_counter()
         whole = len(selected) == 1 and selected[0].eviction is None
-        cache = full if whole else full.fork(selections)
+        cache = full if whole else full.fork(selections, later=[each.later for each in selected])
         synchronize(model.device)
         copying = (time.perf_counter() - start) / len(selected)
         until_cached = [prefill + s + copying for s in seconds]
@@ -233,12 +239,13 @@ def ask(
 ) -> list[list[Line]]:
     """Ask the first question of each context, then the second of each, and so on. Returns each run's lines.
 
-    cache: the batch's rows for the first run, then for the second, and so on. prefill: seconds until each run's cache
-    was there; `common` of them were spent once for `sharing` runs.
+    cache: the batch's rows for the first run, then for the second, and so on. Where it is evicted while answering, each
+    question goes on from a copy of it, so that all of them find the same. prefill: seconds until each run's cache was
+    there; `common` of them were spent once for `sharing` runs.
     """
     kept = np.asarray(cache.kept_counts)
     stored, full = cache.row_nbytes, cache.full_row_nbytes
-    turns = len(batch[0])
+    turns, evicts_again = len(batch[0]), cache.evicts_by_itself
     lines: list[list[Line]] = [[] for _ in runs]
     for turn in range(turns):
         questions = [context[turn] for context in batch]
@@ -246,7 +253,7 @@ def ask(
         start = time.perf_counter()
         said = answer(
             model,
-            cache,
+            cache.select_rows(range(len(stored))) if evicts_again else cache,
             [list(q.question) for q in questions] * len(runs),
             sample.max_new_tokens,
             model.eos_ids,
@@ -254,7 +261,8 @@ def ask(
         )
         synchronize(model.device)
         decoding = (time.perf_counter() - start) / len(runs)
-        cache.rollback()
+        if not evicts_again:
+            cache.rollback()
         for i, before in enumerate(prefill):
             times: Times = {
                 "prefill_s": before,
@@ -267,6 +275,8 @@ def ask(
             for row, question in enumerate(questions, i * len(questions)):
                 line = score_answer(question, said.tokens[row], model)
                 line |= describe_cache(kept[:, row], len(question.context), int(stored[row]), int(full[row]))
+                if runs[i].later is not None:
+                    line["while_answering"] = describe_evictions(said.evictions[row])
                 if question.sample.id in runs[i].recorded:
                     line["kept_tokens"] = describe_kept(cache, row, question.context, model)
                 lines[i].append({**line, "times": times, "attention": cache.kernel})
@@ -296,6 +306,15 @@ def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedMode
         "references": list(question.sample.references),
         "score": next(iter(scores.values())),
         "scores": scores,
+    }
+
+
+def describe_evictions(evictions: Sequence[LaterEviction]) -> WhileAnswering:
+    """What the evictions while answering left of one row."""
+    return {
+        "tokens": [each.tokens for each in evictions],
+        "entries": [int(each.kept.sum()) for each in evictions],
+        "kept": evictions[-1].kept.tolist() if evictions else [],
     }
 
 

@@ -83,12 +83,13 @@ def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, ab
     """Begin a run, or go on with it. Raises InputError for a method that does not go with the model."""
     with build.input_errors(folder.run):
         eviction = build.build_eviction(folder.run, method, model)
+        later = build.build_later(folder.run, method, model)
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
     if caveat:
         print(caveat, file=sys.stderr)
     folder.begin({**about, "caveats": [caveat] if caveat else []})
     done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
-    return ActiveRun(eviction, done, folder.run, folder)
+    return ActiveRun(eviction, done, folder.run, folder, later=later)
 
 
 def open_others(

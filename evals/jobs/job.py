@@ -122,7 +122,7 @@ class Evaluate(Job):
 class Calibrate(Job):
     """Make a budget table and a loss curve for each scorer: contexts and questions -> oracle -> solver."""
 
-    ignores = ("method", "allocator", "budget", "budget_tokens", "benchmark", "limit", "scorer.path")
+    ignores = ("method", "allocator", "budget", "budget_tokens", "decoding", "benchmark", "limit", "scorer.path")
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str:
@@ -200,12 +200,13 @@ class Info(Job):
 
 def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line for each method and context length."""
-    head = ["method", "context", "batch", "prefill", "first token", "per token", "cache"]
+    head = ["method", "context", "batch", "prefill", "first token", "per token", "cache", "after answer"]
     body = [
         [
             *(r["method"], str(r["context_tokens"]), str(r["batch"])),
             *(milliseconds(r["prefill_s"], 1), milliseconds(r["ttft_s"], 1), milliseconds(r["tpot_s"], 2)),
             size(r["cache_bytes"]),
+            size(r["answered_cache_bytes"]) if "answered_cache_bytes" in r else "",
         ]
         for r in rows
     ]

@@ -18,6 +18,7 @@ from evals.run.instantiate import InputError
 from evals.run.records import Latency, LatencyRow
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
+from lukv.backend.options import Later
 from lukv.model import LoadedModel
 from lukv.selection import Eviction
 
@@ -26,6 +27,10 @@ LONGEST = 2**15
 
 QUESTION = 16
 """Tokens of the question after it."""
+
+
+Evictions = tuple[Eviction | None, Later | None]
+"""What evicts the prompt, and what evicts while answering. None: nothing."""
 
 
 def measure_run(folder: RunFolder) -> Latency:
@@ -42,9 +47,15 @@ def measure_run(folder: RunFolder) -> Latency:
         eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
-        methods = {run["method"]: eviction}
+        later = build.build_later(run, method, model)
+        if later is not None and job["new_tokens"] + QUESTION <= run["decoding"]["every"]:
+            raise InputError(
+                f"job.new_tokens={job['new_tokens']}: with a question of {QUESTION} tokens nothing is evicted before "
+                f"decoding.every={run['decoding']['every']} of them: try job.new_tokens={4 * run['decoding']['every']}"
+            )
+        methods: dict[str, Evictions] = {run["method"]: (eviction, later)}
         if run.evicts and run["reference"]:
-            methods[run["reference"]] = None
+            methods[run["reference"]] = None, None
         lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
     folder.begin(build.describe_model(model))
     done = count()
@@ -77,7 +88,7 @@ def choose_lengths(lengths: int | Sequence[int] | None, new_tokens: int, model: 
 
 
 def measure(
-    methods: dict[str, Eviction | None], length: int, model: LoadedModel, run: Run, step: Callable[[], None]
+    methods: dict[str, Evictions], length: int, model: LoadedModel, run: Run, step: Callable[[], None]
 ) -> list[LatencyRow]:
     """Medians for each method at one length. The first round warms up and is not counted. step: called after each."""
     job = run["job"]
@@ -87,8 +98,8 @@ def measure(
     question = draw.integers(0, vocabulary, (job["batch"], QUESTION)).tolist()
     rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in methods}
     for _ in range(1 + job["repeats"]):
-        for name, eviction in methods.items():
-            rounds[name].append(measure_once(context, question, eviction, model, job["new_tokens"], run["attention"]))
+        for name, evictions in methods.items():
+            rounds[name].append(measure_once(context, question, evictions, model, job["new_tokens"], run["attention"]))
         step()
     rows = []
     for name, measured in rounds.items():
@@ -102,7 +113,7 @@ def measure(
 def measure_once(
     context: list[list[int]],
     question: list[list[int]],
-    eviction: Eviction | None,
+    evictions: Evictions,
     model: LoadedModel,
     new: int,
     attention: str,
@@ -110,7 +121,9 @@ def measure_once(
     """One prefill and one answer of `new` tokens: a LatencyRow's times in seconds, bytes and kernel."""
     reset_peak()
     start = time.perf_counter()
-    cache = compress(model, context, eviction=eviction, attention=attention)
+    eviction, later = evictions
+    again, every = (None, None) if later is None else (later.eviction, later.every)
+    cache = compress(model, context, eviction=eviction, attention=attention, later=again, every=every)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     stored = cache.nbytes
@@ -120,6 +133,7 @@ def measure_once(
         "ttft_s": prefill + said.ttft_s,
         "tpot_s": said.tpot_s,
         "cache_bytes": stored,
+        "answered_cache_bytes": cache.nbytes,
         "peak_bytes": read_peak_bytes(),
         "attention": cache.kernel,
     }

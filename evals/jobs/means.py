@@ -32,5 +32,15 @@ def average(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "full_cache_bytes": float(np.mean([line["full_cache_bytes"] for line in lines])),
             "entries": np.round(kept.mean(axis=0), 2).tolist(),
             "heads": np.round((kept / tokens[:, None, None]).mean(axis=0), 4).tolist(),
+            **average_later([line["while_answering"] for line in lines if "while_answering" in line]),
         },
     }
+
+
+def average_later(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What result.json says of evictions while answering, which are none where `answers` (WhileAnswering) is empty."""
+    if not answers:
+        return {}
+    means = {"answer_evictions": float(np.mean([len(each["tokens"]) for each in answers]))}
+    last = [each["entries"][-1] for each in answers if each["entries"]]
+    return {**means, "answer_entries": float(np.mean(last))} if last else means

@@ -70,7 +70,8 @@ def read_latencies(runs: Path) -> dict[str, list[Result]]:
         group = groups.setdefault(f"{config['model']['name']}, batch {config['job']['batch']}, {device}", {})
         for row in result["rows"]:
             own = row["method"] == config["method"]
-            name = " ".join(result["run_id"].split("__")[1:3]) if own and config["scorer"] else row["method"]
+            parts = result["run_id"].split("__latency")[0].split("__")[1:]  # method, budget, decoding
+            name = " ".join(parts) if own and config["scorer"] else row["method"]
             group.setdefault((name, row["context_tokens"]), {**row, "label": name})
     return {name: list(rows.values()) for name, rows in groups.items()}
 

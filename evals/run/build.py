@@ -14,6 +14,8 @@ from evals.run.instantiate import InputError, create
 from evals.run.settings import Run, drop_tables
 from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
+from lukv.backend.cache import check_readers
+from lukv.backend.options import Later
 from lukv.checkpoint import Source
 from lukv.conf import GROUPS, read_method_defaults, read_option
 from lukv.model import LoadedModel, load
@@ -89,8 +91,14 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
 
 
 def build_method(run: Run) -> Method | None:
-    """The method's parts; None keeps everything. They need no model: a missing table is said before one is loaded."""
-    return Method(*(create(run[part]) for part in Method._fields)) if run.evicts else None
+    """The method's parts; None keeps everything. They need no model: a missing table, or a method that cannot evict
+    while answering, is said before one is loaded."""
+    if not run.evicts:
+        return None
+    method = Method(*(create(run[part]) for part in Method._fields))
+    if run["decoding"]:
+        check_later(run, method)
+    return method
 
 
 def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Eviction | None:
@@ -100,6 +108,37 @@ def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Evict
     eviction = Eviction(*method, Budget(run["budget"], run["budget_tokens"]))
     check_fits(eviction, model)
     return eviction
+
+
+def check_later(run: Run, method: Method) -> None:
+    """Raise InputError for a method that cannot evict while answering, or not down to the size that is asked for."""
+    asked, scorer = f"decoding={run.choices['decoding']}", f"scorer={run.choices['scorer']}"
+    instead = "choose another, or decoding=none"
+    if method.scorer.needs_answer:
+        raise InputError(f"{asked}: {scorer} has to know the whole answer before it evicts: {instead}")
+    if method.scorer.makes_passes:
+        raise InputError(f"{asked}: {scorer} asks for extra passes over a whole cache, once it is evicted: {instead}")
+    if method.allocator.compares_layers:
+        raise InputError(
+            f"{asked}: allocator={run.choices['allocator']} compares all layers, which are evicted one after the other "
+            f"while answering: {instead}"
+        )
+    tokens, protection = run["decoding"].get("tokens"), method.protection.over(method.scorer)
+    if tokens is not None and tokens < protection.sink + protection.recent:
+        raise InputError(
+            f"decoding.tokens={tokens} is less than the {protection.sink + protection.recent} that {scorer} and its "
+            f"protection keep in any case (the first {protection.sink}, the last {protection.recent}): give more"
+        )
+
+
+def build_later(run: Run, method: Method | None, model: LoadedModel) -> Later | None:
+    """What evicts while the run answers; None: nothing. Raises ValueError for a model that it cannot work on."""
+    decoding = run["decoding"]
+    if method is None or not decoding:
+        return None
+    check_readers(model.model, evicts=True)
+    size = Budget(decoding.get("share"), decoding.get("tokens"))
+    return Later(Eviction(*method, size), every=decoding["every"])
 
 
 def check_tracker(run: Run) -> None:

@@ -27,7 +27,7 @@ from lukv.conf import read_option
 INNER = "scorer@scorer.inner"
 """The group, as Hydra names it, of the scorer inside a scorer (lukv.scoring.Wrapper)."""
 
-NESTED = ("model", "scorer", "allocator", "protection", "benchmark", "job")
+NESTED = ("model", "scorer", "allocator", "protection", "decoding", "benchmark", "job")
 
 RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
 """Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached, and what a
@@ -123,7 +123,7 @@ def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Identif
     """In which settings and input files a run differs from the one that a folder records: ["budget: 0.2 -> 0.3", ...].
 
     was, record: the folder's config.yaml and run.json. A file is compared by content, whatever its path was. A setting
-    that config.yaml does not have yet was what is the default now.
+    that config.yaml does not have yet was what is the default now, unless nothing was chosen in its group.
     """
     old, new, contents = select_identity(was), run.identity, record.get("inputs", {})
     by_path = not contents or not set(contents) <= set(old)  # as older versions did
@@ -138,7 +138,7 @@ def list_changes(was: Mapping[str, Any], record: Mapping[str, Any], run: Identif
                 same = contents.get(key) == run.inputs[key]
             if not same:
                 changes.append(f"content of {key}")
-        elif before != now and not (key not in old and run.usual.get(key) == now):
+        elif before != now and not (not {key, key.partition(".")[0]} & old.keys() and run.usual.get(key) == now):
             changes.append(f"{key}: {before} -> {now}")
     return changes
 

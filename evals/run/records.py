@@ -70,6 +70,14 @@ class KeptTokens(TypedDict):
     layers: dict[str, str]  # "0-3" or "4" -> a digit a token: 9 if all KV heads of these layers kept it, 0 if none
 
 
+class WhileAnswering(TypedDict):
+    """What the evictions while answering (decoding=) left, one after the other."""
+
+    tokens: list[int]  # tokens seen then: context, question and answer so far
+    entries: list[int]  # entries that stayed, of all heads together
+    kept: list[list[int]]  # those of the last of them [layers, KV heads]; [] if there was none
+
+
 class OlderSample(TypedDict):
     """What every line of samples.jsonl has, unless the sample failed."""
 
@@ -96,6 +104,7 @@ class SampleRecord(OlderSample, total=False):
     length: int  # of the sample, as its benchmark counts it: tokens (RULER, needle) or words (LongBench)
     depth: float  # where the benchmark put the needle, 0..1
     kept_tokens: KeptTokens
+    while_answering: WhileAnswering  # where decoding= evicts while answering
 
 
 class FailedSample(TypedDict):
@@ -115,8 +124,8 @@ class TaskScore(TypedDict):
     ci95: list[float]  # evals.stats.mean_interval: [low, high]
 
 
-class BudgetReport(TypedDict):
-    """Means over samples."""
+class PromptBudget(TypedDict):
+    """Means over samples, of the compressed context."""
 
     asked: float  # a share, or tokens of each KV head
     kept_share: float
@@ -125,6 +134,11 @@ class BudgetReport(TypedDict):
     full_cache_bytes: float
     entries: list[list[float]]  # kept of each head [layers, KV heads]
     heads: list[list[float]]  # kept shares of each head [layers, KV heads]
+
+
+class BudgetReport(PromptBudget, total=False):
+    answer_evictions: float  # how often the cache was evicted while answering; where decoding= does so
+    answer_entries: float  # what the last of them left, of all heads together; not there if there was none
 
 
 class TimeReport(TypedDict):
@@ -170,7 +184,7 @@ class Evaluation(OlderEvaluation, total=False):
     label: str  # the method and each setting of its own: the row's name in a table
 
 
-class LatencyRow(TypedDict):
+class OlderLatencyRow(TypedDict):
     """One method at one context length: medians over repeats."""
 
     method: str
@@ -182,6 +196,10 @@ class LatencyRow(TypedDict):
     cache_bytes: float
     peak_bytes: float
     attention: str
+
+
+class LatencyRow(OlderLatencyRow, total=False):
+    answered_cache_bytes: float  # of the entries stored when the answer has ended: context, question and answer
 
 
 class Latency(TypedDict):

@@ -1,6 +1,7 @@
 """The name of a run's folder: what decides its result, readable, and nothing else.
 
-model__method__budget__benchmark__seed, then whatever departs from the chosen options.
+model__method__budget__benchmark__seed, then whatever departs from the chosen options. Behind the budget stands what is
+evicted while answering, if anything is.
 identity.py says which folder is whose.
 """
 
@@ -49,7 +50,8 @@ TOLD_BY_DATA = ("benchmark.length", "benchmark.protocol")
 
 
 def make_name(run: Described) -> str:
-    return join_name([run.config["model"]["name"], *name_method(run), *name_setting(run)])
+    method = [*name_method(run), *name_decoding(run.config)]
+    return join_name([run.config["model"]["name"], *method, *name_setting(run)])
 
 
 def join_name(parts: Sequence[str]) -> str:
@@ -74,6 +76,15 @@ def name_method(run: Described) -> list[str]:
     elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run.config['budget_tokens']}")
     return parts
+
+
+def name_decoding(config: Mapping[str, Any]) -> list[str]:
+    """What is evicted while answering, as in ["size1024-every64"]. Empty where nothing is."""
+    decoding = config.get("decoding")
+    if decoding is None:
+        return []
+    kept = f"size{decoding['tokens']}" if "tokens" in decoding else f"share{show_value(decoding['share'])}"
+    return [f"{kept}-every{decoding['every']}"]
 
 
 def find_method(method: str, chosen: Mapping[str, str | None]) -> str:
@@ -124,7 +135,7 @@ def list_departures(run: Described, groups: Sequence[str] = ()) -> list[str]:
     parts = []
     for key, value in run.departures.items():
         group = key.partition(".")[0]
-        by_name = key in TOLD or (key.endswith(TOLD_BY_DATA) and told.endswith(f"-{value}"))
+        by_name = key in TOLD or group == "decoding" or (key.endswith(TOLD_BY_DATA) and told.endswith(f"-{value}"))
         if by_name or (groups and group not in groups):
             continue
         shown = run.inputs[key][:8] if key in run.inputs else show_value(value)

@@ -26,13 +26,15 @@ from evals.run.run_id import (
     join_name,
     list_departures,
     make_name,
+    name_decoding,
     name_method,
     name_setting,
+    show_value,
 )
 from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
 
 METHOD_PARTS = ("scorer", "allocator", "protection")
-CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")
+CHOSEN = (*METHOD_PARTS, "decoding", "model", "benchmark", "calibration", "job")
 """The groups whose options make a run's settings."""
 
 
@@ -45,6 +47,7 @@ class Config:
     scorer: Any = None
     allocator: Any = None
     protection: Any = None
+    decoding: Any = None
     benchmark: Any = None
     calibration: Any = None
     job: Any = MISSING
@@ -106,7 +109,7 @@ class Run:
     def label(self) -> str:
         """What tells it from the other methods of a table: the method, and each setting that is not its own choice."""
         own = list_departures(self, [group for group in NESTED if group not in ("model", "benchmark")])
-        return " ".join([name_method(self)[0], *own])
+        return " ".join([name_method(self)[0], *name_decoding(self.config), *own])
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -155,10 +158,10 @@ class Run:
         """The run that this one is compared with. It differs in the method only, which keeps everything."""
         if not self.evicts or self.config["reference"] is None:
             return None
-        nothing = dict.fromkeys(("scorer", "allocator", "budget", "budget_tokens"))
+        nothing = dict.fromkeys(("scorer", "allocator", "decoding", "budget", "budget_tokens"))
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
-        choices = {**self.choices, **dict.fromkeys(METHOD_PARTS)}
+        choices = {**self.choices, **dict.fromkeys((*METHOD_PARTS, "decoding"))}
         return Run(config, choices, tuple(n for n in self.nested if n.split(".")[0] in ("model", "benchmark")))
 
 
@@ -180,6 +183,7 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     config = translate_config(plain)
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
+    config["decoding"] = config["decoding"] or None  # the file of decoding=none is empty
     check_budget(config, overrides)
     check_reference(config["reference"])
     for group in ("scorer", "allocator", "protection", "benchmark", "job"):
@@ -193,6 +197,7 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
             raise InputError(f"{key}={config[key]} must be at least 1")
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
         config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
+    check_decoding(config, str(hydra.runtime.choices.get("decoding")))
     ignored = find_job(config).ignores
     config = drop_ignored(config, ignored)
     for group in ("allocator", "protection") if config["scorer"] is not None else ():
@@ -202,6 +207,8 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     choices[INNER] = hydra.runtime.choices.get(INNER)
     if config["scorer"] is None:
         choices.update(dict.fromkeys(METHOD_PARTS))
+    if config["decoding"] is None:
+        choices["decoding"] = None
     if config["method"] is not None and config["scorer"] is not None:
         config["method"] = find_method(config["method"], choices)
     nested = tuple(sorted(o for o in overrides if "." in o.split("=")[0] and not o.startswith("hydra")))
@@ -234,6 +241,30 @@ def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
         )
     elif not (math.isfinite(share) and 0 < share <= 1):
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
+
+
+def check_decoding(config: Mapping[str, Any], option: str) -> None:
+    """Raise InputError unless `decoding` can be asked for, as far as its own settings tell (build.check_later looks at
+    what is to evict). option: the file in conf/decoding that was chosen."""
+    decoding = config["decoding"]
+    if decoding is None:
+        return
+    if config["scorer"] is None:
+        raise InputError(
+            f"method={config['method']} evicts nothing, also while answering: decoding={option} needs a method with a "
+            "scorer. method=NAME budget=1 leaves the prompt whole"
+        )
+    if unknown := sorted(decoding.keys() - {"tokens", "share", "every"}):
+        raise InputError(f"decoding has no {', '.join(unknown)}: it has every and one of tokens and share")
+    tokens, share, every = (decoding.get(key) for key in ("tokens", "share", "every"))
+    if (tokens is None) == (share is None):
+        raise InputError("decoding needs one of tokens and share: decoding=size decoding.tokens=N, or decoding=share")
+    if every is None or every < 1:
+        raise InputError(f"decoding.every={show_value(every)} must be at least 1")
+    if tokens is not None and tokens < 1:
+        raise InputError(f"decoding.tokens={tokens} must be at least 1")
+    if share is not None and not (math.isfinite(share) and 0 < share <= 1):
+        raise InputError(f"decoding.share={share:g} is not a share: it must be > 0 and <= 1 (the part to KEEP)")
 
 
 def check_reference(name: str | None) -> None:

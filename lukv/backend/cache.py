@@ -18,6 +18,7 @@ from lukv.backend.config import count_readers, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
+from lukv.backend.reeviction import LaterEviction
 from lukv.backend.rope import rope_of
 from lukv.backend.stored import Stored
 from lukv.scoring import Scorer
@@ -54,9 +55,9 @@ class RaggedCache(Cache):
     each layer's prompt attention `eviction` decides what stays (None: everything). Later tokens are appended. They are
     evicted only if `later` is given.
 
-    observe: scorers to show the prompt's queries to, for a later `fork_for`. attention: the decode kernel, or "auto"
-    (see kernels). record_queries: keep the post-RoPE queries after the prompt. later: what evicts after the prompt;
-    sizes, every and stream belong to it, see options.Later.
+    observe: scorers to show the prompt's queries to, for a later `fork_for`. observe_heads: for `fork(later=)`, see
+    options.Options. attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries
+    after the prompt. later: what evicts after the prompt; sizes, every and stream belong to it, see options.Later.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -67,6 +68,7 @@ class RaggedCache(Cache):
         eviction: Eviction | None = None,
         *,
         observe: Sequence[Scorer] = (),
+        observe_heads: Sequence[Scorer] = (),
         attention: str = "auto",
         prompt_columns: int | None = None,
         record_queries: bool = False,
@@ -84,17 +86,7 @@ class RaggedCache(Cache):
                 "the model's generation config cuts prompts into chunks (prefill_chunk_size), and the cache would "
                 "evict after the first: give prompt_columns=(columns of the whole prompt), or use compress(chunk=...)"
             )
-        readers = count_readers(model.config)
-        if readers and len({parameter.device for parameter in model.parameters()}) > 1:
-            raise ValueError(
-                f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
-                "must lie on the same device: use one device"
-            )
-        if readers and (every is not None or stream):
-            raise ValueError(
-                f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which "
-                "cannot be evicted between the two: leave out every= and stream=, evict_again() evicts when asked"
-            )
+        check_readers(model, evicts=every is not None or stream)
         windows = find_windows(model.config)
         config = model.config.get_text_config(decoder=True)
         self.options = Options(
@@ -102,6 +94,7 @@ class RaggedCache(Cache):
             layers=windows.count(None),
             eviction=eviction,
             observe=tuple(observe),
+            observe_heads=tuple(observe_heads),
             attention=attention,
             prompt_columns=prompt_columns,
             record_queries=record_queries,
@@ -140,6 +133,16 @@ class RaggedCache(Cache):
         Raises RuntimeError before the whole prompt has come."""
         snapshots = [layer.held.committed for layer in self.evictable]
         return np.stack([snapshot.lengths.reshape(len(snapshot.tokens), -1) for snapshot in snapshots])
+
+    @property
+    def evicts_by_itself(self) -> bool:
+        """Is a row of it evicted after every so many tokens?"""
+        return any(layer.reeviction is not None and layer.reeviction.is_running for layer in self.evictable)
+
+    def list_evictions(self, row: int) -> list[LaterEviction]:
+        """The evictions of one row since its prompt, in order, with the entries kept [layers, K] of each."""
+        layers = [layer.reeviction.history[row] for layer in self.evictable if layer.reeviction is not None]
+        return [LaterEviction(of[0].tokens, np.stack([each.kept for each in of])) for of in zip(*layers, strict=True)]
 
     def view_entries(self, layer: int, row: int) -> tuple[Tensor, Tensor]:
         """Views of keys [K, T, d] and values [K, T, dv] of one row in evictable layer `layer`. Raises ValueError unless
@@ -235,16 +238,24 @@ class RaggedCache(Cache):
         if (self.kept_counts != self.evictable[0].held.committed.tokens[:, None]).any():
             raise ValueError("this cache was evicted already: prefill with eviction=None to evict it many times")
 
-    def fork(self, selections: Sequence[Selection], eviction: Eviction | None = None) -> RaggedCache:
+    def fork(
+        self,
+        selections: Sequence[Selection],
+        eviction: Eviction | None = None,
+        later: Sequence[Later | None] | None = None,
+    ) -> RaggedCache:
         """A new cache with this one's rows as the first selection keeps them, then all of them again as the second
         keeps them, and so on: many evictions are decoded in one batch. What was appended here is left out.
 
-        eviction: what made the selection, if one eviction made all of it; only a saved file says so.
+        eviction: what made the selection, if one eviction made all of it; only a saved file says so. later: of each
+        selection, what evicts its rows after the prompt (None: nothing), by scorers of observe_heads= in the prefill.
         """
+        if later is not None and any(later) and not self.options.observe_heads:
+            raise ValueError("later= evicts by what a scorer saw of the prompt: prefill with observe_heads=[scorer]")
         twin = copy(self)
         twin.options = replace(self.options, eviction=eviction)
         each = zip(self.layers, zip(*selections, strict=True), strict=True)
-        twin.layers = [layer.fork(masks, twin.options) for layer, masks in each]
+        twin.layers = [layer.fork(masks, twin.options, later) for layer, masks in each]
         return twin
 
     def fork_for(self, eviction: Eviction) -> RaggedCache:
@@ -313,7 +324,22 @@ class RaggedCache(Cache):
         """From now on `later` is applied only by `evict_again`, and no longer after every so many tokens."""
         for layer in self.evictable:
             if layer.reeviction is not None:
-                layer.reeviction.every = None
+                layer.reeviction.stop()
+
+
+def check_readers(model: PreTrainedModel, evicts: bool) -> None:
+    """Raise ValueError for a model whose layers read an earlier layer's entries where these may not be there any more.
+    evicts: the cache is evicted by itself between two tokens."""
+    if not count_readers(model.config):
+        return
+    said = f"some layers of this {model.config.model_type} read the keys and values of an earlier layer, which"
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ValueError(f"{said} must lie on the same device: use one device")
+    if evicts:
+        raise ValueError(
+            f"{said} cannot be evicted between the two: leave out every= and stream= (decoding=none), evict_again() "
+            "evicts when asked"
+        )
 
 
 def check_waits(eviction: Eviction | None, later: Eviction | None) -> None:

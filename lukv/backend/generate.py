@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.forward import Loaded, feed
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.passes import check_shown, run_passes
+from lukv.backend.reeviction import LaterEviction
 from lukv.backend.rope_check import check_rotation
 from lukv.scoring import Prompt, Scorer
 from lukv.selection import Eviction
@@ -35,12 +36,14 @@ Stop = Callable[[list[int]], bool]
 class Answer:
     """tokens: what each row answered, without its end-of-text token. ttft_s: seconds from the question to the first
     token, the question's prefill included. tpot_s: mean seconds of each further token, 0 if there is none. steps:
-    decode steps run, also those after the last row's end."""
+    decode steps run, also those after the last row's end. evictions: of each row, those that its tokens saw, where the
+    cache is evicted while it answers."""
 
     tokens: list[list[int]]
     ttft_s: float
     tpot_s: float
     steps: int
+    evictions: list[list[LaterEviction]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -53,6 +56,7 @@ def compress(
     chunk: int | None = None,
     *,
     observe: Sequence[Scorer] = (),
+    observe_heads: Sequence[Scorer] = (),
     record_queries: bool = False,
     later: Eviction | None = None,
     every: int | None = None,
@@ -72,7 +76,7 @@ def compress(
     less memory, but all layers hold all their keys and values until the last chunk.
     """
     network = unwrap(model)
-    scorers = [*observe, *(e.scorer for e in (eviction, later) if e is not None)]
+    scorers = [*observe, *observe_heads, *(e.scorer for e in (eviction, later) if e is not None)]
     check_rotation(network, scorers)
     check_shown(network, scorers)
     ids, mask = pad_left(input_ids, attention_mask, network.device)
@@ -83,6 +87,7 @@ def compress(
         network,
         None if waiting else eviction,
         observe=[*observe, waiting.scorer] if waiting else observe,
+        observe_heads=observe_heads,
         attention=attention or str(getattr(model, "attention", "auto")),
         prompt_columns=ids.shape[1],
         record_queries=record_queries,
@@ -172,7 +177,8 @@ def answer(
     min_new_tokens: int = 0,
     first_token_may_end: bool = True,
 ) -> Answer:
-    """Append each row's question and decode until every row has ended, or max_new_tokens. The caller rolls back.
+    """Append each row's question and decode until every row has ended, or max_new_tokens. The caller rolls back; there
+    is no way back where the cache was evicted meanwhile, so that is to be a copy (RaggedCache.select_rows).
 
     pick: logits [rows still decoded, vocabulary] -> next tokens; greedy by default. min_new_tokens: each of the first
     so many tokens is the likeliest one that does not end the answer, neither by eos_ids nor by stop.
@@ -180,7 +186,9 @@ def answer(
     on after it.
     """
     begin = first = time.perf_counter()
-    cache.reserve(max(map(len, question_ids)) + max_new_tokens)
+    cache.reserve(max(map(len, question_ids)) + (0 if cache.evicts_by_itself else max_new_tokens))
+    asked_at = [int(seen) + len(question) for seen, question in zip(cache.tokens, question_ids, strict=True)]
+    evictions: dict[int, list[LaterEviction]] = {}
     logits = append(model, cache, question_ids)
     depends = stop is not None or pick is not None or min_new_tokens > 0
     sync_every = 1 if depends else SYNC_EVERY.get(logits.device.type, 1)
@@ -202,10 +210,13 @@ def answer(
             break
         staying = [i for i, row in enumerate(rows) if replies.running[row]]
         if not unread and len(staying) <= SHRINK_AT * len(rows):  # not at once: it copies what the others hold
+            evictions |= {row: cache.list_evictions(i) for i, row in enumerate(rows)}
             rows, chosen, cache = [rows[i] for i in staying], chosen[staying], cache.select_rows(staying)
         logits = append(model, cache, chosen[:, None])
     last = time.perf_counter()
-    return Answer(replies.tokens, first - begin, (last - first) / (steps - 1) if steps > 1 else 0.0, steps)
+    evictions |= {row: cache.list_evictions(i) for i, row in enumerate(rows)}
+    seen_by = [[e for e in evictions[row] if e.tokens < asked_at[row] + len(t)] for row, t in enumerate(replies.tokens)]
+    return Answer(replies.tokens, first - begin, (last - first) / (steps - 1) if steps > 1 else 0.0, steps, seen_by)
 
 
 @torch.no_grad()

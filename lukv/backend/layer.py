@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from lukv.backend.decode import attend_arena
 from lukv.backend.kernels import Kernel, pick
-from lukv.backend.options import ATTENTION, Options
+from lukv.backend.options import ATTENTION, Later, Options
 from lukv.backend.padding import Range, group_rows
 from lukv.backend.parameters import AttentionParameters
 from lukv.backend.prompt import Entries, PromptBuffer, PromptScores, attend_rows, keep_window, split_rows
@@ -214,8 +214,9 @@ class RaggedLayer(CacheLayerMixin):
         """Make the parts for a batch like that of key [B, K, n, d] and value [B, K, n, dv]."""
         batch, heads = key.shape[:2]
         later = self.options.later
-        if later is not None and not self.is_sliding:
-            self.reeviction = Reeviction(later, batch, heads)
+        if (later is not None or self.options.observe_heads) and not self.is_sliding:
+            each = [None if later is None else later.of_row(row) for row in range(batch)]
+            self.reeviction = Reeviction(each, heads, self.options.observe_heads)
         if later is not None and later.stream:
             self.stored = Stored.make_empty(key, value)
             self.commit()
@@ -374,14 +375,19 @@ class RaggedLayer(CacheLayerMixin):
         if self.reeviction is not None:
             self.reeviction.rollback()
 
-    def fork(self, selections: Sequence[list[Tensor]], options: Options) -> RaggedLayer:
-        """The layer as if all its rows had been prefilled once for each selection (see `select`) with these options."""
+    def fork(
+        self, selections: Sequence[list[Tensor]], options: Options, later: Sequence[Later | None] | None = None
+    ) -> RaggedLayer:
+        """The layer as if all its rows had been prefilled once for each selection (see `select`) with these options.
+        later: what evicts each selection's rows later on; None: what did so before."""
         snapshot, times = self.held.committed, len(selections)
         twin = self._copy_parts([*range(len(snapshot.tokens))] * times)
         twin.options, twin.seen = options, snapshot.seen
         for part in (twin.scores, twin.reeviction):
             if part is not None:
                 part.rollback()  # what was appended is left out
+        if twin.reeviction is not None and later is not None:
+            twin.reeviction.assign([each for each in later for _ in snapshot.tokens])
         keep = [mask for selection in selections for mask in selection]
         twin._store(self.held.view_prompt() * times, keep, np.tile(snapshot.tokens, times))
         return twin

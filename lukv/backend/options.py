@@ -28,22 +28,26 @@ class Later:
     every: int | None = None
     stream: bool = False
 
-    def resolve(self, row: int) -> Eviction:
-        """The eviction of batch row `row`."""
-        return self.eviction if self.sizes is None else replace(self.eviction, budget=Budget(tokens=self.sizes[row]))
+    def of_row(self, row: int) -> Later:
+        """The same for batch row `row` alone, with its size in the eviction."""
+        if self.sizes is None:
+            return self
+        return replace(self, eviction=replace(self.eviction, budget=Budget(tokens=self.sizes[row])), sizes=None)
 
 
 @dataclass(frozen=True)
 class Options:
     """layers: how many layers can be evicted. eviction: what evicts the prompt (None: nothing does). observe: further
-    scorers that the prompt's queries are shown to. attention: name of the decode kernel. prompt_columns: columns of
-    the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt.
-    lengths: what lengths of a row the model's cached keys are right for."""
+    scorers that the prompt's queries are shown to. observe_heads: scorers that see them KV head by KV head, for forks
+    that are evicted while they answer (RaggedCache.fork). attention: name of the decode kernel. prompt_columns: columns
+    of the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt. lengths:
+    what lengths of a row the model's cached keys are right for."""
 
     config: PreTrainedConfig
     layers: int
     eviction: Eviction | None = None
     observe: tuple[Scorer, ...] = ()
+    observe_heads: tuple[Scorer, ...] = ()
     attention: str = "auto"
     prompt_columns: int | None = None
     record_queries: bool = False

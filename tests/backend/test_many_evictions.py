@@ -9,6 +9,7 @@ from baselines.expected_attention import ExpectedAttention
 from lukv.allocation import Budget, Uniform
 from lukv.backend import generate
 from lukv.backend.generate import answer, append, compress
+from lukv.backend.options import Later
 from lukv.selection import Eviction, Protection
 from tests.backend.test_cache import LastQuery
 from tests.reference.dense_reference import Noise, eviction, reference_logits, rows, tiny_model
@@ -39,6 +40,48 @@ def test_the_rows_are_those_of_separate_caches(model):
         for row, prompt in enumerate(prompts):
             wanted = reference_logits(model, alone, row, prompt, after[mine][row])[-1]
             assert (logits[mine][row] - wanted).abs().max() <= 1e-9
+
+
+def test_forks_that_are_evicted_while_they_answer_are_separate_caches(model):
+    """Of one prefill: other scorers, sizes and intervals, and one that keeps everything; rows leave at any time."""
+    prompts, questions = rows([60, 33, 41]), rows([5, 9, 2], seed=1)
+    plans = [
+        (eviction(0.4, scorer=LastQuery()), Later(eviction(0.2, scorer=LastQuery()), every=7)),
+        (None, None),
+        (eviction(1.0), Later(Eviction(Noise(), Uniform(), Protection(), Budget(tokens=9)), every=5)),
+        (eviction(0.3), None),
+    ]
+
+    def stop(tokens):
+        return len(tokens) > 14 + tokens[0] % 11
+
+    def pick(logits):
+        return (100 * logits).sin().argmax(-1)  # other tokens at the least difference
+
+    full = compress(model, prompts, observe=[LastQuery(), Noise()], observe_heads=[LastQuery(), Noise()])
+    many = full.fork([full.select(e) for e, _ in plans], later=[later for _, later in plans])
+    said = answer(model, many, questions * len(plans), 40, stop=stop, pick=pick)
+    assert len(set(map(len, said.tokens))) > 2
+    for i, (first, later) in enumerate(plans):
+        named = {} if later is None else {"later": later.eviction, "every": later.every}
+        for row, (prompt, question) in enumerate(zip(prompts, questions, strict=True)):
+            alone = answer(
+                model, compress(model, [prompt], eviction=first, **named), [question], 40, stop=stop, pick=pick
+            )
+            mine = i * len(prompts) + row
+            assert said.tokens[mine] == alone.tokens[0]
+            told = [[(e.tokens, e.kept.tolist()) for e in each] for each in (said.evictions[mine], alone.evictions[0])]
+            assert told[0] == told[1]
+            assert bool(told[0]) is (later is not None)
+
+
+def test_what_evicts_a_fork_was_shown_the_prompt(model):
+    full = compress(model, rows([20]), observe_heads=[Noise()])
+    with pytest.raises(ValueError, match=r"observe_heads=\[last_query\]"):
+        full.fork([full.select(None)], later=[Later(eviction(0.2, scorer=LastQuery()), every=7)])
+    plain = compress(model, rows([20]))
+    with pytest.raises(ValueError, match=r"observe_heads="):
+        plain.fork([plain.select(None)], later=[Later(eviction(0.2), every=7)])
 
 
 def test_some_rows_go_on_alone(model):

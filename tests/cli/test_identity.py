@@ -97,6 +97,37 @@ def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None
     }  # fmt: skip
 
 
+def test_what_evicts_while_answering_is_in_the_name(plan, runs: Path) -> None:
+    [plain] = plan("method=snapkv")
+    assert plain.id == plan("method=snapkv", "decoding=none")[0].id
+    asked = [["decoding=size"], ["decoding=size", "decoding.tokens=99"], ["decoding=size", "decoding.every=9"]]
+    asked += [["decoding=share"], ["decoding=share", "decoding.share=0.15"]]
+    names = ["size1024-every64", "size99-every64", "size1024-every9", "share0.2-every64", "share0.15-every64"]
+    for typed, name in zip(asked, names, strict=True):
+        [run] = plan("method=snapkv", *typed)
+        assert run.id == plain.id.replace("__b0.2__", f"__b0.2__{name}__")
+        assert (run.label, run.comparison_id) == (f"snapkv {name}", plain.comparison_id)
+        assert run.make_reference().id == plain.make_reference().id
+        [calibration], [plainly] = (plan("job=calibrate", "scorer=snapkv", *more) for more in (typed, []))
+        assert (calibration.id, calibration.hash) == (plainly.id, plainly.hash)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["new folder", "older folder"])
+def test_a_run_that_evicts_nothing_while_answering_is_none_that_does(known: bool, plan, runs: Path) -> None:
+    """Also if its config.yaml was written before there was decoding=, or has the very values that are usual now."""
+    [plain] = plan("method=snapkv")
+    begin(plain)
+    config = plain.folder / "config.yaml"
+    assert "decoding: null\n" in config.read_text()
+    if not known:
+        config.write_text(config.read_text().replace("decoding: null\n", ""))
+        assert plan("method=snapkv")[0].id == plain.id
+    plain.folder.rename(runs / plan("method=snapkv", "decoding=size")[0].id)
+    [sized] = plan("method=snapkv", "decoding=size")
+    assert sized.id.endswith(sized.hash[:8])  # the folder of this name is another experiment's
+    assert plan("method=snapkv")[0].folder.is_dir()
+
+
 def test_a_method_is_called_by_what_it_does(plan) -> None:
     """By the method that has this scorer and this allocator, whatever method= it started from."""
     [usual] = plan("method=snapkv")

@@ -30,6 +30,8 @@ def plan(*args: str) -> list[Run]:
         "method=snapkv scorer.window=16 protection=equal benchmark.length=512 benchmark.tasks=[vt,niah_single_1]",
         "benchmark.question_aware=true ++benchmark.ruler_version=2025",
         "benchmark=jsonl \"benchmark.data='a file, with = and [brackets].jsonl'\" method=random",
+        "-m method=keydiff budget=0.1,1 decoding=size decoding.tokens=1024,200",
+        "method=keydiff decoding=share decoding.every=9",
         "model=hf model.path=models/tiny model.name=mine method=keydiff",
         "method=lukv allocator.path=models/tiny/tables/snapkv.safetensors",
         "experiment=embedded_controls",
