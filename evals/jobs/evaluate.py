@@ -50,6 +50,7 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         samples, facts = tokenize_benchmark(
             build.select_model_settings(run), json.dumps(run["benchmark"]), run["limit"]
         )
+        check_conversations(run, method, samples)
     about = {
         **{"prompts": hash_prompts(samples), "references": hash_references(samples), "benchmark": facts},
         **build.describe_model(model),
@@ -69,6 +70,14 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
             assert outcome.result is not None
             tracker.finish(outcome.result)
     return outcome.result
+
+
+def check_conversations(run: Run, method: build.Method | None, samples: Sequence[TokenizedSample]) -> None:
+    """Raise InputError for a run that needs turns where there are none, or that cannot go through turns."""
+    talks = any(s.sample.conversation for s in samples)
+    build.check_turns(run, talks)
+    if talks and method is not None and method.scorer.needs_answer:
+        raise InputError(f"scorer={run.choices['scorer']} has to know the answer before it evicts: not in a conversation")
 
 
 def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset[str]:
