@@ -246,7 +246,7 @@ def ask(
     there; `common` of them were spent once for `sharing` runs.
     """
     turns, evicts_again, talks = len(batch[0]), cache.evicts_by_itself, is_conversation(batch)
-    seen = [list(context[0].context) for context in batch] * len(runs)
+    seen = [list(context[0].context) for _ in runs for context in batch]
     lines: list[list[Line]] = [[] for _ in runs]
     for turn in range(turns):
         kept = np.asarray(cache.kept_counts)

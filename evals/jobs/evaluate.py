@@ -20,6 +20,7 @@ from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_
 from evals.jobs.result import summarize
 from evals.run import build
 from evals.run.folder import FolderInUse, RunFolder
+from evals.run.instantiate import InputError
 from evals.run.records import Result
 from evals.run.settings import Run
 from evals.run.signals import finish_first
