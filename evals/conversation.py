@@ -6,20 +6,23 @@ A task is a turn, so that scores stand side by side by turn. `limit` counts conv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from evals.jsonl import METRICS
-from evals.rows import check_references, check_strings, data_files, read_rows
+from evals.rows import check_columns, check_references, data_files, read_rows
 from evals.ruler import Ruler
 from evals.ruler.suite import TASKS
 from evals.task import Metric, Sample, Task, Tokenizer
 from lukv.names import suggest_nearest
 
 VERSION = 1
+Talk = tuple[str, Metric, list[Sample]]
+"""One conversation: the name of its tasks, their metric, its turns."""
+
 HISTORIES = ("own", "expected")
 RULER_TASKS = [name for name in TASKS if name.startswith("niah_multiquery")]
 QUERY = re.compile(r"What are all the special magic numbers for (.+), and (.+) mentioned in the provided text\? ")
@@ -84,16 +87,16 @@ class Conversation:
         metric: str = "answer_f1",
         max_new_tokens: int = 64,
     ) -> None:
-        for key, value in {"samples": samples, "max_new_tokens": max_new_tokens, "turns": turns - 1}.items():
-            if value < 1:
-                least = 2 if key == "turns" else 1
-                raise ValueError(f"benchmark.{key}={value + least - 1} must be at least {least}")
+        for key, count, least in (("samples", samples, 1), ("max_new_tokens", max_new_tokens, 1), ("turns", turns, 2)):
+            if count < least:
+                raise ValueError(f"benchmark.{key}={count} must be at least {least}")
         for key, value, known in (("history", history, HISTORIES), ("metric", metric, METRICS)):
             if value not in known:
                 near = suggest_nearest(str(value), known)
                 raise ValueError(f"benchmark.{key}={value}: no such {key}.{near} There are: {', '.join(known)}")
         self.data = None if data is None else Path(data).expanduser()
-        self.length, self.turns, self.samples, self.history = length, turns, samples, history
+        self.length = length if data is None else None  # which must fit into the model
+        self.turns, self.samples, self.history = turns, samples, history
         self.metric, self.max_new_tokens = metric, max_new_tokens
         if tasks is None:
             tasks = "niah_multiquery" if sources is not None else "niah_multiquery_prose"
@@ -109,10 +112,7 @@ class Conversation:
     def tasks(self, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[Task]:
         """The first turns of all conversations, then the second ones, and so on."""
         count = self.samples if limit is None else min(limit, self.samples)
-        if self.data is None:
-            found = self.read_ruler(tokenizer, count)
-        else:
-            found = [talk for file in self.find_files(self.data) for talk in self.read_file(file)[:count]]
+        found = self.read_ruler(tokenizer, count) if self.data is None else self.read_files(self.data, count)
         by_task: dict[tuple[str, int], list[Sample]] = {}
         metrics: dict[str, Metric] = {}
         for name, metric, talk in found:
@@ -135,7 +135,7 @@ class Conversation:
             extra={**sample.extra, "turn": number},
         )
 
-    def read_ruler(self, tokenizer: Tokenizer, count: int) -> Iterator[tuple[str, Metric, list[Sample]]]:
+    def read_ruler(self, tokenizer: Tokenizer, count: int) -> Iterator[Talk]:
         """Of each sample that asks for several keys at once: a question for each of them, in RULER's words."""
         for task in self.ruler.tasks(tokenizer, count):
             for sample in task.samples:
@@ -154,6 +154,12 @@ class Conversation:
                 ]
                 yield task.name, task.metric, talk
 
+    def read_files(self, path: Path, count: int) -> Iterator[Talk]:
+        """At most so many conversations of each file."""
+        self.left_out = {}
+        for file in self.find_files(path):
+            yield from self.read_file(file)[:count]
+
     def find_files(self, path: Path) -> list[Path]:
         """Raises FileNotFoundError for a place without jsonl files."""
         files = data_files(path, (".jsonl",)) if path.is_dir() else [path]
@@ -161,7 +167,7 @@ class Conversation:
             raise FileNotFoundError(f"benchmark.data={path} has no .jsonl file")
         return files
 
-    def read_file(self, file: Path) -> list[tuple[str, Metric, list[Sample]]]:
+    def read_file(self, file: Path) -> list[Talk]:
         """The conversations of a file that have at least two turns. Raises ValueError that names file and line."""
         rows = read_rows(file, {"context": str})
         form = SCBENCH.get(file.stem)
@@ -171,7 +177,7 @@ class Conversation:
         talks: dict[str, list[Sample]] = {}
         for number, row in enumerate(rows, start=1):
             place = f"{file} line {number}"
-            turns = row["multi_turns"] if "multi_turns" in row else [row]
+            turns = row.get("multi_turns", [row])
             if "multi_turns" in row:
                 check_turns(turns, place)
             talk = talks.setdefault(f"{place}" if "multi_turns" in row else row["context"], [])
@@ -197,18 +203,15 @@ def check_turns(turns: Any, place: str) -> None:
 
 
 def make_turn(name: str, task: str, context: str, turn: Mapping[str, Any], form: Form, place: str) -> Sample:
-    """turn: {"input", "answer"} of SCBench, where one right answer may be a text, or {"input", "answers"} of LongBench."""
+    """turn: {"input", "answer"} as in SCBench, where one right answer may be a text, or {"input", "answers"}."""
     key = "answer" if "answer" in turn else "answers"
-    for wanted in ("input", key):
-        if wanted not in turn:
-            raise ValueError(f"{place} has no {wanted!r}; it has: {', '.join(sorted(turn))}")
-    (asked,) = check_strings([turn["input"]], "input", place)
+    check_columns(turn, place, {"input": str, key: type(turn.get(key))})
     answers = turn[key] if isinstance(turn[key], list) else [turn[key]]
     return Sample(
         id=name,
         task=task,
         context=f"{form.before}{context}\n\n",
-        question=form.turn.format(input=asked),
+        question=form.turn.format(input=turn["input"]),
         references=check_references(answers, key, place),
         max_new_tokens=form.max_new_tokens,
     )

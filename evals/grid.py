@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Grid:
-    """scores, counts [depths][lengths]: the mean score (0..1) of a square's samples, None without any, and their number.
+    """scores, counts [depths][lengths]: the mean score (0..1) of a square's samples, None of none, and their number.
 
     lengths are in tokens, depths in 0..1, both ascending.
     """

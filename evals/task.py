@@ -32,8 +32,8 @@ class Sample:
     min_new_tokens       tokens of the answer before which no stop string ends it
     first_token_may_end  false: an answer whose very first token is end-of-text goes on, as in kvpress's pipeline
     conversation         samples of one name are the turns of one conversation: each is asked with the earlier questions
-                         and answers in the cache. "": the sample is asked by itself. All turns have one context, and the
-                         layout apart
+                         and answers in the cache. "": the sample is asked by itself. All turns have one context, and
+                         the layout apart
     turn                 its place in the conversation, from 1
     stays                the answer that later turns see; None: what the model said
     extra                what else the metric or an analysis needs (all_classes, length ...)

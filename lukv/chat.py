@@ -36,8 +36,8 @@ def render(
 
     thinking: what the template's own switch is set to, `enable_thinking` in most and `thinking` in some. Without it a
     trace that the template opens all the same is closed, so that what follows is the answer. day: what the template
-    takes for today; None: today. earlier: the messages before it, {role, content}. Raises a one-line ValueError for a template that cannot be rendered, that does not
-    hold the text exactly once, or that leaves a trace open.
+    takes for today; None: today. earlier: the messages before it, {role, content}. Raises a one-line ValueError for a
+    template that cannot be rendered, that does not hold the text exactly once, or that leaves a trace open.
     """
     end = "#" * 10  # marks the end of the user's text
     while end in content or end in str(tokenizer.chat_template):

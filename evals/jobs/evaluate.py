@@ -78,7 +78,9 @@ def check_conversations(run: Run, method: build.Method | None, samples: Sequence
     talks = any(s.sample.conversation for s in samples)
     build.check_turns(run, talks)
     if talks and method is not None and method.scorer.needs_answer:
-        raise InputError(f"scorer={run.choices['scorer']} has to know the answer before it evicts: not in a conversation")
+        raise InputError(
+            f"scorer={run.choices['scorer']} has to know the answer before it evicts: not in a conversation"
+        )
 
 
 def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset[str]:

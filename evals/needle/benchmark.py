@@ -20,18 +20,18 @@ SHORTEST = 512
 
 
 class Needle:
-    """Samples are the same for the same settings and tokenizer, whatever `limit` is; each has needles of its own.
+    """Samples are the same for the same settings and tokenizer, whatever `limit` is. Each has needles of its own.
 
     A task is a wording at a length. Its samples go through the depths in turn, so that `limit` cuts all depths alike.
 
-    lengths         tokens of a sample, those to generate included; "auto": 512, 1024 ... up to the model's window. Where
-                    the window does not hold as many beside its chat template, samples are made for what it does hold
+    lengths         tokens of a sample, those to generate included; "auto": 512, 1024 ... up to the model's window.
+                    Where that does not hold as many beside its chat template, samples are made for what it does hold
                     (`facts`: "made_for")
     depths          where the first needle lies, in per cent of the haystack's tokens
     needles         how many are hidden and asked for at once; the others lie between the first and the end
     wordings        names of evals.needle.wordings.WORDINGS
     samples         of each wording, length and depth, at most
-    sources         folder with RULER's PaulGrahamEssays.json and punkt_tab/, the haystack; None: prose of our own grammar
+    sources         folder with RULER's PaulGrahamEssays.json and punkt_tab/, the haystack; None: our own prose
     max_new_tokens  of an answer, for each needle
     question_aware  the question is part of what is compressed
     """
@@ -84,7 +84,9 @@ class Needle:
         """Raises ValueError for lengths that the model does not take."""
         if self.lengths is None:
             if longest is None:
-                raise ValueError("benchmark.lengths=auto: the model does not say how many tokens it takes; name lengths")
+                raise ValueError(
+                    "benchmark.lengths=auto: the model does not say how many tokens it takes; name lengths"
+                )
             doubled = [SHORTEST * 2**i for i in range(longest.bit_length()) if SHORTEST * 2**i < longest]
             return [*doubled, longest]
         if longest is not None and max(self.lengths) > longest:
@@ -159,8 +161,8 @@ def score(prediction: str, sample: Sample) -> dict[str, float]:
 
 
 def find_facts(prediction: str, facts: Sequence[str]) -> float:
-    """The share of the facts that stand in the prediction as whole words: case and the kind of blanks do not matter, and
-    a number within a longer one is not found.
+    """The share of the facts that stand in the prediction as whole words: case and the kind of blanks do not matter,
+    and a number within a longer one is not found.
 
     >>> find_facts("Eat FIG\\njam, 12345!", ["fig jam", "1234"])
     0.5

@@ -41,7 +41,7 @@ def hide(sentences: Sequence[str], counts: Sequence[int], needles: Sequence[str]
     """The sentences, of `counts` tokens each, with the needles between them.
 
     depth (0..1): the share of the haystack's tokens before the first needle. The others follow at even distances up to
-    the end: needle i of n at depth + (1 - depth) i / n. Each stands at the border between sentences nearest to its place.
+    the end: needle i of n at depth + (1 - depth) i / n. Each stands at the nearest border between sentences.
     """
     borders = [0, *accumulate(counts)]
     step = (1 - depth) / len(needles)

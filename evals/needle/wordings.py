@@ -36,7 +36,7 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()  # noq
 
 @dataclass(frozen=True)
 class Hidden:
-    """One needle. key: what the question names. text: the sentence in the haystack. facts: what the answer has to say."""
+    """One needle. key: what the question names. text: the sentence in the haystack. facts: what an answer is to say."""
 
     key: str
     text: str

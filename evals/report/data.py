@@ -91,9 +91,11 @@ def collect_squares(runs: Path, only: str = "*") -> list[Square]:
     squares = []
     for r in choose_runs(runs, only)[0]:
         grid = make_grid(read_samples(runs / r["run_id"] / "samples.jsonl"))
+        if grid is None:
+            continue
         about = name_run(r, runs / r["run_id"])
-        common = {field.name: about[field.name] for field in fields(Square) if field.name in about}
-        for i, j in np.ndindex(len(grid.depths), len(grid.lengths)) if grid is not None else ():
+        common: dict[str, Any] = {field.name: about[field.name] for field in fields(Square) if field.name in about}
+        for i, j in np.ndindex(len(grid.depths), len(grid.lengths)):
             if (score := grid.scores[i][j]) is not None:
                 place = {"length": grid.lengths[j], "depth": grid.depths[i]}
                 squares.append(Square(**common, **place, score=score, n=grid.counts[i][j]))

@@ -140,15 +140,17 @@ def build_later(run: Run, method: Method | None, model: LoadedModel) -> Later | 
     share, tokens = decoding.get("share"), decoding.get("tokens")
     if share is None and tokens is None:  # down to the budget of the prompt
         share, tokens = run["budget"], run["budget_tokens"]
-    return Later(Eviction(*method, Budget(share, tokens)), every=None if decoding["every"] == TURN else decoding["every"])
+    return Later(
+        Eviction(*method, Budget(share, tokens)), every=None if decoding["every"] == TURN else decoding["every"]
+    )
 
 
 def check_turns(run: Run, turns: bool) -> None:
     """Raise InputError where a run is to evict after every turn and there are none. turns: whether there are."""
     if run["decoding"] and run["decoding"]["every"] == TURN and not turns:
         raise InputError(
-            "decoding.every=turn evicts after each turn of a conversation, and here is none: benchmark=conversation has "
-            "some; decoding=share and decoding=size evict after so many tokens"
+            "decoding.every=turn evicts after each turn of a conversation, and here is none: benchmark=conversation "
+            "has some; decoding=share and decoding=size evict after so many tokens"
         )
 
 

@@ -82,8 +82,8 @@ SIZES = {"tokens": "size", "share": "share"}
 
 
 def name_decoding(config: Mapping[str, Any]) -> list[str]:
-    """What is evicted while answering, as in ["size1024-every64"], or after each turn, ["everyturn"]. Empty where nothing
-    is."""
+    """What is evicted while answering, as in ["size1024-every64"], or after each turn ("everyturn"). Empty where
+    nothing is."""
     decoding = config.get("decoding")
     if decoding is None:
         return []

@@ -263,7 +263,9 @@ def check_decoding(config: Mapping[str, Any], option: str) -> None:
     if (tokens is None) == (share is None) and not (every == TURN and tokens is None):
         raise InputError("decoding needs one of tokens and share: decoding=size decoding.tokens=N, or decoding=share")
     if every != TURN and (type(every) is not int or every < 1):
-        raise InputError(f"decoding.every={show_value(every)} must be at least 1, or {TURN}: after each of a conversation")
+        raise InputError(
+            f"decoding.every={show_value(every)} must be at least 1, or {TURN}: after each of a conversation"
+        )
     if tokens is not None and tokens < 1:
         raise InputError(f"decoding.tokens={tokens} must be at least 1")
     if share is not None and not (math.isfinite(share) and 0 < share <= 1):

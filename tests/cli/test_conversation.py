@@ -1,5 +1,5 @@
-"""benchmark=conversation from the command line, beside stock generate, and beside dense attention that evicts by the same
-rule after every turn."""
+"""benchmark=conversation from the command line, beside stock generate, and beside dense attention that evicts by the
+same rule after every turn."""
 
 from __future__ import annotations
 
@@ -110,7 +110,11 @@ def test_the_full_cache_says_what_stock_generate_does(talk, model, tmp_path) -> 
         ids = [*before, *first]
         for turn, following in enumerate([*QUESTIONS[1:], ""], start=1):
             made = stock.generate(
-                torch.tensor([ids]), do_sample=False, max_new_tokens=NEW, eos_token_id=list(loaded.eos_ids), pad_token_id=0
+                torch.tensor([ids]),
+                do_sample=False,
+                max_new_tokens=NEW,
+                eos_token_id=list(loaded.eos_ids),
+                pad_token_id=0,
             )[0, len(ids) :].tolist()
             said = made[:-1] if made[-1] in loaded.eos_ids else made
             assert found[f"talks-{number}-{turn}"]["prediction"] == loaded.decode(said)
@@ -158,7 +162,10 @@ def test_a_stopped_run_goes_on_to_the_same_lines(talk, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["decoding=turns", "benchmark=ruler", "benchmark.length=512"], "decoding.every=turn evicts after each turn of a"),
+        (
+            ["decoding=turns", "benchmark=ruler", "benchmark.length=512"],
+            "decoding.every=turn evicts after each turn of a",
+        ),
         (["decoding=turns", "job=latency"], "decoding.every=turn evicts after each turn of a conversation, and here"),
         (["scorer=oracle"], "scorer=oracle has to know the answer before it evicts: not in a conversation"),
         (["decoding=turns", "decoding.share=2"], "decoding.share=2 is not a share"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -20,7 +21,6 @@ from evals.ruler.niah import Lines, Needles, Niah
 from evals.ruler.split import split
 from evals.task import SLACK, Task, Tokenizer, count_tokens
 from tests.evals.conftest import Chat, Words
-
 
 SAID = {"number": "One of the special magic numbers", "outing": "The best thing to do in", "meeting": "will meet the"}
 """What every needle of a wording says, and no other sentence."""
@@ -119,7 +119,7 @@ def test_essays_are_the_haystack(tmp_path: Path, words: Words) -> None:
     starts = set()
     for sample in task.samples:
         lines = [int(n) for n in re.findall(r"line (\d+) of", sample.context)]
-        assert all(b == (a + 1) % 3000 for a, b in zip(lines, lines[1:], strict=False))
+        assert all(b == (a + 1) % 3000 for a, b in itertools.pairwise(lines))
         starts.add(lines[0])
     assert len(starts) == 5
     assert benchmark.facts()["haystack"] == "RULER's essays"

@@ -87,7 +87,9 @@ def test_panels_have_the_runs_scores_in_one_scale(runs: Path, tmp_path: Path, mo
     (figure,) = kept
     panels = [axes for axes in figure.axes if axes.images]
     assert len(panels) == 5
-    expected = {r["run_id"]: 100 * np.array(grid.scores) for r in group for grid in [read_grids([r], runs)[r["run_id"]]]}
+    expected = {
+        r["run_id"]: 100 * np.array(grid.scores) for r in group for grid in [read_grids([r], runs)[r["run_id"]]]
+    }
     shown = [np.asarray(axes.images[0].get_array()) for axes in panels]
     for picture in expected.values():
         assert any(np.allclose(picture, one) for one in shown)
