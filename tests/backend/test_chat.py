@@ -112,5 +112,5 @@ def test_a_second_turn_is_what_follows_the_answer(text: str) -> None:
 def test_a_template_without_earlier_answers_is_refused() -> None:
     with pytest.raises(ValueError, match="does not hold an earlier answer as it is"):
         render_turn(Words("{{ messages[-1].content }}<A>"), "x")
-    with pytest.raises(ValueError, match="cannot be rendered, .* has no element 3: use model.chat=false"):
+    with pytest.raises(ValueError, match=r"cannot be rendered, .* has no element 3: use model.chat=false"):
         render_turn(Words("{{ messages[2].content }}{{ messages[3].content }}"), "x")
