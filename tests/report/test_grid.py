@@ -138,7 +138,6 @@ def test_the_row_on_the_page_has_it() -> None:
     grid = Grid([512, 1024], [0.0, 0.5], [[1.0, None], [0.25, 0.5]], [[1, 0], [1, 1]])
     row = {"run_id": "r", "tasks": {}, "grid": grid, "depths": {"number_512": [1.0] * 5}}
     html = html_details(row, 9)
-    assert "length of the prompt (across): 512, 1024 tokens" in html
-    assert "<i>0%</i>" in html
+    assert '512</i><i class="across">1024</i><i>0%</i><b' in html
     assert ">25</b>" in html
     assert "from the beginning to the end" not in html  # the same, less well
