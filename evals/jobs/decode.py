@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from evals.errors import InputError
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
 from evals.run.records import KeptTokens, Times, WhileAnswering
@@ -96,6 +97,8 @@ def split_by_need(
 ) -> Iterator[tuple[list[SharedContext], list[Active]]]:
     """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
     context after the other for those whose scorer must know its answer (Scorer.needs_answer)."""
+    for each in runs if is_conversation(batch) else ():
+        check_talking(each.scorer)
     yield batch, [each for each in runs if not each.needs_answer]
     for turn in range(len(batch[0])):
         yield [[context[turn]] for context in batch], [each for each in runs if each.needs_answer]
@@ -295,6 +298,12 @@ def ask(
 def is_conversation(batch: Sequence[SharedContext]) -> bool:
     """Whether the questions of each context are the turns of a conversation. All contexts of a batch are alike."""
     return batch[0][0].sample.conversation != ""
+
+
+def check_talking(scorer: Scorer | None) -> None:
+    """Raise InputError for a scorer that cannot go through the turns of a conversation."""
+    if scorer is not None and scorer.needs_answer:
+        raise InputError(f"scorer={scorer.name} has to know the answer before it evicts: not in a conversation")
 
 
 def go_on(

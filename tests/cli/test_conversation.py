@@ -159,6 +159,13 @@ def test_a_stopped_run_goes_on_to_the_same_lines(talk, tmp_path) -> None:
     assert len(shown) == len(QUESTIONS)
 
 
+def test_a_run_of_a_sweep_that_cannot_talk_does_not_stop_the_others(talk, tmp_path, capsys) -> None:
+    assert talk("method=keydiff", "scorer=keydiff,oracle", "budget=0.4") == 2
+    assert "not in a conversation" in capsys.readouterr().out
+    assert len(samples(tmp_path / "runs", "*__keydiff__*")) == 6
+    assert len([*tmp_path.glob("runs/*/samples.jsonl")]) == 1
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
