@@ -64,6 +64,7 @@ def draw_heads(
     heads: str = "KV head",
     scale: str = "kept share",
     texts: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    **saving: Any,
 ) -> None:
     """Heat maps of one number (0..1) for each head, all in one colour scale. Layer 0 is at the top.
 
@@ -72,6 +73,7 @@ def draw_heads(
     heads    what a column of a panel is
     scale    what the colours mean
     texts    what to write into each square, shaped as the panels
+    saving   what save takes: description, formats
     """
     columns = min(columns, len(panels))
     lines = -(-len(panels) // columns)
@@ -93,7 +95,7 @@ def draw_heads(
                 axes.text(head, layer, texts[name][layer][head], ha="center", va="center", fontsize=6, color=colour)
     shrink = min(1, 3 / lines)  # of many lines: beside the first three
     figure.colorbar(image, ax=grid.ravel().tolist(), label=scale, shrink=shrink, aspect=20, anchor=(0, 1))
-    save(figure, title, path)
+    save(figure, title, path, **saving)
 
 
 def draw_budgets(table: BudgetTable, path: Path, budgets: Sequence[float] = (0.05, 0.1, 0.2, 0.5)) -> None:

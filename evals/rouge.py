@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 
 TOO_DEEP = 991
 """Steps through the table at which the package's recursive code raises RecursionError under LongBench's eval.py. It is
@@ -77,18 +78,57 @@ def rouge_l(prediction: str, reference: str, too_deep: int | None = TOO_DEEP) ->
     0.666667
     """
     predicted, expected = split_sentences(prediction), split_sentences(reference)
-    if not predicted or not expected:
+    common = common_words(predicted, expected, too_deep)
+    if not common:
         return 0.0
+    precision, recall = len(common) / count_different(predicted), len(common) / count_different(expected)
+    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+
+
+def rouge_l_recall(prediction: str, reference: str) -> float:
+    """The recall (0..1) that goes with `rouge_l`: the share of the reference's different words.
+
+    >>> rouge_l_recall("the the the the", "the report")
+    0.5
+    """
+    predicted, expected = split_sentences(prediction), split_sentences(reference)
+    common = common_words(predicted, expected, None)
+    return len(common) / count_different(expected) if common else 0.0
+
+
+def common_words(
+    predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], too_deep: int | None
+) -> set[str]:
+    """The words of the longest common subsequences of all pairs of sentences; none where one of them is too deep."""
     common: set[str] = set()
     for one in expected:
         for other in predicted:
             words, steps = lcs_words(one, other)
             if too_deep is not None and steps >= too_deep:
-                return 0.0
+                return set()
             common |= words
-    precision = len(common) / len({word for words in predicted for word in words})
-    recall = len(common) / len({word for words in expected for word in words})
-    return 2.0 * ((precision * recall) / (precision + recall + 1e-8))
+    return common
+
+
+def count_different(sentences: Sequence[Sequence[str]]) -> int:
+    return len({word for words in sentences for word in words})
+
+
+def rouge_n_recall(prediction: str, reference: str, n: int) -> float:
+    """The recall (0..1) of the package `rouge` 1.0.1: the share of the reference's different runs of n words that the
+    prediction has. Words as in `rouge_l`; a run may go on into the next sentence.
+
+    >>> rouge_n_recall("a b c d", "a b. c a", 2)
+    0.6666666666666666
+    """
+    words = (list(chain.from_iterable(split_sentences(text))) for text in (prediction, reference))
+    predicted, expected = (list_runs(each, n) for each in words)
+    return len(set(predicted) & set(expected)) / len(set(expected)) if expected else 0.0
+
+
+def list_runs(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of n neighbouring words."""
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def split_sentences(text: str) -> list[list[str]]:

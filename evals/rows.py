@@ -1,4 +1,4 @@
-"""Reading jsonl files of other people: what is wrong is reported by file and line."""
+"""Reading data files of other people: what is wrong is reported by file and line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 INVISIBLE = ("Zs", "Zl", "Zp", "Cc", "Cf")
@@ -20,6 +21,12 @@ NAMES = {
     dict: "an object",
     type(None): "null",
 }
+
+TABLES = (".jsonl", ".json", ".parquet")
+"""The files that `read_table` reads."""
+
+Row = tuple[str, dict[str, Any]]
+"""(where it stands, as "FILE line 3" or "FILE row 3", its columns)"""
 
 
 def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
@@ -37,6 +44,13 @@ def read_rows(path: str | Path, columns: Mapping[str, type]) -> list[dict[str, A
     return [parse(line, f"{path} line {number}", columns) for number, line in enumerate(lines, start=1)]
 
 
+def read_member(archive: ZipFile, member: str, where: str, columns: Mapping[str, type]) -> list[Row]:
+    """The rows of a jsonl file in a zip archive, which messages name `where`."""
+    lines = archive.read(member).rstrip().split(b"\n")
+    places = [f"{where} {member} line {number}" for number in range(1, len(lines) + 1)]
+    return [(place, parse(line, place, columns)) for place, line in zip(places, lines, strict=True)]
+
+
 def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -47,10 +61,70 @@ def parse(line: bytes, place: str, columns: Mapping[str, type]) -> dict[str, Any
         raise ValueError(f"{place} is not JSON: {error}") from error
     if broken:
         raise ValueError(f"{place} is not Unicode: it has half a surrogate pair, as \\ud800")
+    return check_row(row, place, columns)
+
+
+def check_row(row: Any, place: str, columns: Mapping[str, type]) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f"{place} is {NAMES.get(type(row), type(row).__name__)}, a JSON object is expected")
     check_columns(row, place, columns)
     return row
+
+
+def read_table(path: Path, columns: Mapping[str, type]) -> list[Row]:
+    """All rows of a .jsonl, .json or .parquet file, in its order; a .json file is a list of objects, or one a line.
+
+    columns   those that every row must have, with their types; others are kept
+
+    Raises FileNotFoundError or ValueError that names the file and the line or row.
+    """
+    if path.suffix == ".parquet":
+        return read_parquet(path, columns)
+    if path.suffix not in TABLES:
+        raise ValueError(f"{path}: {', '.join(TABLES)} files are read")
+    if path.suffix == ".json" and path.is_file():
+        with path.open("rb") as file:
+            start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if start.startswith(b"["):
+            return read_list(path, columns)
+    return [(f"{path} line {number}", row) for number, row in enumerate(read_rows(path, columns), start=1)]
+
+
+def read_list(path: Path, columns: Mapping[str, type]) -> list[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start + 1}: {error.reason})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return [(place, check_row(row, place, columns)) for place, row in number_rows(path, rows)]
+
+
+def read_parquet(path: Path, columns: Mapping[str, type]) -> list[Row]:
+    import pyarrow.parquet  # heavy, and needed only here
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+    return [(place, check_row(row, place, columns)) for place, row in number_rows(path, table.to_pylist())]
+
+
+def number_rows(path: Path, rows: Sequence[Any]) -> list[tuple[str, Any]]:
+    return [(f"{path} row {number}", row) for number, row in enumerate(rows, start=1)]
+
+
+def find_tables(folder: Path, name: str) -> list[Path]:
+    """The files that one table is in: NAME.jsonl, NAME.json or NAME.parquet in the folder, or all those in its folder
+    NAME. Raises ValueError where rows would count twice."""
+    files = [file for suffix in TABLES if (file := folder / f"{name}{suffix}").is_file()]
+    nested = data_files(folder / name, TABLES) if (folder / name).is_dir() else []
+    if files and nested:
+        raise ValueError(f"{files[0]} and {nested[0]} both hold {name}: samples would count twice; keep one")
+    check_twins([*files, *nested])
+    return [*files, *nested]
 
 
 def data_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -19,6 +19,9 @@ Lines = Mapping[str, Sequence[Row]]
 AXES = {"kept_share": (100, "cache kept (% of the prompt's entries)"), "cache_bytes": (2**-20, "cache (MiB a context)")}
 """What a score can be drawn against: the factor from a row's value to the axis's, and the axis's name."""
 
+NARROW = 1.1
+"""Up to this ratio of the largest to the smallest value, all are one budget, which methods meet to an entry or two."""
+
 TOGETHER = 8
 """Lines in one panel, at most: more cannot be told apart."""
 
@@ -106,16 +109,22 @@ def place(x: str, rows: Sequence[Row]) -> tuple[list[float], list[float], list[l
 
 
 def scale(x: str, lines: Lines, grid: np.ndarray) -> None:
-    """The same axes for all panels, a tick at each budget that is a round number. Logarithmic over a decade or more."""
+    """The same axes for all panels, a tick at each budget that is a round number. Logarithmic over a decade or more.
+
+    Of one budget alone the axis still shows some width: 20.00 and 20.01% stand beside each other, not at its two ends.
+    """
     values = [AXES[x][0] * row[x] for rows in lines.values() for row in rows]
     budgets = sorted({float(f"{value:.2g}") for value in values})
-    wide = max(values) / min(values) >= DECADE
+    least, most = min(values), max(values)
+    wide = most / least >= DECADE
     told = len(budgets) <= TOGETHER and all(abs(v / float(f"{v:.2g}") - 1) < 0.01 for v in values)
     for axes in grid.flat:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         if wide:
             axes.set_xscale("log")
+        if most < NARROW * least:
+            axes.set_xlim(least / NARROW, most * NARROW)
         if told:
             axes.xaxis.set_major_locator(FixedLocator(budgets))
             axes.xaxis.set_minor_locator(NullLocator())

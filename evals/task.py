@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lukv.chat import render
+from lukv.names import suggest_nearest
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,19 @@ def template_tokens(tokenizer: Tokenizer) -> int:
         return count_tokens(tokenizer, "x".join(render(tokenizer, ""))) - 1
     except ValueError:
         return 0
+
+
+def check_tasks(tasks: str | Sequence[str], every: Sequence[str], title: str, groups: Sequence[str] = ()) -> list[str]:
+    """The tasks that a setting names. Raises ValueError for one that is not among `every`; the line names the groups of
+    tasks (all ...) too."""
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    for name in names:
+        if name not in every:
+            raise ValueError(
+                f"benchmark.tasks: no {title} task {name!r}.{suggest_nearest(name, every)} "
+                f"There are: {', '.join([*groups, *every])}"
+            )
+    return names
 
 
 class Benchmark(Protocol):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evals.fit import check_max_length, count_room
 from evals.longbench.catalog import CATALOG, ENGLISH, Entry
 from evals.longbench.data import HUB, Data
 from evals.longbench.protocols import PROTOCOLS
 from evals.longbench.score import BUCKETS, Scorer, bucket
-from evals.task import NO_WINDOW, SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
-from lukv.names import suggest_nearest
+from evals.task import NO_WINDOW, Metric, Sample, Task, Tokenizer, check_tasks
 
 VERSION = 1
-FREE_TOKENS = 64  # kept free for what cutting and tokenising again adds, and for chat templates of usual length
 
 
 class LongBench:
@@ -40,8 +39,7 @@ class LongBench:
     ) -> None:
         if protocol not in PROTOCOLS:
             raise ValueError(f"benchmark.protocol={protocol}: choose {', '.join(PROTOCOLS)}")
-        if max_length != "auto" and not (isinstance(max_length, int) and max_length >= 2):
-            raise ValueError(f"benchmark.max_length={max_length} must be auto or a number of tokens, at least 2")
+        check_max_length(max_length)
         self.name = f"longbench{'-e' if e else ''}-{protocol}"
         self.data = data
         self.protocol = protocol
@@ -129,14 +127,7 @@ class LongBench:
         """Tokens for the context; None: as many as it has."""
         if isinstance(self.max_length, int):
             return self.max_length
-        longest = window(tokenizer)
-        if longest is None:
-            return None
-        free = max(FREE_TOKENS, template_tokens(tokenizer) + SLACK) if chat else FREE_TOKENS
-        room = longest - max_new_tokens - count_tokens(tokenizer, after) - free
-        if room < 2:
-            raise ValueError(f"LongBench does not fit into the model's {longest} tokens: no room for a context")
-        return room
+        return count_room(tokenizer, after, max_new_tokens, chat)
 
     def own_limit(self, tokenizer: Tokenizer) -> int | None:
         """What the tokenizer's files say, whatever the model takes; None: nothing."""
@@ -172,11 +163,4 @@ def choose(tasks: str | Sequence[str], e: bool) -> list[str]:
         return every
     if tasks == "english":
         return [name for name in every if name in ENGLISH]
-    names = [tasks] if isinstance(tasks, str) else list(tasks)
-    for name in names:
-        if name not in every:
-            raise ValueError(
-                f"benchmark.tasks: no LongBench{'-E' if e else ''} task {name!r}.{suggest_nearest(name, every)} "
-                f"There are: available, all, english, {', '.join(every)}"
-            )
-    return names
+    return check_tasks(tasks, every, "LongBench-E" if e else "LongBench", ("available", "all", "english"))

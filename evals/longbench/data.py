@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evals import hub
 from evals.longbench.score import parse_classes
-from evals.rows import check_strings, is_blank, parse, read_rows
+from evals.rows import check_strings, is_blank, read_member, read_table
 
 HUB = "THUDM/LongBench"
 COLUMNS: Mapping[str, Any] = {"input": str, "context": str, "answers": list, "length": int}
@@ -23,7 +24,7 @@ class Data:
         self.archive: zipfile.ZipFile | None = None
         if self.folder.is_dir():
             return
-        if self.folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        if not hub.names_hub(source):
             raise FileNotFoundError(
                 f"benchmark.data={source} is not a folder of LongBench's jsonl files (qasper.jsonl ...); they are in "
                 f"data.zip of the data set {HUB} on the Hugging Face hub"
@@ -42,31 +43,22 @@ class Data:
                 f"get it from data.zip of {HUB}, or set benchmark.tasks=available"
             )
         if self.archive is None:
-            path = str(self.folder / f"{name}.jsonl")
-            rows = read_rows(path, COLUMNS)
+            rows = read_table(self.folder / f"{name}.jsonl", COLUMNS)
         else:
-            path = f"{self.source} data/{name}.jsonl"
-            lines = self.archive.read(f"data/{name}.jsonl").rstrip().split(b"\n")
-            rows = [parse(line, f"{path} line {number}", COLUMNS) for number, line in enumerate(lines, start=1)]
-        for number, row in enumerate(rows, start=1):
-            place = f"{path} line {number}"
+            rows = read_member(self.archive, f"data/{name}.jsonl", self.source, COLUMNS)
+        for place, row in rows:
             row["answers"] = check_strings(row["answers"], "answers", place)
             if all(is_blank(answer) for answer in row["answers"]):
                 raise ValueError(f"{place}: all its 'answers' are empty, so that no prediction can be right")
             row["all_classes"] = parse_classes(row.get("all_classes"), place)
-        return rows
+        return [row for _, row in rows]
 
 
-def download(name: str) -> str:
-    from huggingface_hub import hf_hub_download  # needed only here
-
-    from lukv.checkpoint import hub_answers
-
+def download(name: str) -> Path:
     try:
-        return hf_hub_download(name, "data.zip", repo_type="dataset", local_files_only=not hub_answers())
-    except Exception as error:  # a dozen of its own kinds: no network, no such set, no such file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return hub.download(name, "data.zip")
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"benchmark.data={name}: not a folder here, and the hub says: {reason}; "
+            f"benchmark.data={name}: not a folder here, and {error}; "
             f"get data.zip of {HUB} where there is a network, unpack it and set benchmark.data=FOLDER"
         ) from error

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from evals.fit import cut_right
 from evals.longbench.catalog import CATALOG, Entry
 from evals.task import Tokenizer
 
@@ -115,12 +116,6 @@ def halves(text: str, max_length: int, tokenizer: Tokenizer) -> tuple[str, str]:
     half = max_length // 2
     start, end = tokens[:half], tokens[-half:]
     return tokenizer.decode(start, skip_special_tokens=True), tokenizer.decode(end, skip_special_tokens=True)
-
-
-def cut_right(text: str, max_length: int, tokenizer: Tokenizer) -> str:
-    """kvpress: the context's first `max_length` tokens (the chat template's tokens are not counted here)."""
-    tokens = tokenizer.encode(text, add_special_tokens=False)
-    return text if len(tokens) <= max_length else tokenizer.decode(tokens[:max_length], skip_special_tokens=True)
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

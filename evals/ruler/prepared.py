@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.rows import check_columns, check_references, check_twins, data_files, read_rows
+from evals import hub
+from evals.rows import Row, check_references, check_twins, data_files, read_table
 from evals.task import Sample
 
 COLUMNS: Mapping[str, Any] = {
@@ -27,8 +28,8 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
     """
     path = Path(source).expanduser()
     if path.exists():
-        rows = [row for file in files(path, length) for row in read(file)]
-    elif path.is_absolute() or path.suffix or source.count("/") != 1:
+        rows = [row for file in files(path, length) for row in read_table(file, COLUMNS)]
+    elif path.suffix or not hub.names_hub(source):
         raise FileNotFoundError(
             f"benchmark.prepared={source} is missing: a .jsonl or .parquet file or a folder of them"
         )
@@ -37,7 +38,6 @@ def load(source: str, length: int) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = {}
     places: dict[tuple[str, ...], str] = {}
     for place, row in rows:
-        check_columns(row, place, COLUMNS)
         check_copy(row, place, places)
         same = samples.setdefault(row["task"], [])
         same.append(
@@ -82,28 +82,8 @@ def files(path: Path, length: int) -> list[Path]:
     return chosen
 
 
-def read(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".jsonl":
-        return [(f"{path} line {number}", row) for number, row in enumerate(read_rows(path, COLUMNS), start=1)]
-    if path.suffix != ".parquet":
-        raise ValueError(f"{path}: benchmark.prepared reads .jsonl and .parquet")
-    import pyarrow.parquet  # heavy, and needed only here
-
+def from_hub(name: str, length: int) -> list[Row]:
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is not a parquet file: {error}") from error
-    return [(f"{path} row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)]
-
-
-def from_hub(name: str, length: int) -> list[tuple[str, dict[str, Any]]]:
-    from datasets import load_dataset  # heavy, and needed only here
-
-    try:
-        rows = load_dataset(name, str(length), split="test")
-    except Exception as error:  # a dozen of its own kinds: no network, no such set, no such length
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(
-            f"benchmark.prepared={name}, length {length}: not a path here, and the hub says: {reason}"
-        ) from error
-    return [(f"{name} row {number}", dict(row)) for number, row in enumerate(rows, start=1)]
+        return hub.load_split(name, str(length), "test", COLUMNS)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"benchmark.prepared={name}, length {length}: not a path here, and {error}") from error

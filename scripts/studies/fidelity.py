@@ -1,57 +1,55 @@
 """How well a scorer's ranking predicts each head's future utility: the paper's heterogeneity of predictive fidelity.
 
-    python -m scripts.studies.fidelity              # -> models/tiny/fidelity.json, docs/figures/fidelity.png
-    python -m scripts.studies.fidelity by_layer=runs/by-layer/tables    # also tables averaged over each layer's heads
+    python -m scripts.studies.fidelity                                             # the embedded model
+    python -m scripts.studies.fidelity --model smollm2-135m-q4 --sources FOLDER    # RULER's own essays
 
-For every (layer, KV head) it measures two means over contexts of RULER's tasks, with seeds of their own. `captured` is
-the utility of the fifth of the tokens that the scorer ranks first, divided by that of the fifth with most utility.
-`spearman` is the rank correlation of scorer and utility. It also reads which share of its tokens the head keeps in the
-shipped table at 20%.
+It writes docs/data/MODEL-fidelity.json and docs/figures/MODEL-fidelity.png. For every (layer, KV head) it measures two
+means over contexts of RULER's tasks, with a seed of their own. `captured` is the utility of the fifth of the tokens
+that the scorer ranks first, divided by that of the fifth with most utility. `spearman` is the rank correlation of
+scorer and utility. It also reads which share of its tokens the head keeps in the shipped table at 20%, and how much
+the shipped tables of different scorers agree about the heads.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
+from tqdm import tqdm
 
-from baselines.expected_attention import ExpectedAttention
-from baselines.keydiff import KeyDiff
-from baselines.random import Random
-from baselines.snapkv import SnapKV
+from evals.plots import draw_heads
 from evals.ruler import Ruler
+from evals.text import table
 from lukv.artifacts import write_atomically
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.budgets.table import BudgetTable
+from lukv.conf import GROUPS, fill, read_option
 from lukv.model import LoadedModel, load
+from lukv.named import method
 from lukv.scoring import Scorer
 from lukv.selection import Protection
-from models.tiny.tokenizer import FOLDER
 
+DOCS = Path(__file__).parents[2] / "docs"
 SEED = 20_042
-TASKS = (
+SHARE = 0.2
+SCORERS = ("keydiff", "expected_attention", "snapkv", "random")
+LEARNT = (
     *("niah_single_1", "niah_multikey_1_prose", "niah_multikey_2", "niah_multivalue_noise", "niah_multiquery_prose"),
     "vt",
 )
-SHARE = 0.2
-TABLES = FOLDER / "tables"
-FIGURE = FOLDER.parents[1] / "docs" / "figures" / "fidelity.png"
+"""What the embedded model was trained on, without RULER's essays."""
+ESSAYS = ("niah_single_1", "niah_single_2", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "vt")
 
-
-def make_scorers() -> list[Scorer]:
-    """The scorers with the parameters of conf/scorer."""
-    return [
-        KeyDiff(name="keydiff"),
-        SnapKV(name="snapkv", window=32, kernel=7),
-        ExpectedAttention(name="expected_attention", sink=4, future=512, eps=0.02),
-        Random(name="random", seed=0),
-    ]
+Heads = Mapping[str, Any]
+"""Scorer -> [layers][KV heads]."""
 
 
 def captured_share(utility: Tensor, order: Tensor, share: float) -> Tensor:
@@ -73,86 +71,95 @@ def spearman(utility: Tensor, order: Tensor) -> Tensor:
     return (by_utility * by_scorer).sum(-1) / (positions - positions.mean()).square().sum()
 
 
-def measure(loaded: LoadedModel, samples: int = 5, length: int = 1024) -> dict[str, Any]:
+def measure(loaded: LoadedModel, tasks: Sequence[str], samples: int, sources: str | None) -> dict[str, Any]:
     """{"captured" | "spearman": {scorer: [layers][KV heads]}, "facts": ...}."""
-    oracle, protection, chosen = UtilityOracle(loaded, OracleSettings()), Protection(), make_scorers()
-    sums: dict[str, dict[str, list[Tensor]]] = {m: {s.name: [] for s in chosen} for m in ("captured", "spearman")}
-    for task in Ruler(length=length, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
-        for sample in task.samples:
-            context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
-            measured = oracle.prefill(context, chosen)
-            utility = measured.utility(question).double()
-            for scorer in chosen:
-                order = measured.order(scorer, protection)
-                sums["captured"][scorer.name].append(captured_share(utility, order, SHARE))
-                sums["spearman"][scorer.name].append(spearman(utility, order))
+    oracle, protection = UtilityOracle(loaded, OracleSettings()), Protection()
+    scorers: list[Scorer] = [method(name, budget=SHARE).scorer for name in SCORERS]
+    sums: dict[str, dict[str, list[Tensor]]] = {m: {name: [] for name in SCORERS} for m in ("captured", "spearman")}
+    ruler = Ruler(length=1024, tasks=list(tasks), samples=samples, seed=SEED, sources=sources)
+    contexts = [sample for task in ruler.tasks(loaded.tokenizer) for sample in task.samples]
+    for sample in tqdm(contexts, unit="context", mininterval=5):
+        context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
+        measured = oracle.prefill(context, scorers)
+        utility = measured.utility(question).double()
+        for scorer in scorers:
+            order = measured.order(scorer, protection)
+            sums["captured"][scorer.name].append(captured_share(utility, order, SHARE))
+            sums["spearman"][scorer.name].append(spearman(utility, order))
     means = {
         measure: {name: torch.stack(each).mean(0).numpy().round(3).tolist() for name, each in by_scorer.items()}
         for measure, by_scorer in sums.items()
     }
-    facts = {"tasks": list(TASKS), "contexts": len(sums["captured"]["random"]), "length": length, "seed": SEED}
+    facts = {"tasks": list(tasks), "contexts": len(contexts), "length": 1024, "seed": SEED}
     return {"facts": facts, **means}
 
 
-def average_over_heads(table: BudgetTable) -> BudgetTable:
-    """The table's budgets averaged over the heads of each layer, which shows what single heads' budgets are worth."""
-    kept = np.broadcast_to(table.kept.mean(axis=2, keepdims=True), table.kept.shape)
-    return replace(table, kept=kept.copy(), expected_loss=None, lower_bound=None, curve=None)
+def read_kept(tables: Path) -> dict[str, list[list[float]]]:
+    """What each head keeps at 20% by the shipped table of each scorer that has one."""
+    files = {name: tables / f"{name}.safetensors" for name in SCORERS}
+    return {n: BudgetTable.load(f).shares(SHARE).round(3).tolist() for n, f in files.items() if f.is_file()}
 
 
-def draw(measured: dict[str, Any], path: Path) -> None:
-    """A square for each (layer, KV head): the share that each scorer captures above, the share that is kept below."""
-    from matplotlib.figure import Figure  # half a second
-
-    names = list(measured["captured"])
-    figure = Figure(figsize=(9.6, 4.2), dpi=110, layout="constrained")
-    axes = figure.subplots(2, len(names))
-    for column, name in enumerate(names):
-        rows = [(measured["captured"][name], f"{name.replace('_', ' ')}: utility captured")]
-        if name in measured["kept"]:
-            rows.append((measured["kept"][name], "kept by LU-KV's table"))
-        else:
-            axes[1, column].axis("off")
-        for row, (values, title) in enumerate(rows):
-            image = axes[row, column].imshow(values, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-            for layer, line in enumerate(values):
-                for head, value in enumerate(line):
-                    color = "k" if value > 0.6 else "w"
-                    axes[row, column].text(
-                        head, layer, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color
-                    )
-            axes[row, column].set_title(title, fontsize=8)
-            axes[row, column].set_xticks(range(len(values[0])))
-            axes[row, column].set_yticks(range(len(values)))
-            axes[row, column].tick_params(labelsize=7)
-    figure.supxlabel("KV head", fontsize=8)
-    figure.supylabel("layer", fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share, at 20% of the cache")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+def compare_rankings(heads: Heads) -> dict[str, float]:
+    """For each pair of scorers, "ONE, OTHER": the rank correlation of their values over all heads."""
+    pairs = combinations(heads, 2)
+    return {f"{a}, {b}": round(float(spearmanr(np.ravel(heads[a]), np.ravel(heads[b]))[0]), 3) for a, b in pairs}
 
 
-def main(arguments: list[str]) -> None:
-    # one file a scorer; the others there have a second suffix (.curve, .probe)
-    tables = {
-        path.stem: BudgetTable.load(path) for path in sorted(TABLES.glob("*.safetensors")) if "." not in path.stem
-    }
-    for argument in arguments:
-        key, _, folder = argument.partition("=")
-        if key != "by_layer" or not folder:
-            sys.exit(f"{argument!r}: the only argument is by_layer=FOLDER")
-        for name, table in tables.items():
-            average_over_heads(table).save(Path(folder) / f"{name}.safetensors")
-    measured = measure(load(FOLDER, dtype="float32"))
-    measured["kept"] = {
-        scorer.name: tables[scorer.name].shares(SHARE).round(3).tolist()
-        for scorer in make_scorers()
-        if scorer.name in tables
-    }
-    write_atomically(FOLDER / "fidelity.json", json.dumps(measured).encode())
-    draw(measured, FIGURE)
-    print(json.dumps(measured["facts"]))
+def describe_budgets(kept: Heads, captured: Heads) -> dict[str, dict[str, float]]:
+    """Of each table, all at 20%: the share of heads that keep less than 2% and more than 50%, the part of the budgets'
+    variance that lies between the heads of one layer, and the rank correlation over heads of what is kept with what the
+    scorer captures."""
+    found = {}
+    for name, values in kept.items():
+        shares = np.array(values)
+        within = (shares - shares.mean(1, keepdims=True)).var() / shares.var()
+        follows = spearmanr(shares.ravel(), np.ravel(captured[name]))[0]
+        numbers = {"below 2%": (shares < 0.02).mean(), "above 50%": (shares > 0.5).mean()}
+        numbers |= {"variance within layers": within, "rank correlation with captured": follows}
+        found[name] = {key: round(float(number), 3) for key, number in numbers.items()}
+    return found
+
+
+def draw(measured: Mapping[str, Any], model: str, path: Path) -> None:
+    """Above, the utility that each scorer captures of each head; below, what LU-KV's table for this scorer keeps."""
+    names = {name: name.replace("_", " ") for name in measured["kept"]}
+    panels = {f"{names[name]}: utility captured": measured["captured"][name] for name in names}
+    panels |= {f"{names[name]}: kept by LU-KV": measured["kept"][name] for name in names}
+    n = measured["facts"]["contexts"]
+    title = f"{model}: a scorer's best fifth against the best fifth by utility; LU-KV's budgets at 20% (n = {n})"
+    draw_heads(panels, title, path, columns=len(names), scale="share", formats=(".png", ".pdf"))
+
+
+def summarise(measured: Mapping[str, Any]) -> str:
+    """Of each scorer: the share captured in the lowest, median and highest head, and the rank correlation."""
+    rows = [["scorer", "lowest head", "median", "highest", "median rank correlation"]]
+    for name, values in measured["captured"].items():
+        low, middle, high = np.quantile(values, [0, 0.5, 1])
+        cells = [name, f"{low:.2f}", f"{middle:.2f}", f"{high:.2f}", f"{np.median(measured['spearman'][name]):.2f}"]
+        rows.append(cells)
+    return table(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--model", default="tiny", choices=sorted(GROUPS["model"]), metavar="NAME", help="of conf/")
+    parser.add_argument("--sources", help="folder with RULER's PaulGrahamEssays.json; without: tasks that need none")
+    parser.add_argument("--samples", type=int, default=5, help="contexts of each of the six tasks")
+    asked = parser.parse_args()
+    settings = fill(read_option("model", asked.model), {})
+    tables = Path(settings.pop("tables"))
+    loaded = load(**settings)
+    measured = measure(loaded, ESSAYS if asked.sources else LEARNT, asked.samples, asked.sources)
+    measured["kept"] = read_kept(tables)
+    measured["agreement of tables"] = compare_rankings(measured["kept"])
+    measured["budgets"] = describe_budgets(measured["kept"], measured["captured"])
+    write_atomically(DOCS / "data" / f"{asked.model}-fidelity.json", json.dumps(measured).encode())
+    draw(measured, asked.model, DOCS / "figures" / f"{asked.model}-fidelity.png")
+    print(summarise(measured))
+    print("rank correlation of the tables over heads:", measured["agreement of tables"])
+    print("budgets:", measured["budgets"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

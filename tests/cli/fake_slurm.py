@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 SBATCH = """
-script="${@: -1}"
+script=$(mktemp)  # a copy, as Slurm makes one: submitit moves its file once it is submitted
+cat "${@: -1}" > "$script"
 id=$((100 + $(ls STATE | wc -l)))
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 for task in $(seq 0 "${last:-0}"); do
@@ -24,7 +25,9 @@ echo "Submitted batch job $id"
 
 SRUN = """
 fill() {
-  f=${1//%A/$SLURM_ARRAY_JOB_ID}; f=${f//%a/$SLURM_ARRAY_TASK_ID}; f=${f//%j/$SLURM_JOB_ID}; echo "${f//%t/0}"
+  f=${1//%A/$SLURM_ARRAY_JOB_ID}; f=${f//%a/$SLURM_ARRAY_TASK_ID}; f=${f//%j/$SLURM_JOB_ID}; f=${f//%t/0}
+  mkdir -p "$(dirname "$f")"  # submitit makes it once sbatch is back; tasks that run at once are at times earlier
+  echo "$f"
 }
 while [[ $1 == --* ]]; do
   case $1 in

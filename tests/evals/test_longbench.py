@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from evals.fit import cut_right
 from evals.longbench import LongBench, score_predictions
 from evals.longbench import data as data_module
 from evals.longbench.catalog import CATALOG, ENGLISH
-from evals.longbench.protocols import PROTOCOLS, cut_middle, cut_right
+from evals.longbench.protocols import PROTOCOLS, cut_middle
 from evals.longbench.score import Scorer, parse_classes
 from evals.task import Tokenizer
 from tests.evals.conftest import Chat, Words, golden, read_jsonl

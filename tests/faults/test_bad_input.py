@@ -81,6 +81,12 @@ def test_a_benchmark_file(content: bytes, says: str, refuses: Refuses, short: li
         (["benchmark=longbench", "benchmark.data={tmp}"], "has no file of a LongBench task"),
         (["benchmark=longbench", "benchmark.data={tmp}", "benchmark.tasks=[qaspr]"], "Did you mean 'qasper'?"),
         (["benchmark=longbench", "benchmark.data={tmp}", "benchmark.tasks=[qasper]"], "has no qasper.jsonl"),
+        (["benchmark=infinitebench", "benchmark.data={tmp}"], "has no file of InfiniteBench (passkey.jsonl ...;"),
+        (["benchmark=infinitebench", "benchmark.tasks=[paskey]"], "Did you mean 'passkey'?"),
+        (["benchmark=longbench_v2", "benchmark.data={tmp}/text.parquet"], "text.parquet is not a parquet file"),
+        (["benchmark=longbench_v2", "benchmark.by=lenght"], "benchmark.by=lenght: choose difficulty, length, domain"),
+        (["benchmark=loogle", "benchmark.data={tmp}/no"], "is missing: a folder of LooGLE's files is expected"),
+        (["benchmark=zeroscrolls", "benchmark.split=train"], "benchmark.split=train: choose validation or test"),
         (["benchmark=ruler", "benchmark.tasks=[niah_singel_1]"], "Did you mean 'niah_single_1'?"),
         (["benchmark=ruler", "benchmark.tasks=[qa_1]"], "ruler task qa_1 needs squad.json"),
         (["benchmark=ruler", "benchmark.sources={tmp}/no"], "is not a folder"),
@@ -120,10 +126,12 @@ def test_one_bad_line_in_other_peoples_formats(refuses: Refuses, short: list[str
     refuses(2, "prepared.jsonl line 2: 'answer' is a string", *kept, "benchmark=ruler", f"benchmark.prepared={path}")
 
 
-def test_longbench_without_a_network_is_refused_at_once(
-    refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("benchmark", ["longbench", "longbench_v2", "infinitebench", "loogle", "zeroscrolls"])
+def test_a_set_of_the_hub_without_a_network_is_refused_at_once(
+    benchmark: str, refuses: Refuses, short: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub's own client would try six times, half a minute in all."""
+    """The hub's own client would try six times, half a minute in all; `datasets` is not asked at all."""
+    import datasets
     import huggingface_hub
 
     import lukv.checkpoint
@@ -136,9 +144,10 @@ def test_longbench_without_a_network_is_refused_at_once(
 
     monkeypatch.setattr(lukv.checkpoint, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", nothing)
+    monkeypatch.delattr(datasets, "load_dataset")
     kept = [setting for setting in short if not setting.startswith("benchmark")]
-    refuses(2, "set benchmark.data=FOLDER", *kept, "method=snapkv", "benchmark=longbench")
-    assert asked == [True]
+    refuses(2, "set benchmark.data=FOLDER", *kept, "method=snapkv", f"benchmark={benchmark}")
+    assert asked == ([] if benchmark == "loogle" else [True])
 
 
 def test_what_is_too_long_is_refused_before_it_is_made(

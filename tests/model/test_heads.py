@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from lukv.budgets.table import BudgetTable
-from scripts.studies.fidelity import TABLES, average_over_heads, captured_share, spearman
+from scripts.studies.fidelity import captured_share, compare_rankings, describe_budgets, spearman
 from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
 
@@ -71,9 +70,15 @@ def test_perfect_and_reversed_orders():
     assert spearman(utility, order.flip(-1)).tolist() == pytest.approx([-1, -1, -1])
 
 
-def test_a_table_averaged_over_heads_keeps_each_layers_total():
-    table = BudgetTable.load(TABLES / "keydiff.safetensors")
-    flat = average_over_heads(table)
-    assert (flat.kept == flat.kept[..., :1]).all()
-    assert flat.kept.mean(axis=2) == pytest.approx(table.kept.mean(axis=2))
-    assert flat.metadata == table.metadata
+def test_budgets_are_described() -> None:
+    """Four heads in two layers. All of their difference lies within the layers, and they fall as what is captured
+    rises."""
+    kept, captured = {"a": [[0.01, 0.6], [0.01, 0.6]]}, {"a": [[0.9, 0.1], [0.8, 0.2]]}
+    found = describe_budgets(kept, captured)["a"]
+    assert found == {
+        "below 2%": 0.5,
+        "above 50%": 0.5,
+        "variance within layers": 1.0,
+        "rank correlation with captured": pytest.approx(-0.894, abs=1e-3),  # (-4 / sqrt(4 * 5)), two ties
+    }
+    assert compare_rankings({**kept, "b": [[0.1, 0.2], [0.1, 0.2]]}) == {"a, b": 1.0}

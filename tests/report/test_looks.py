@@ -89,6 +89,15 @@ def test_the_axis_is_logarithmic_where_budgets_span_a_decade(budgets: tuple[floa
     plt.close(figure)
 
 
+def test_one_budget_is_one_place() -> None:
+    """Methods meet a budget to an entry or two. Drawn from 20.00 to 20.01%, they would seem far apart."""
+    figure, grid = plt.subplots(1, 1, squeeze=False)
+    scale("kept_share", {"lukv": rows(0.5, (0.2,)), "keydiff": rows(0.4, (0.2001,))}, grid)
+    left, right = grid[0, 0].get_xlim()
+    assert 0.01 * (right - left) > 100 * (0.2001 - 0.2)
+    plt.close(figure)
+
+
 def test_the_same_figure_is_the_same_file_in_three_formats(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         draw_scores("kept_share", {"lukv": rows(0.5)}, None, "title", tmp_path / folder / "x.png")
