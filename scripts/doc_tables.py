@@ -22,6 +22,8 @@ class Table:
 
     budgets   the columns (shares kept) of a table of means, a row for each method
     budget    instead of budgets: a table of tasks at this budget, a column for each method
+    decodings with budget: a table of means, a row for each method and a column for each of these, which say what is
+              evicted while answering, as labels do (size64-every16)
     where     column -> value, for a file with more than one benchmark or protocol
     """
 
@@ -30,12 +32,14 @@ class Table:
     names: Mapping[str, str]
     budgets: Sequence[float] = ()
     budget: float | None = None
+    decodings: Sequence[str] = ()
     where: Mapping[str, str] = field(default_factory=dict)
 
     def markdown(self, cells: Iterable[Cell]) -> str:
         """The table with a line below it that says what it is of. Raises ValueError if it cannot be made of `cells`."""
         chosen = Chosen([c for c in cells if all(getattr(c, k) == v for k, v in self.where.items())], self)
-        lines = chosen.means() if self.budget is None else chosen.tasks(f"{self.budget:g}")
+        of_tasks = self.budget is not None and not self.decodings
+        lines = chosen.tasks(f"{self.budget:g}") if of_tasks else chosen.means()
         return "\n".join([*lines, "", chosen.caption()])
 
     def name(self, label: str) -> str:
@@ -48,7 +52,9 @@ class Chosen:
     def __init__(self, cells: Sequence[Cell], table: Table) -> None:
         self.table = table
         budgets = [f"{b:g}" for b in table.budgets] or [f"{table.budget:g}"]
-        shown = [c for c in cells if c.method in table.rows and c.budget in budgets]
+        self.ends = [f" {decoding}" for decoding in table.decodings] or [""]
+        labels = {method + end for method in table.rows for end in self.ends}
+        shown = [c for c in cells if c.method in labels and c.budget in budgets]
         if not shown:
             raise ValueError(f"docs/data/{table.data}.csv has none of the table's cells")
         kinds = {(c.model, c.benchmark, c.protocol) for c in shown}
@@ -72,7 +78,7 @@ class Chosen:
     @cached_property
     def rows(self) -> list[str]:
         """The methods of the table that there are cells of, in the table's order."""
-        return [m for m in self.table.rows if any(method == m for method, _, _ in self.at)]
+        return [m for m in self.table.rows if any(method == m + end for method, _, _ in self.at for end in self.ends)]
 
     @cached_property
     def alike(self) -> bool:
@@ -80,15 +86,16 @@ class Chosen:
         return len({c.run_id for c in self.full}) == 1
 
     def means(self) -> list[str]:
-        """A row for each method and a column for each budget."""
+        """A row for each method and a column for each budget, or for each of what evicts while answering."""
+        places = [(end, budget) for budget in self.budgets for end in self.ends]
         full = [
-            markdown_row([FULL, *[self.show(c)] * len(self.budgets)])
+            markdown_row([FULL, *[self.show(c)] * len(places)])
             for c in sorted(self.full, key=lambda c: c.n)
             if c.task == MEAN
         ]
-        columns = [[self.at.get((method, budget, MEAN)) for method in self.rows] for budget in self.budgets]
+        columns = [[self.at.get((method + end, budget, MEAN)) for method in self.rows] for end, budget in places]
         lines = zip(*(self.show_best(column) for column in columns), strict=True)
-        head = markdown_head(["method", *(f"kept {100 * float(b):g}%" for b in self.budgets)])
+        head = markdown_head(["method", *(end.strip() or f"kept {100 * float(b):g}%" for end, b in places)])
         rows = [markdown_row([self.table.name(m), *line]) for m, line in zip(self.rows, lines, strict=True)]
         return [*head, *full, *rows]
 

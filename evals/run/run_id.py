@@ -45,7 +45,7 @@ TOLD = {"model.name", "job.data.name"}
 """Nested settings that other parts of a name already tell."""
 
 
-TOLD_BY_DATA = ("benchmark.length", "benchmark.protocol")
+TOLD_BY_DATA = ("benchmark.length", "benchmark.items", "benchmark.protocol")
 """Settings that benchmarks end their own names with."""
 
 

@@ -1,4 +1,4 @@
-"""decoding= from the command line: what is evicted while answering, beside dense attention that evicts by the same rule."""
+"""decoding= from the command line, beside dense attention that evicts by the same rule while it answers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ AttentionInterface.register("decoding_reference", attend)
 
 def keep(size: float, boundary: int) -> list[list[Tensor]]:
     """KeyDiff's rule, head by head, among what the last stage left and what came since: the `size` keys that are least
-    like the mean of the directions. Heads are filled alike, the first ones by one more where it does not come out even."""
+    like the mean of the directions. Heads are filled alike, the first ones by one more where that is not even."""
     before, stayed = STAGES[-1] if STAGES else (0, [[torch.arange(0)] * len(SEEN[0])] * len(SEEN))
     layers = []
     for index, keys in SEEN.items():

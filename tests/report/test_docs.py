@@ -163,3 +163,26 @@ def test_what_must_not_stand_in_one_table() -> None:
     assert body(table, both) == ["| full cache | 100.0 (10.0-90.0) |", "| a | 30.0 (10.0-90.0) |"]
     with pytest.raises(ValueError, match="has none of the table's cells"):
         Table("d", ["z"], {}, budgets=[0.1]).markdown(SMALL)
+
+
+def test_a_table_of_what_evicts_while_answering() -> None:
+    """A row for each method and a column for each size; other sizes and the plain method are left out."""
+    sizes = ("size64-every16", "size128-every16")
+    cells = [
+        *run_of("full", "all", {"a": 0.9, "b": 0.5}, 10),
+        *run_of("snapkv", "1", {"a": 0.8, "b": 0.4}, 10),
+        *run_of("snapkv size64-every16", "1", {"a": 0.2, "b": 0.1}, 10),
+        *run_of("snapkv size128-every16", "1", {"a": 0.4, "b": 0.3}, 10),
+        *run_of("keydiff size64-every16", "1", {"a": 0.3, "b": 0.2}, 10),
+        *run_of("snapkv size64-every9", "1", {"a": 0.7, "b": 0.7}, 10),
+    ]
+    lines = Table("d", ["snapkv", "keydiff", "tova"], {}, budget=1, decodings=sizes).markdown(cells).splitlines()
+    assert lines[:5] == [
+        "| method | size64-every16 | size128-every16 |",
+        "| --- | --- | --- |",
+        "| full cache | 70.0 (10.0-90.0) | 70.0 (10.0-90.0) |",
+        "| SnapKV | 15.0 (10.0-90.0) | 35.0 (10.0-90.0) |",
+        "| KeyDiff | **25.0** (10.0-90.0) |  |",
+    ]
+    assert "kept 100%" in lines[-1]
+    assert lines[-1].endswith("Not measured yet: TOVA.")
