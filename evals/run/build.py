@@ -136,7 +136,7 @@ def build_later(run: Run, method: Method | None, model: LoadedModel) -> Later | 
     decoding = run["decoding"]
     if method is None or not decoding:
         return None
-    check_readers(model.model, evicts=True)
+    check_readers(model.model, evicts=decoding["every"] != TURN)
     share, tokens = decoding.get("share"), decoding.get("tokens")
     if share is None and tokens is None:  # down to the budget of the prompt
         share, tokens = run["budget"], run["budget_tokens"]
