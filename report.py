@@ -18,8 +18,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
+from evals.grid import make_grid
 from evals.report.compare import compare_group, find_label
-from evals.report.data import collect, write_data
+from evals.report.data import collect, collect_squares, write_data
 from evals.report.details import score_depths
 from evals.report.paper import GROUP_BY, make_tables, write_tables
 from evals.report.runs import Result, group_by_experiment, keeps_all, label, read_latencies, read_results
@@ -55,6 +56,7 @@ def write(runs: Path, out: Path, against: str | None, select: Sequence[str] = ()
         known = sorted({label(r) for group in groups.values() for r in group if not keeps_all(r)})
         return stop(f"--against {against}: no such run. There are {', '.join(known) or 'none'}")
     from evals.report.figures import draw_experiment, draw_latencies, draw_seeds
+    from evals.report.grids import draw_needles
     from evals.report.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ def write(runs: Path, out: Path, against: str | None, select: Sequence[str] = ()
     for name, group in groups.items():
         compared = compare_group(group, others[name], runs)
         said.append(f"{name}\n{overview(group, compared)}\n")
-        drawings = draw_experiment(name, group, out)
+        drawings = {**draw_needles(name, group, runs, out), **draw_experiment(name, group, out)}
         sections += [markdown(name, group, compared), *links(drawings)]
         rows += [row for r in group for row in csv_rows(r, compared)]
         figures |= drawings
@@ -102,7 +104,7 @@ def add_details(r: Result, folder: Path) -> Result:
     samples = [line for found in by_task.values() for line in found[:SAMPLES_A_TASK]]
     about = read_json(folder / "run.json")
     commands = {"repeat": about.get("repeat"), "command": about.get("command")}
-    return {**r, **commands, "samples": samples, "depths": score_depths(lines)}
+    return {**r, **commands, "samples": samples, "depths": score_depths(lines), "grid": make_grid(lines)}
 
 
 def score(predictions: Path, protocol: str, e: bool) -> int:
@@ -125,10 +127,14 @@ def score(predictions: Path, protocol: str, e: bool) -> int:
 
 
 def write_cells(runs: Path, only: str, file: Path) -> int:
-    """Write the cells of finished runs as csv."""
+    """Write the cells of finished runs as csv, and beside them the squares of those that have a grid."""
     cells = collect(runs, only)
     write_data(file, cells)
     print(f"{len({cell.run_id for cell in cells})} runs, {len(cells)} cells: {file}")
+    if squares := collect_squares(runs, only):
+        grid = file.with_name(f"{file.stem}-grid.csv")
+        write_data(grid, squares)
+        print(f"{len({square.run_id for square in squares})} runs, {len(squares)} squares of length and depth: {grid}")
     return 0
 
 

@@ -19,7 +19,15 @@ from typing import Any
 import torch
 from hydra import initialize_config_dir
 
-from evals.run.build import build_eviction, build_later, build_method, check_model, get_model, input_errors
+from evals.run.build import (
+    build_eviction,
+    build_later,
+    build_method,
+    check_model,
+    check_turns,
+    get_model,
+    input_errors,
+)
 from evals.run.compose import compose_run, join_lines
 from evals.run.instantiate import InputError
 from evals.run.overrides import normalize_arguments, parse_overrides
@@ -72,6 +80,7 @@ class CompressedLM(LM):
             method = build_method(self.run)
             loaded = get_model(self.run)
             self.eviction = build_eviction(self.run, method, loaded)
+            check_turns(self.run, turns=False)
             self.later = build_later(self.run, method, loaded)
         # prompts come with a chat template's tokens in them
         self.model = replace(loaded, special_tokens="control", chat=False)

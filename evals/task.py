@@ -32,6 +32,11 @@ class Sample:
     stop                 strings that end the answer, besides the model's end-of-text token
     min_new_tokens       tokens of the answer before which no stop string ends it
     first_token_may_end  false: an answer whose very first token is end-of-text goes on, as in kvpress's pipeline
+    conversation         samples of one name are the turns of one conversation: each is asked with the earlier questions
+                         and answers in the cache. "": the sample is asked by itself. All turns have one context, and
+                         the layout apart
+    turn                 its place in the conversation, from 1
+    stays                the answer that later turns see; None: what the model said
     extra                what else the metric or an analysis needs (all_classes, length ...)
     """
 
@@ -48,6 +53,9 @@ class Sample:
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
     first_token_may_end: bool = True
+    conversation: str = ""
+    turn: int = 1
+    stays: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

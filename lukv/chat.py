@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -25,13 +25,19 @@ DATE_CODES = ("%-d", "%-m", "%d", "%m", "%y", "%Y", "%b", "%B", "%a", "%A", "%j"
 """What templates ask `strftime_now` for."""
 
 
-def render(tokenizer: Any, content: str, thinking: bool = False, day: date | None = None) -> tuple[str, str]:
+def render(
+    tokenizer: Any,
+    content: str,
+    thinking: bool = False,
+    day: date | None = None,
+    earlier: Sequence[Mapping[str, str]] = (),
+) -> tuple[str, str]:
     """The chat template around a user's text: (up to the end of the text, the rest).
 
     thinking: what the template's own switch is set to, `enable_thinking` in most and `thinking` in some. Without it a
     trace that the template opens all the same is closed, so that what follows is the answer. day: what the template
-    takes for today; None: today. Raises a one-line ValueError for a template that cannot be rendered, that does not
-    hold the text exactly once, or that leaves a trace open.
+    takes for today; None: today. earlier: the messages before it, {role, content}. Raises a one-line ValueError for a
+    template that cannot be rendered, that does not hold the text exactly once, or that leaves a trace open.
     """
     end = "#" * 10  # marks the end of the user's text
     while end in content or end in str(tokenizer.chat_template):
@@ -41,7 +47,7 @@ def render(tokenizer: Any, content: str, thinking: bool = False, day: date | Non
     if day is not None:
         options["chat_template"] = pin_date(tokenizer.get_chat_template(), day)
     try:
-        text = str(tokenizer.apply_chat_template([{"role": "user", "content": content + end}], **options))
+        text = str(tokenizer.apply_chat_template([*earlier, {"role": "user", "content": content + end}], **options))
     except Exception as error:  # a template is a program of its own: what goes wrong in it has no common kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"its chat template cannot be rendered, {reason[:200]}: use model.chat=false") from error
@@ -50,6 +56,22 @@ def render(tokenizer: Any, content: str, thinking: bool = False, day: date | Non
         raise ValueError(f"its chat template {held}, it must be there once: use model.chat=false")
     head, _, tail = text.rpartition(end)  # a text may end with signs of that kind
     return head, tail if (opened := open_trace(tail)) is None else close_trace(tail, opened, thinking)
+
+
+def render_turn(tokenizer: Any, content: str, thinking: bool = False, day: date | None = None) -> tuple[str, str]:
+    """What the chat template puts between an assistant's answer and the end of the user's next text, and the rest.
+
+    The arguments are `render`'s. Raises a one-line ValueError for a template that does not hold such a conversation as
+    it is.
+    """
+    answered = "%" * 10  # marks the end of an answer
+    while answered in content or answered in str(tokenizer.chat_template):
+        answered += "%"
+    earlier = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answered}]
+    head, tail = render(tokenizer, content, thinking, day, earlier)
+    if head.count(answered) != 1:
+        raise ValueError("its chat template does not hold an earlier answer as it is: use model.chat=false")
+    return head.partition(answered)[2], tail
 
 
 def open_trace(tail: str) -> str | None:

@@ -25,7 +25,7 @@ from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
 from lukv.backend.kernels import list_kernels, pick
 from lukv.backend.self_check import check_model
-from lukv.chat import drop_trace, parse_date, render
+from lukv.chat import drop_trace, parse_date, render, render_turn
 from lukv.checkpoint import Source, enough_memory, read_config, tokenizer_of, torch_device, whole_model
 from lukv.gguf import end_ids, set_pre_tokenizer
 from lukv.scoring import Prompt
@@ -157,6 +157,17 @@ class LoadedModel(Network):
         if not ids:
             raise ValueError("the context has no token that could be compressed")
         return ids, rest
+
+    def turn_ids(self, question: str, answer_prefix: str, chat: bool = True) -> list[int]:
+        """Token ids that follow an answer where a conversation goes on: the end of the assistant's turn, the next
+        question, the rest of the template and the answer prefix. Without a template: question and prefix, each on a
+        line of its own. Raises a one-line ValueError for a template that does not take a second turn."""
+        if self.special_tokens == "text":
+            question, answer_prefix = map(self._special.hide, (question, answer_prefix))
+        if not (chat and self._has_template):
+            return self._ids(f"\n{question}\n{answer_prefix}")
+        head, tail = render_turn(self.tokenizer, question, self.thinking, self.date)
+        return self._ids(head + tail + ("" if self.thinking else answer_prefix))
 
     def _surround(self, text: str, chat: bool) -> tuple[str, str | None]:
         """(everything up to the end of the text, the rest of the chat template; None where there is no template)."""

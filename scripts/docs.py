@@ -3,7 +3,7 @@
     python -m scripts.docs            # what `make docs` runs
     python -m scripts.docs --check    # write nothing; exit code 1 if a table or figure is not what its data say
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A figure is a file in docs/figures.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A figure or a heat map is a file in docs/figures.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from evals.grid import Grid, arrange, count_square
 from evals.looks import find_look, find_name, find_scorer
-from evals.report.data import MEAN, Cell, read_data
+from evals.report.data import MEAN, Cell, read_data, read_squares
 from lukv.names import suggest_nearest
 from scripts.doc_tables import ALL, Table
 
 ROOT = Path(__file__).parents[1]
 FORMATS = (".png", ".pdf")
 """Figures are in the pages as PNG and beside them as PDF, for papers."""
+Draw = Callable[[Mapping[str, Any], Path], None]
 BEGIN = re.compile(r"^<!-- table: ", re.MULTILINE)
 BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
 
@@ -44,11 +47,15 @@ class Documents:
         return [self.root / "README.md", *sorted((self.root / "docs").glob("*.md"))]
 
     def read_cells(self, name: str) -> list[Cell]:
+        return read_data(self.find_data(name))
+
+    def find_data(self, name: str) -> Path:
         """Raises ValueError, with the command that makes the file, where there is none."""
         path = self.root / "docs/data" / f"{name}.csv"
         if not path.is_file():
-            raise ValueError(f"docs/data/{name}.csv is not there: python report.py data --name {name}")
-        return read_data(path)
+            made_by = f"python report.py data --name {name.removesuffix('-grid')}"
+            raise ValueError(f"docs/data/{name}.csv is not there: {made_by}")
+        return path
 
     def make_table(self, name: str) -> str:
         tables = self.asked["tables"]
@@ -83,6 +90,33 @@ class Documents:
         names = {name: find_name(name, self.asked["names"]) for name in sorted({*lines, *map(find_scorer, lines)})}
         return {"lines": lines, "full": as_row(full), "title": title, "names": names}
 
+    def plan_heat_map(self, name: str) -> dict[str, Any]:
+        """What is drawn: {full, panels, title} as evals.grid_plots.draw_grids takes them."""
+        asked = self.asked["heat_maps"][name]
+        grids: dict[tuple[str, str], Grid] = {}
+        squares = read_squares(self.find_data(f"{asked['data']}-grid"))
+        for method, budget in dict.fromkeys((s.method, s.budget) for s in squares):
+            own = [s for s in squares if (s.method, s.budget) == (method, budget)]
+            grid = arrange({(s.length, s.depth): (s.score, s.n) for s in own})
+            if grid is not None:
+                grids[method, budget] = grid
+        panels = {
+            f"kept {100 * budget:g}%": {
+                find_name(label, self.asked["names"]): grids[label, f"{budget:g}"] for label in asked["rows"]
+            }
+            for budget in asked["budgets"]
+        }
+        full = next((grid for (_, budget), grid in grids.items() if budget == ALL), None)
+        return {"full": full, "panels": panels, "title": f"{asked['title']}; {count_square(grids.values())}"}
+
+    @property
+    def figures(self) -> dict[Path, tuple[Draw, dict[str, Any]]]:
+        """File -> what draws it, and of what."""
+        return {
+            **{self.find_figure(name): (draw_lines, self.plan_figure(name)) for name in self.asked["figures"]},
+            **{self.find_figure(name): (draw_map, self.plan_heat_map(name)) for name in self.asked["heat_maps"]},
+        }
+
     def find_figure(self, name: str) -> Path:
         return self.root / "docs/figures" / f"{name}.png"
 
@@ -93,8 +127,20 @@ def as_row(cell: Cell) -> dict[str, Any]:
 
 def fingerprint(plan: Mapping[str, Any]) -> str:
     """Of what a figure shows, and how. The file carries it, so that it need not be drawn again to be compared."""
-    looks = [str(find_look(label)) for label in plan["lines"]]
-    return hashlib.sha256(json.dumps([plan, looks], sort_keys=True).encode()).hexdigest()[:16]
+    looks = [str(find_look(label)) for label in plan.get("lines", ())]
+    return hashlib.sha256(json.dumps([plan, looks], sort_keys=True, default=asdict).encode()).hexdigest()[:16]
+
+
+def draw_lines(plan: Mapping[str, Any], path: Path) -> None:
+    from evals.score_plots import draw_scores
+
+    draw_scores("kept_share", **plan, path=path, description=fingerprint(plan), formats=FORMATS)
+
+
+def draw_map(plan: Mapping[str, Any], path: Path) -> None:
+    from evals.grid_plots import draw_grids
+
+    draw_grids(**plan, path=path, description=fingerprint(plan), formats=FORMATS)
 
 
 def read_fingerprint(path: Path) -> str | None:
@@ -109,8 +155,7 @@ def read_fingerprint(path: Path) -> str | None:
 def find_stale(documents: Documents) -> list[Path]:
     """The pages and figures that are not what their data say."""
     pages = [p for p in documents.pages if documents.make_page(p) != p.read_text(encoding="utf-8")]
-    figures = {documents.find_figure(name): documents.plan_figure(name) for name in documents.asked["figures"]}
-    return [*pages, *(path for path, plan in figures.items() if is_stale(path, plan))]
+    return [*pages, *(path for path, (_, plan) in documents.figures.items() if is_stale(path, plan))]
 
 
 def is_stale(path: Path, plan: Mapping[str, Any]) -> bool:
@@ -120,15 +165,12 @@ def is_stale(path: Path, plan: Mapping[str, Any]) -> bool:
 
 def write(documents: Documents) -> list[Path]:
     """Write what is stale; the files written. Nothing is written where one of them cannot be made."""
-    from evals.score_plots import draw_scores
-
     stale = find_stale(documents)
     for page in set(documents.pages) & set(stale):
         page.write_text(documents.make_page(page), encoding="utf-8")
-    for name in documents.asked["figures"]:
-        path, plan = documents.find_figure(name), documents.plan_figure(name)
+    for path, (draw, plan) in documents.figures.items():
         if path in stale:
-            draw_scores("kept_share", **plan, path=path, description=fingerprint(plan), formats=FORMATS)
+            draw(plan, path)
     return stale
 
 

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from evals.errors import InputError
 from evals.jobs.device import describe_out_of_memory, synchronize
 from evals.jobs.prompts import BATCH_TOKENS, SharedContext, TokenizedSample
 from evals.run.records import KeptTokens, Times, WhileAnswering
 from evals.task import Sample
 from lukv.backend.cache import RaggedCache, Selection
-from lukv.backend.generate import answer, compress
+from lukv.backend.generate import answer, append, compress
 from lukv.backend.options import Later
 from lukv.backend.passes import run_passes
 from lukv.backend.reeviction import LaterEviction
@@ -28,6 +29,9 @@ Line = dict[str, Any]
 
 QUESTION = 1000
 """Characters of a question that are recorded: the last ones, as few-shot examples come first."""
+
+PLACES = ("length", "depth", "turn")
+"""What a line also has of a sample's `extra`: its place in a grid that the report draws, or in a conversation."""
 
 LAYER_GROUPS = 4
 """Groups of neighbouring layers whose kept tokens are recorded apart."""
@@ -93,6 +97,8 @@ def split_by_need(
 ) -> Iterator[tuple[list[SharedContext], list[Active]]]:
     """The batch for the runs that compress a context once, whatever is asked about it. Then one question of each
     context after the other for those whose scorer must know its answer (Scorer.needs_answer)."""
+    for each in runs if is_conversation(batch) else ():
+        check_talking(each.scorer)
     yield batch, [each for each in runs if not each.needs_answer]
     for turn in range(len(batch[0])):
         yield [[context[turn]] for context in batch], [each for each in runs if each.needs_answer]
@@ -179,7 +185,7 @@ def answer_batch(
         if not selected:
             continue
         start = time.perf_counter()
-        whole = len(selected) == 1 and selected[0].eviction is None
+        whole = len(selected) == 1 and selected[0].eviction is None and not is_conversation(batch)
         cache = full if whole else full.fork(selections, later=[each.later for each in selected])
         synchronize(model.device)
         copying = (time.perf_counter() - start) / len(selected)
@@ -236,15 +242,18 @@ def ask(
 ) -> list[list[Line]]:
     """Ask the first question of each context, then the second of each, and so on. Returns each run's lines.
 
+    In between the cache is rolled back to the compressed context, or in a conversation goes on (see `go_on`).
+
     cache: the batch's rows for the first run, then for the second, and so on. Where it is evicted while answering, each
     question goes on from a copy of it, so that all of them find the same. prefill: seconds until each run's cache was
     there; `common` of them were spent once for `sharing` runs.
     """
-    kept = np.asarray(cache.kept_counts)
-    stored, full = cache.row_nbytes, cache.full_row_nbytes
-    turns, evicts_again = len(batch[0]), cache.evicts_by_itself
+    turns, evicts_again, talks = len(batch[0]), cache.evicts_by_itself, is_conversation(batch)
+    seen = [list(context[0].context) for _ in runs for context in batch]
     lines: list[list[Line]] = [[] for _ in runs]
     for turn in range(turns):
+        kept = np.asarray(cache.kept_counts)
+        stored, full = cache.row_nbytes, cache.full_row_nbytes
         questions = [context[turn] for context in batch]
         sample = questions[0].sample
         start = time.perf_counter()
@@ -265,19 +274,62 @@ def ask(
                 "prefill_s": before,
                 "ttft_s": before + said.ttft_s,
                 "tpot_s": said.tpot_s,
-                "total_s": ((before - common + common / sharing) / turns + decoding) / len(batch),
+                "total_s": ((before - common + common / sharing) / (1 if talks else turns) + decoding) / len(batch),
                 "batch": len(batch),
                 "shared": len(runs),
             }
             for row, question in enumerate(questions, i * len(questions)):
                 line = score_answer(question, said.tokens[row], model)
-                line |= describe_cache(kept[:, row], len(question.context), int(stored[row]), int(full[row]))
+                line |= describe_cache(kept[:, row], len(seen[row]), int(stored[row]), int(full[row]))
                 if runs[i].later is not None:
                     line["while_answering"] = describe_evictions(said.evictions[row])
                 if question.sample.id in runs[i].recorded:
-                    line["kept_tokens"] = describe_kept(cache, row, question.context, model)
+                    line["kept_tokens"] = describe_kept(cache, row, seen[row], model)
                 lines[i].append({**line, "times": times, "attention": cache.kernel})
+        if talks and turn + 1 < turns:
+            start = time.perf_counter()
+            for tokens, more in zip(seen, go_on(runs, questions, cache, said.tokens, model), strict=True):
+                tokens += more
+            synchronize(model.device)
+            prefill, common = [(time.perf_counter() - start) / len(runs)] * len(runs), 0.0
     return lines
+
+
+def is_conversation(batch: Sequence[SharedContext]) -> bool:
+    """Whether the questions of each context are the turns of a conversation. All contexts of a batch are alike."""
+    return batch[0][0].sample.conversation != ""
+
+
+def check_talking(scorer: Scorer | None) -> None:
+    """Raise InputError for a scorer that cannot go through the turns of a conversation."""
+    if scorer is not None and scorer.needs_answer:
+        raise InputError(f"scorer={scorer.name} has to know the answer before it evicts: not in a conversation")
+
+
+def go_on(
+    runs: Sequence[Active],
+    questions: Sequence[TokenizedSample],
+    cache: RaggedCache,
+    said: Sequence[Sequence[int]],
+    model: LoadedModel,
+) -> list[list[int]]:
+    """Let each row's turn stay in its cache, and evict those rows again whose run does so after every turn. Returns the
+    token ids that stayed.
+
+    The turn is read in one piece, question and answer, behind what was rolled back: rows that had ended were decoded
+    along with the others. said: the answer of each row.
+    """
+    turns = []
+    for question, answered in zip([*questions] * len(runs), said, strict=True):
+        stays = question.sample.stays
+        turns.append([*question.question, *(answered if stays is None else model.text_ids(stays))])
+    append(model, cache, turns)
+    due = np.repeat([each.later is not None and each.later.every is None for each in runs], len(questions))
+    if due.any():
+        cache.evict_again(due)
+    else:
+        cache.commit()
+    return turns
 
 
 def list_endings(sample: Sample, model: LoadedModel) -> dict[str, Any]:
@@ -298,6 +350,7 @@ def score_answer(question: TokenizedSample, tokens: list[int], model: LoadedMode
         "task": question.task.name,
         "question": question.sample.question[-QUESTION:],
         **find_answer(question.sample),
+        **{name: question.sample.extra[name] for name in PLACES if name in question.sample.extra},
         "prediction": text,
         "references": list(question.sample.references),
         "score": next(iter(scores.values())),

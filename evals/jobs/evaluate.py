@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.jobs.benchmark import tokenize_benchmark
-from evals.jobs.decode import ActiveMethod, Line, answer_each
+from evals.jobs.decode import ActiveMethod, Line, answer_each, check_talking
 from evals.jobs.progress import show_progress
 from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references
 from evals.jobs.result import summarize
@@ -55,8 +55,9 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         **build.describe_model(model),
     }
     with ExitStack() as opened:
-        first = begin(folder, method, model, about)
-        others = open_others(folder, sweep, model, about, opened)
+        talks = any(s.sample.conversation for s in samples)
+        first = begin(folder, method, model, about, talks)
+        others = open_others(folder, sweep, model, about, talks, opened)
         for each in (first, *others):
             each.recorded = choose_recorded(samples, each.run["record_kept"])
         with follow(run["track"], run.folder, list(first.done.values())) as tracker:
@@ -79,9 +80,15 @@ def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset
     return frozenset(i for ids in by_task.values() for i in ids[:count])
 
 
-def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any]) -> ActiveRun:
-    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model."""
+def begin(
+    folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any], talks: bool
+) -> ActiveRun:
+    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model, or with the
+    benchmark. talks: whether its samples are the turns of conversations."""
     with build.input_errors(folder.run):
+        build.check_turns(folder.run, talks)
+        if talks and method is not None:
+            check_talking(method.scorer)
         eviction = build.build_eviction(folder.run, method, model)
         later = build.build_later(folder.run, method, model)
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
@@ -93,7 +100,7 @@ def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, ab
 
 
 def open_others(
-    folder: RunFolder, sweep: Sweep, model: LoadedModel, about: Mapping[str, Any], opened: ExitStack
+    folder: RunFolder, sweep: Sweep, model: LoadedModel, about: Mapping[str, Any], talks: bool, opened: ExitStack
 ) -> list[ActiveRun]:
     """The rest of the run's group, with folders that stay open as long as `opened`.
 
@@ -111,7 +118,7 @@ def open_others(
                 if result is None:
                     with build.input_errors(other):
                         method = build.build_method(other)
-                    active.append(begin(own, method, model, about))
+                    active.append(begin(own, method, model, about, talks))
                     opened.push(mine.pop_all())
                 else:
                     sweep.outcomes[other.id] = Outcome(result, found=True)

@@ -47,6 +47,7 @@ def measure_run(folder: RunFolder) -> Latency:
         eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
+        build.check_turns(run, turns=False)
         later = build.build_later(run, method, model)
         if later is not None and job["new_tokens"] + QUESTION <= run["decoding"]["every"]:
             raise InputError(

@@ -29,7 +29,7 @@ class TokenizedSample:
 
 
 SharedContext = list[TokenizedSample]
-"""Samples that ask about one context."""
+"""Samples that ask about one context, or the turns of one conversation in their order."""
 
 
 def tokenize(
@@ -46,10 +46,12 @@ def tokenize(
             f"choose a smaller benchmark.length"
         )
     tokenizer: Any = model.tokenizer
+    said: Counter[str] = Counter()  # tokens of a conversation's turns so far, at most
     for task in benchmark.tasks(tokenizer, limit):
         for sample in task.samples:
             context, question = tokenize_sample(sample, model)
-            total = len(context) + len(question) + sample.max_new_tokens
+            said[sample.conversation] += len(question) + sample.max_new_tokens
+            total = len(context) + (said[sample.conversation] if sample.conversation else said.pop(""))
             if longest is not None and total > longest:
                 raise InputError(
                     f"{sample.id}: {total} tokens with its answer, {model.name} takes {longest}: choose shorter prompts"
@@ -70,6 +72,8 @@ def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list
     parts = sample.context, sample.question, sample.answer_prefix
     try:
         context, question = model.prompt_ids(*parts, chat=sample.chat, layout=sample.layout)
+        if sample.turn > 1:
+            question = model.turn_ids(sample.question, sample.answer_prefix, chat=sample.chat)
     except ValueError as error:
         raise InputError(f"{sample.id}: {error}") from error
     return context[: sample.context_tokens], question
@@ -81,8 +85,11 @@ def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:
 
 
 def list_rules(sample: Sample) -> list[Any]:
-    """What ends an answer besides its length. Nothing where nothing does: so it was before such rules were hashed."""
-    rules = [sample.min_new_tokens, sample.first_token_may_end, list(sample.stop)]
+    """What ends an answer besides its length, and its place in a conversation. Nothing where nothing is of it: so it
+    was before such rules were hashed."""
+    rules: list[Any] = [sample.min_new_tokens, sample.first_token_may_end, list(sample.stop)]
+    if sample.conversation:
+        return [*rules, sample.turn, sample.stays]
     return [] if rules == [0, True, []] else rules
 
 
@@ -106,18 +113,23 @@ def key_decoding(sample: Sample) -> tuple[Any, ...]:
 def cut_batches(samples: Sequence[TokenizedSample], size: int) -> list[list[SharedContext]]:
     """Contexts in batches of `size`.
 
-    Contexts of one task with the same number of questions and the same length of answer go together. The longest come
-    first, so that a batch that is too large for the memory shows at the start.
+    Contexts of one task with the same number of questions and the same length of answer go together, and so do
+    conversations that are alike in each turn. The longest come first, so that a batch that is too large for the memory
+    shows at the start.
     """
-    groups: dict[tuple[Any, ...], dict[tuple[int, ...], SharedContext]] = {}
-    keys = [(s.task.name, *key_decoding(s.sample)) for s in samples]
-    questions = Counter((key, s.context) for key, s in zip(keys, samples, strict=True))
-    for key, s in zip(keys, samples, strict=True):
-        groups.setdefault((*key, questions[key, s.context]), {}).setdefault(s.context, []).append(s)
+    shared: dict[tuple[Any, ...], SharedContext] = {}
+    for s in samples:
+        apart = (s.task.name, *key_decoding(s.sample), s.context)
+        shared.setdefault((s.sample.conversation,) if s.sample.conversation else apart, []).append(s)
+    groups: dict[tuple[Any, ...], list[SharedContext]] = {}
+    for context in shared.values():
+        context.sort(key=lambda s: s.sample.turn)
+        alike = [(s.task.name, *key_decoding(s.sample)) for s in context]
+        groups.setdefault((context[0].sample.conversation != "", *alike), []).append(context)
     out: list[list[SharedContext]] = []
     for group in groups.values():
         batch: list[SharedContext] = []
-        for context in sorted(group.values(), key=lambda c: -len(c[0].context)):
+        for context in sorted(group, key=lambda c: -len(c[0].context)):
             if batch and (len(batch) >= size or (len(batch) + 1) * len(batch[0][0].context) > BATCH_TOKENS):
                 out.append(batch)
                 batch = []

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from evals.differences import Scores
+from evals.grid import make_grid
 from evals.report.runs import (
     Result,
     budget_label,
@@ -30,6 +31,7 @@ from evals.report.runs import (
     read_scores,
 )
 from evals.run.files import read_json, read_settings
+from evals.run.folder import read_samples
 from evals.stats import mean_interval
 
 MEAN = "mean"
@@ -58,11 +60,53 @@ class Cell:
     commit: str
 
 
+@dataclass(frozen=True)
+class Square:
+    """A line of NAME-grid.csv: one square of a run's grid of lengths and depths (evals.grid). The score is in 0..1."""
+
+    model: str
+    benchmark: str
+    protocol: str
+    method: str
+    budget: str
+    length: int
+    depth: float
+    score: float
+    n: int
+    run_id: str
+    command: str
+    commit: str
+
+
 def collect(runs: Path, only: str = "*") -> list[Cell]:
-    """The cells of all finished evaluations in `runs` whose ids match the pattern `only`.
+    """The cells of the chosen runs. Raises ValueError where two runs would fill the same cell."""
+    chosen, full = choose_runs(runs, only)
+    cells = [cell for r in chosen for cell in describe(r, runs / r["run_id"], full.get(r["experiment"]))]
+    check_unique(cells)
+    return cells
+
+
+def collect_squares(runs: Path, only: str = "*") -> list[Square]:
+    """The squares of those of the chosen runs that have a grid."""
+    squares = []
+    for r in choose_runs(runs, only)[0]:
+        grid = make_grid(read_samples(runs / r["run_id"] / "samples.jsonl"))
+        if grid is None:
+            continue
+        about = name_run(r, runs / r["run_id"])
+        common: dict[str, Any] = {field.name: about[field.name] for field in fields(Square) if field.name in about}
+        for i, j in np.ndindex(len(grid.depths), len(grid.lengths)):
+            if (score := grid.scores[i][j]) is not None:
+                place = {"length": grid.lengths[j], "depth": grid.depths[i]}
+                squares.append(Square(**common, **place, score=score, n=grid.counts[i][j]))
+    return squares
+
+
+def choose_runs(runs: Path, only: str) -> tuple[list[Result], dict[str, Scores]]:
+    """The finished evaluations in `runs` whose ids match the pattern `only`, and the full cache's scores by experiment.
 
     Of runs that differ in limit= alone, the one of most samples counts, and of the full cache each that such a run is
-    compared with. Raises ValueError where two runs would then fill the same cell, and where there is no run.
+    compared with. Raises ValueError where there is no run.
     """
     chosen = [r for r in read_results(runs) if fnmatchcase(r["run_id"], only)]
     found = [r for group in group_by_experiment(chosen).values() for r in group]
@@ -75,13 +119,7 @@ def collect(runs: Path, only: str = "*") -> list[Cell]:
     used = {r["experiment"] for r in evicting}
     references = [r for r in found if keeps_all(r) and r["experiment"] in used]
     order = sorted(evicting, key=lambda r: (label(r), r["config"]["budget"] or 0, r["config"]["budget_tokens"] or 0))
-    cells = [
-        cell
-        for r in [*sorted(references, key=count_samples), *order]
-        for cell in describe(r, runs / r["run_id"], full.get(r["experiment"]))
-    ]
-    check_unique(cells)
-    return cells
+    return [*sorted(references, key=count_samples), *order], full
 
 
 def keep_largest(results: Iterable[Result], runs: Path) -> list[Result]:
@@ -100,13 +138,7 @@ def count_samples(r: Result) -> int:
 
 def describe(r: Result, folder: Path, full: Scores | None) -> list[Cell]:
     """The cells of one run: the mean of its tasks, then each task. full: the full cache's scores of its experiment."""
-    about = read_json(folder / "run.json")
-    common = {
-        **{"model": r["model"], "benchmark": r["benchmark"], "protocol": name_protocol(about.get("benchmark", {}))},
-        **{"method": name_row(r), "scorer": r["config"].get("scorer") or ""},
-        **{"allocator": r["config"].get("allocator") or "", "budget": budget_label(r)},
-        **{"run_id": r["run_id"], "command": without_places(about["command"]), "commit": name_commit(about)},
-    }
+    common = name_run(r, folder)
     mine = read_scores(folder)
     theirs = None if full is None else pair(mine, full, r["run_id"])
     cells = []
@@ -117,6 +149,17 @@ def describe(r: Result, folder: Path, full: Scores | None) -> list[Cell]:
         score, n = mean_of_means(values), sum(map(len, values))
         cells.append(Cell(**common, task=task, score=score, low=low, high=high, n=n, full=reference))
     return cells
+
+
+def name_run(r: Result, folder: Path) -> dict[str, str]:
+    """What every line about a run has in common."""
+    about = read_json(folder / "run.json")
+    return {
+        **{"model": r["model"], "benchmark": r["benchmark"], "protocol": name_protocol(about.get("benchmark", {}))},
+        **{"method": name_row(r), "scorer": r["config"].get("scorer") or ""},
+        **{"allocator": r["config"].get("allocator") or "", "budget": budget_label(r)},
+        **{"run_id": r["run_id"], "command": without_places(about["command"]), "commit": name_commit(about)},
+    }
 
 
 def pair(mine: Scores, full: Scores, run_id: str) -> dict[str, list[float]]:
@@ -170,25 +213,36 @@ def check_unique(cells: Sequence[Cell]) -> None:
         seen[key] = cell
 
 
-def write_data(path: Path, cells: Iterable[Cell]) -> None:
-    """Write the file anew."""
+def write_data(path: Path, lines: Sequence[Cell] | Sequence[Square]) -> None:
+    """Write the file anew, with at least one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, [field.name for field in fields(Cell)], lineterminator="\n")
+        writer = csv.DictWriter(f, [field.name for field in fields(lines[0])], lineterminator="\n")
         writer.writeheader()
-        for cell in cells:
-            row = asdict(cell)
+        for line in lines:
+            row = asdict(line)
             numbers = {k: f"{v:.6g}" for k, v in row.items() if isinstance(v, float)}
             writer.writerow({**row, **numbers})
 
 
 def read_data(path: Path) -> list[Cell]:
     """Raises ValueError for a file that `write_data` did not write."""
+    return [read_cell(row, place) for row, place in read_lines(path, Cell)]
+
+
+def read_squares(path: Path) -> list[Square]:
+    """Raises ValueError for a file that `write_data` did not write."""
+    return [read_square(row, place) for row, place in read_lines(path, Square)]
+
+
+def read_lines(path: Path, kind: type[Cell] | type[Square]) -> Iterator[tuple[dict[str, str], str]]:
+    """Each line by column, and where it stands."""
     with path.open(newline="", encoding="utf-8") as f:
         reader = csv.DictReader(f)
-        if (reader.fieldnames or []) != (names := [field.name for field in fields(Cell)]):
+        if (reader.fieldnames or []) != (names := [field.name for field in fields(kind)]):
             raise ValueError(f"{path} has the columns {reader.fieldnames}, not {names}: write it with report.py data")
-        return [read_cell(row, f"{path}, line {reader.line_num}") for row in reader]
+        for row in reader:
+            yield row, f"{path}, line {reader.line_num}"
 
 
 def read_cell(row: Mapping[str, str], place: str) -> Cell:
@@ -198,3 +252,12 @@ def read_cell(row: Mapping[str, str], place: str) -> Cell:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
     return Cell(**{**row, **numbers})
+
+
+def read_square(row: Mapping[str, str], place: str) -> Square:
+    try:
+        numbers: dict[str, Any] = {k: float(row[k]) for k in ("score", "depth")}
+        numbers |= {k: int(row[k]) for k in ("n", "length")}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place}: {error}") from None
+    return Square(**{**row, **numbers})

@@ -50,9 +50,13 @@ def html_details(row: Mapping[str, Any], columns: int) -> str:
     )
     heads = row.get("budget", {}).get("heads")
     maps = heat_map("Kept share of each KV head (across) and layer (down)", heads) if heads else ""
-    if depths := row.get("depths"):
+    if grid := row.get("grid"):
+        depths = [f"{100 * depth:g}%" for depth in grid.depths]
+        caption = "Facts found by length (across, tokens) and depth of the needle (down)"
+        maps += heat_map(caption, grid.scores, depths, [str(length) for length in grid.lengths])
+    elif by_task := row.get("depths"):
         maps += heat_map(
-            "Score by where the answer stands, from the beginning to the end", [*depths.values()], [*depths]
+            "Score by where the answer stands, from the beginning to the end", [*by_task.values()], [*by_task]
         )
     samples = "".join(map(html_sample, row.get("samples", ())))
     return (
@@ -71,10 +75,13 @@ def code(command: Any) -> Code | None:
     return Code(f"<code>{escape(str(command))}</code>") if command else None
 
 
-def heat_map(caption: str, values: Sequence[Sequence[float | None]], names: Sequence[str] = ()) -> str:
-    """Shares (0..1) as shaded squares, a row each. Where rows have names, each square has its value in per cent."""
+def heat_map(
+    caption: str, values: Sequence[Sequence[float | None]], names: Sequence[str] = (), across: Sequence[str] = ()
+) -> str:
+    """Shares (0..1) as shaded squares, a row each. Where rows have names, each square has its value in per cent.
+    across: names of the columns, of a map whose rows have some."""
     wide = len(values[0])
-    squares = []
+    squares = [f'<i class="across">{escape(name)}</i>' for name in ("", *across)] if across else []
     for i, row in enumerate(values):
         if names:
             squares.append(f"<i>{escape(names[i])}</i>")

@@ -27,8 +27,8 @@ MIME = {".png": "image/png", ".svg": "image/svg+xml"}
 
 Row = Mapping[str, Any]
 """A finished run: its result.json. Optionally also `repeat` (the command that does this run alone), `command` (the one
-that it came from), `depths` (evals.report.details.score_depths) and `samples` (a few lines of its samples.jsonl), which
-are shown when the row is opened."""
+that it came from), `depths` (evals.report.details.score_depths), `grid` (evals.grid.make_grid) and `samples` (a
+few lines of its samples.jsonl), which are shown when the row is opened."""
 
 
 def write_page(rows: Sequence[Row], figures: Mapping[str, Path], path: Path) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from evals.run.instantiate import InputError, create
-from evals.run.settings import Run, drop_tables
+from evals.run.settings import TURN, Run, drop_tables
 from evals.run.waiting import explain_wait
 from lukv.allocation import Budget
 from lukv.backend.cache import check_readers
@@ -136,9 +136,22 @@ def build_later(run: Run, method: Method | None, model: LoadedModel) -> Later | 
     decoding = run["decoding"]
     if method is None or not decoding:
         return None
-    check_readers(model.model, evicts=True)
-    size = Budget(decoding.get("share"), decoding.get("tokens"))
-    return Later(Eviction(*method, size), every=decoding["every"])
+    check_readers(model.model, evicts=decoding["every"] != TURN)
+    share, tokens = decoding.get("share"), decoding.get("tokens")
+    if share is None and tokens is None:  # down to the budget of the prompt
+        share, tokens = run["budget"], run["budget_tokens"]
+    return Later(
+        Eviction(*method, Budget(share, tokens)), every=None if decoding["every"] == TURN else decoding["every"]
+    )
+
+
+def check_turns(run: Run, turns: bool) -> None:
+    """Raise InputError where a run is to evict after every turn and there are none. turns: whether there are."""
+    if run["decoding"] and run["decoding"]["every"] == TURN and not turns:
+        raise InputError(
+            "decoding.every=turn evicts after each turn of a conversation, and here is none: benchmark=conversation "
+            "has some; decoding=share and decoding=size evict after so many tokens"
+        )
 
 
 def check_tracker(run: Run) -> None:

@@ -101,6 +101,9 @@ class SampleRecord(OlderSample, total=False):
 
     question: str  # what was asked about the context, up to QUESTION characters (evals/jobs/decode.py)
     answer_depth: float  # where the context says a right answer first, 0..1; not there where it says none
+    length: int  # of the sample, as its benchmark counts it: tokens (RULER, needle) or words (LongBench)
+    depth: float  # where the benchmark put the needle, 0..1
+    turn: int  # of a conversation, from 1; context_tokens, kept and bytes are then of the context and the turns before
     kept_tokens: KeptTokens
     while_answering: WhileAnswering  # where decoding= evicts while answering
 

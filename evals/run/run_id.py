@@ -78,13 +78,17 @@ def name_method(run: Described) -> list[str]:
     return parts
 
 
+SIZES = {"tokens": "size", "share": "share"}
+
+
 def name_decoding(config: Mapping[str, Any]) -> list[str]:
-    """What is evicted while answering, as in ["size1024-every64"]. Empty where nothing is."""
+    """What is evicted while answering, as in ["size1024-every64"], or after each turn ("everyturn"). Empty where
+    nothing is."""
     decoding = config.get("decoding")
     if decoding is None:
         return []
-    kept = f"size{decoding['tokens']}" if "tokens" in decoding else f"share{show_value(decoding['share'])}"
-    return [f"{kept}-every{decoding['every']}"]
+    sizes = [f"{name}{show_value(decoding[key])}" for key, name in SIZES.items() if decoding.get(key) is not None]
+    return ["-".join([*sizes, f"every{decoding['every']}"])]
 
 
 def find_method(method: str, chosen: Mapping[str, str | None]) -> str:

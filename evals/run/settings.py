@@ -33,6 +33,9 @@ from evals.run.run_id import (
 )
 from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
 
+TURN = "turn"
+"""decoding.every of a run that evicts after every turn of a conversation."""
+
 METHOD_PARTS = ("scorer", "allocator", "protection")
 CHOSEN = (*METHOD_PARTS, "decoding", "model", "benchmark", "calibration", "job")
 """The groups whose options make a run's settings."""
@@ -257,10 +260,12 @@ def check_decoding(config: Mapping[str, Any], option: str) -> None:
     if unknown := sorted(decoding.keys() - {"tokens", "share", "every"}):
         raise InputError(f"decoding has no {', '.join(unknown)}: it has every and one of tokens and share")
     tokens, share, every = (decoding.get(key) for key in ("tokens", "share", "every"))
-    if (tokens is None) == (share is None):
+    if (tokens is None) == (share is None) and not (every == TURN and tokens is None):
         raise InputError("decoding needs one of tokens and share: decoding=size decoding.tokens=N, or decoding=share")
-    if every is None or every < 1:
-        raise InputError(f"decoding.every={show_value(every)} must be at least 1")
+    if every != TURN and (type(every) is not int or every < 1):
+        raise InputError(
+            f"decoding.every={show_value(every)} must be at least 1, or {TURN}: after each of a conversation"
+        )
     if tokens is not None and tokens < 1:
         raise InputError(f"decoding.tokens={tokens} must be at least 1")
     if share is not None and not (math.isfinite(share) and 0 < share <= 1):

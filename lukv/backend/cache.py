@@ -312,12 +312,12 @@ class RaggedCache(Cache):
         for layer in self.layers:
             layer.rollback()
 
-    def evict_again(self) -> None:
-        """Apply `later` to everything stored (a second turn, say) and commit."""
-        if self.options.later is None:
+    def evict_again(self, due: np.ndarray | None = None) -> None:
+        """Apply `later` to everything stored (a second turn, say), or to the rows that are due [B] bool, and commit."""
+        if self.evictable[0].reeviction is None:
             raise RuntimeError("nothing to evict by: make the cache with later=Eviction(...)")
         for layer in self.evictable:
-            layer.evict_again()
+            layer.evict_again(due)
         self.commit()
 
     def stop_evicting(self) -> None:

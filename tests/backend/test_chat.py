@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lukv.chat import drop_trace, render
+from lukv.chat import drop_trace, render, render_turn
 
 BODY = "{% for m in messages %}<U>{{ m.content | trim }}</U>{% endfor %}"
 QWEN3 = BODY + "<A>{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
@@ -92,3 +92,25 @@ def test_a_trace_is_no_part_of_the_answer(said: str, answer: str, dropped: bool,
     assert found == dropped
     assert answer.endswith(text := "".join(pieces[i] for i in rest))
     assert len(answer) - len(text) < width
+
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}<assistant>"
+
+
+@given(st.text(alphabet="ab#% \n", max_size=40))
+def test_a_second_turn_is_what_follows_the_answer(text: str) -> None:
+    """Also of a text that holds the signs that mark where things end. Put behind the first turn, it is the template's
+    own whole conversation."""
+    for template in (TURNS, "#" * 12 + "%" * 11 + TURNS):
+        tokenizer = Words(template)
+        first, between = render(tokenizer, "first"), render_turn(tokenizer, text)
+        messages = [("user", "first"), ("assistant", "said"), ("user", text)]
+        whole = tokenizer.apply_chat_template([{"role": role, "content": said} for role, said in messages])
+        assert "".join([*first, "said", *between]) == whole
+
+
+def test_a_template_without_earlier_answers_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not hold an earlier answer as it is"):
+        render_turn(Words("{{ messages[-1].content }}<A>"), "x")
+    with pytest.raises(ValueError, match=r"cannot be rendered, .* has no element 3: use model.chat=false"):
+        render_turn(Words("{{ messages[2].content }}{{ messages[3].content }}"), "x")

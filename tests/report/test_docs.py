@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.report.data import MEAN, Cell
+from evals.report.data import MEAN, Cell, read_squares
 from scripts.doc_tables import Table
 from scripts.docs import Documents, find_stale, write
 from tests.as_typed import ROOT
@@ -44,6 +44,22 @@ def test_other_data_make_other_documents(copy: Documents) -> None:
         return [part.rpartition("<!-- end -->")[2] for part in text.split("<!-- table:")]
 
     assert text_outside(page.read_text()) == text_outside(before)
+
+
+def test_another_square_makes_another_heat_map(copy: Documents) -> None:
+    data, figure = copy.root / "docs/data/tiny-needle-grid.csv", copy.root / "docs/figures/tiny-needle.png"
+    plan = copy.plan_heat_map("tiny-needle")
+    squares = [s for s in read_squares(data) if (s.method, s.budget) == ("lukv", "0.05")]
+    grid = plan["panels"]["kept 5%"]["LU-KV on KeyDiff"]
+    shown = {(n, d): grid.scores[i][j] for i, d in enumerate(grid.depths) for j, n in enumerate(grid.lengths)}
+    assert shown == {(s.length, s.depth): s.score for s in squares}
+    assert list(plan["panels"]) == ["kept 20%", "kept 5%"]
+    lines = data.read_text().splitlines()
+    i = next(i for i, line in enumerate(lines) if ",lukv,0.05,4096,0.5,0.25,4," in line)
+    lines[i] = lines[i].replace(",0.5,0.25,4,", ",0.5,0.75,4,")
+    data.write_text("\n".join(lines) + "\n")
+    assert find_stale(copy) == write(copy) == [figure]
+    assert find_stale(copy) == []
 
 
 @pytest.mark.parametrize(
