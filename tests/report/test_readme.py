@@ -10,6 +10,7 @@ import pytest
 from evals.ruler import Ruler
 from evals.run import cli
 from evals.text import percent, result_table
+from lukv.conf import GROUPS
 from tests.as_typed import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -78,3 +79,8 @@ def test_links_lead_somewhere(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.S)
     targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if not re.match(r"\w+:", target)]
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("benchmark", sorted(GROUPS["benchmark"]))
+def test_every_benchmark_is_in_the_list(benchmark: str) -> None:
+    assert f"`{benchmark}`" in (ROOT / "docs/benchmarks-list.md").read_text()
