@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lukv.allocation import Allocator, Budget, HeadScores
+from lukv.names import check_cache_dtype
 from lukv.scoring import PromptLayer, Scorer
 
 STARVED = ("sinks_first", "earliest", "authors")
@@ -73,12 +74,20 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Eviction:
-    """A method at a budget: scorer x allocator x protection."""
+    """A method at a budget: scorer x allocator x protection.
+
+    cache_dtype: what the entries that stay are stored in. auto: the model's dtype; int8 and int4: so many bits a number
+    (lukv.backend.quantized). Raises ValueError for another one.
+    """
 
     scorer: Scorer
     allocator: Allocator
     protection: Protection
     budget: Budget
+    cache_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_cache_dtype(self.cache_dtype)
 
     @property
     def waits(self) -> bool:

@@ -12,12 +12,14 @@ from lukv.backend.cache import RaggedCache
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """kv_heads: keys of `key_dim` and values of `value_dim` numbers for each token. device: where they lie."""
+    """kv_heads: keys of `key_dim` and values of `value_dim` numbers for each token, which are `entry_bytes` in the
+    model's dtype. device: where they lie."""
 
     kv_heads: int
     key_dim: int
     value_dim: int
     device: torch.device
+    entry_bytes: int
 
 
 @torch.no_grad()
@@ -26,7 +28,7 @@ def measure_geometry(model: PreTrainedModel) -> list[LayerGeometry]:
     cache = RaggedCache(model)
     model(input_ids=torch.ones(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
     arenas = [layer.held.arena for layer in cache.layers]
-    return [LayerGeometry(a.heads, a.keys.shape[1], a.values.shape[1], a.keys.device) for a in arenas]
+    return [LayerGeometry(a.heads, a.key_dim, a.value_dim, a.device, a.entry_bytes) for a in arenas]
 
 
 def count_kv_heads(model: PreTrainedModel) -> int:
