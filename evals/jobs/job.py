@@ -17,7 +17,7 @@ from evals.run.fingerprint import fingerprint
 from evals.run.folder import FolderInUse, RunFolder
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command
-from evals.run.records import Result
+from evals.run.records import BUDGETS, Result
 from evals.run.settings import Run
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import follow_finished
@@ -122,7 +122,7 @@ class Evaluate(Job):
 class Calibrate(Job):
     """Make a budget table and a loss curve for each scorer: contexts and questions -> oracle -> solver."""
 
-    ignores = ("method", "allocator", "budget", "budget_tokens", "benchmark", "limit", "scorer.path")
+    ignores = ("method", "allocator", *BUDGETS, "cache_dtype", "benchmark", "limit", "scorer.path")
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str:

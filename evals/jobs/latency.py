@@ -16,6 +16,7 @@ from evals.run import build
 from evals.run.folder import RunFolder
 from evals.run.instantiate import InputError
 from evals.run.records import Latency, LatencyRow
+from evals.run.run_id import name_cache
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
 from lukv.model import LoadedModel
@@ -42,8 +43,8 @@ def measure_run(folder: RunFolder) -> Latency:
         eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
-        methods = {run["method"]: eviction}
-        if run.evicts and run["reference"]:
+        methods = {" ".join([run["method"], *name_cache(run.config)]): eviction}
+        if eviction is not None and run["reference"]:
             methods[run["reference"]] = None
         lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
     folder.begin(build.describe_model(model))

@@ -30,6 +30,7 @@ from evals.report.runs import (
     read_scores,
 )
 from evals.run.files import read_json, read_settings
+from evals.run.records import BUDGETS
 from evals.stats import mean_interval
 
 MEAN = "mean"
@@ -74,7 +75,7 @@ def collect(runs: Path, only: str = "*") -> list[Cell]:
         raise ValueError(f"of what matches {only}, only the full cache is finished: there is nothing to put beside it")
     used = {r["experiment"] for r in evicting}
     references = [r for r in found if keeps_all(r) and r["experiment"] in used]
-    order = sorted(evicting, key=lambda r: (label(r), r["config"]["budget"] or 0, r["config"]["budget_tokens"] or 0))
+    order = sorted(evicting, key=lambda r: (label(r), *(r["config"].get(key) or 0 for key in BUDGETS)))
     cells = [
         cell
         for r in [*sorted(references, key=count_samples), *order]

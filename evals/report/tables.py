@@ -114,7 +114,8 @@ def format_difference(d: Difference | None) -> str:
 
 COLUMNS = (
     *("run_id", "model", "benchmark", "seed", "limit"),
-    *("label", "method", "scorer", "allocator", "protection", "budget", "budget_tokens"),
+    *("label", "method", "scorer", "allocator", "protection", "budget", "budget_tokens", "budget_bytes"),
+    "cache_dtype",
     *("task", "score", "n", "ci95_low", "ci95_high"),
     *("against", "difference", "difference_low", "difference_high", "p"),
     *("kept_share", "cache_bytes", "full_cache_bytes", "prefill_s", "ttft_s", "tpot_s"),

@@ -49,7 +49,12 @@ TOLD_BY_DATA = ("benchmark.length", "benchmark.protocol")
 
 
 def make_name(run: Described) -> str:
-    return join_name([run.config["model"]["name"], *name_method(run), *name_setting(run)])
+    return join_name([run.config["model"]["name"], *name_method(run), *name_cache(run.config), *name_setting(run)])
+
+
+def name_cache(config: Mapping[str, Any]) -> list[str]:
+    """What the cache is stored in, where it is not the model's dtype."""
+    return [] if config.get("cache_dtype") in (None, "auto") else [config["cache_dtype"]]
 
 
 def join_name(parts: Sequence[str]) -> str:
@@ -73,6 +78,8 @@ def name_method(run: Described) -> list[str]:
         parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run.config['budget_tokens']}")
+    elif run.config["budget_bytes"] is not None:
+        parts.append(f"bytes{show_value(run.config['budget_bytes'])}")
     return parts
 
 

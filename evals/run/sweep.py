@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from evals.run.records import Result
 from evals.run.settings import Run, drop_tables
 
-METHOD_KEYS = ("method", "scorer", "allocator", "protection", "budget", "budget_tokens")
+METHOD_KEYS = ("method", "scorer", "allocator", "protection", "budget", "budget_tokens", "budget_bytes", "cache_dtype")
 """The settings in which the runs of a group differ."""
 
 

@@ -30,7 +30,7 @@ def decode(row: np.ndarray, bits: int, dim: int) -> tuple[np.ndarray, np.ndarray
     """The values and steps of one packed vector, number by number."""
     codes = bytes(row[: -(-dim * bits // 8)])
     half = -(-dim // 2)
-    each = [code for code in codes] if bits == 8 else [c % 16 for c in codes] + [c // 16 for c in codes]
+    each = list(codes) if bits == 8 else [c % 16 for c in codes] + [c // 16 for c in codes]
     assert bits == 8 or len(codes) == half
     scale, zero = np.frombuffer(bytes(row[len(codes) :]), dtype=np.float16).astype(np.float64).reshape(2, -1)
     group = np.arange(dim) // (dim // len(scale))
@@ -85,7 +85,9 @@ def unpacked(cache: RaggedCache, model) -> RaggedCache:
             for new, bytes_ in ((recent.keys, old.keys), (recent.values, old.values)):
                 dim = new.shape[1]
                 bits = {"int8": 8, "int4": 4}[cache.options.cache_dtype]
-                dense = torch.from_numpy(np.array([decode(row, bits, dim)[0] for row in bytes_.numpy()]).reshape(-1, dim))
+                dense = torch.from_numpy(
+                    np.array([decode(row, bits, dim)[0] for row in bytes_.numpy()]).reshape(-1, dim)
+                )
                 pairs = zip(dense.split(old.lengths.tolist()), new.split(recent.lengths.tolist()), strict=True)
                 joined.append(torch.cat([x for pair in pairs for x in pair]))
             recent = Part(joined[0], joined[1], lengths)
@@ -123,7 +125,9 @@ def test_bytes_are_exact(kind):
     assert cache.row_nbytes.tolist() == bytes_.sum(axis=(0, 2)).tolist()
     assert cache.full_nbytes == 2 * 2 * 93 * entry
     held = [layer.held.arena for layer in cache.layers]
-    assert sum(arena.packed.nbytes for arena in held) == int((cache.kept_counts - recent).sum()) * packed  # no free rows
+    assert (
+        sum(arena.packed.nbytes for arena in held) == int((cache.kept_counts - recent).sum()) * packed
+    )  # no free rows
     append(MODEL, cache, rows([3, 2], seed=1))
     assert cache.nbytes == bytes_.sum() + 2 * 2 * 5 * entry  # what comes after is in the model's dtype
     cache.rollback()
@@ -162,7 +166,7 @@ def test_saved_and_loaded(model, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_evicted_again_what_is_packed_keeps_its_codes(kind):
-    """A long answer in a batch: after every eviction the cache is the dense one, and old codes are bit for bit there."""
+    """A long answer in a batch: after every eviction the cache is the dense one, and old codes are there bit by bit."""
     prompts, after = rows([40, 25]), rows([40, 40], seed=1)
     later = replace(eviction(1.0), budget=Budget(tokens=20), cache_dtype=kind)
     cache = compress(MODEL, prompts, later=later, every=8)
@@ -242,7 +246,9 @@ def test_many_tiles_are_one_attention(monkeypatch):
 
 @pytest.mark.parametrize("name", ["fa2", "flash_attn", "triton"])
 def test_kernels_that_read_no_codes_say_so(name):
-    with pytest.raises(ValueError, match=f"{name} cannot read a cache of cache_dtype=int8.*attention=loop can") as error:
+    with pytest.raises(
+        ValueError, match=f"{name} cannot read a cache of cache_dtype=int8.*attention=loop can"
+    ) as error:
         pick.__wrapped__(name, CPU, torch.float32, 64, 64, cache_dtype="int8")
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="cannot read a cache of cache_dtype=int8"):
