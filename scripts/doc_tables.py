@@ -8,6 +8,7 @@ from functools import cached_property
 
 from evals.looks import find_name
 from evals.report.data import MEAN, Cell
+from evals.report.runs import title_budget
 from evals.report.tables import markdown_head, markdown_row
 from evals.text import percent
 
@@ -20,7 +21,7 @@ ALL = "all"
 class Table:
     """A table of one data file. rows: methods by their label; names: what they are called, before evals.looks.
 
-    budgets   the columns (shares kept) of a table of means, a row for each method
+    budgets   the columns of a table of means, a row for each method: shares kept, or "0.2 bytes"
     budget    instead of budgets: a table of tasks at this budget, a column for each method
     where     column -> value, for a file with more than one benchmark or protocol
     """
@@ -28,7 +29,7 @@ class Table:
     data: str
     rows: Sequence[str]
     names: Mapping[str, str]
-    budgets: Sequence[float] = ()
+    budgets: Sequence[float | str] = ()
     budget: float | None = None
     where: Mapping[str, str] = field(default_factory=dict)
 
@@ -47,7 +48,7 @@ class Chosen:
 
     def __init__(self, cells: Sequence[Cell], table: Table) -> None:
         self.table = table
-        budgets = [f"{b:g}" for b in table.budgets] or [f"{table.budget:g}"]
+        budgets = [b if isinstance(b, str) else f"{b:g}" for b in table.budgets] or [f"{table.budget:g}"]
         shown = [c for c in cells if c.method in table.rows and c.budget in budgets]
         if not shown:
             raise ValueError(f"docs/data/{table.data}.csv has none of the table's cells")
@@ -88,7 +89,7 @@ class Chosen:
         ]
         columns = [[self.at.get((method, budget, MEAN)) for method in self.rows] for budget in self.budgets]
         lines = zip(*(self.show_best(column) for column in columns), strict=True)
-        head = markdown_head(["method", *(f"kept {100 * float(b):g}%" for b in self.budgets)])
+        head = markdown_head(["method", *map(title_budget, self.budgets)])
         rows = [markdown_row([self.table.name(m), *line]) for m, line in zip(self.rows, lines, strict=True)]
         return [*head, *full, *rows]
 

@@ -47,7 +47,7 @@ class Cell:
     method: str  # the row's name in a report: evals.report.runs.label
     scorer: str
     allocator: str
-    budget: str  # "0.2" (the share kept), "128 tokens", or "all"
+    budget: str  # "0.2" (the share kept), "128 tokens", "0.2 bytes" (that share of them), or "all"
     task: str
     score: float
     low: float  # 95% interval: evals.stats.mean_interval
@@ -57,6 +57,7 @@ class Cell:
     run_id: str
     command: str
     commit: str
+    bytes: float | None = None  # of the full cache's, in the model's dtype: the share that the cache takes
 
 
 def collect(runs: Path, only: str = "*") -> list[Cell]:
@@ -106,6 +107,7 @@ def describe(r: Result, folder: Path, full: Scores | None) -> list[Cell]:
         **{"model": r["model"], "benchmark": r["benchmark"], "protocol": name_protocol(about.get("benchmark", {}))},
         **{"method": name_row(r), "scorer": r["config"].get("scorer") or ""},
         **{"allocator": r["config"].get("allocator") or "", "budget": budget_label(r)},
+        "bytes": r["budget"]["cache_bytes"] / r["budget"]["full_cache_bytes"],
         **{"run_id": r["run_id"], "command": without_places(about["command"]), "commit": name_commit(about)},
     }
     mine = read_scores(folder)
@@ -184,10 +186,11 @@ def write_data(path: Path, cells: Iterable[Cell]) -> None:
 
 
 def read_data(path: Path) -> list[Cell]:
-    """Raises ValueError for a file that `write_data` did not write."""
+    """Raises ValueError for a file that `write_data` did not write. Older ones do not say the bytes."""
     with path.open(newline="", encoding="utf-8") as f:
         reader = csv.DictReader(f)
-        if (reader.fieldnames or []) != (names := [field.name for field in fields(Cell)]):
+        names = [field.name for field in fields(Cell)]
+        if list(reader.fieldnames or []) not in (names, names[:-1]):
             raise ValueError(f"{path} has the columns {reader.fieldnames}, not {names}: write it with report.py data")
         return [read_cell(row, f"{path}, line {reader.line_num}") for row in reader]
 
@@ -195,7 +198,7 @@ def read_data(path: Path) -> list[Cell]:
 def read_cell(row: Mapping[str, str], place: str) -> Cell:
     try:
         numbers: dict[str, Any] = {k: float(row[k]) for k in ("score", "low", "high")}
-        numbers |= {"n": int(row["n"]), "full": float(row["full"]) if row["full"] else None}
+        numbers |= {"n": int(row["n"]), **{k: float(row[k]) if row.get(k) else None for k in ("full", "bytes")}}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
     return Cell(**{**row, **numbers})

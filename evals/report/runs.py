@@ -150,6 +150,22 @@ def budget_label(r: Result) -> str:
     return f"{c['budget_tokens']} tokens" if c["budget_tokens"] else "all"
 
 
+def title_budget(text: str) -> str:
+    """A budget's label as the head of a column: "0.2" is "kept 20%", "0.2 bytes" is "20% of bytes"."""
+    number, _, unit = text.partition(" ")
+    if unit == "bytes":
+        return f"{100 * float(number):g}% of bytes"
+    return f"kept {100 * float(number):g}%" if not unit and is_share(number) else text
+
+
+def is_share(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def sort_key(r: Result) -> tuple[bool, float, float]:
     """Sorts the full cache first, then by budget, and the best first within a budget."""
     c = r["config"]
