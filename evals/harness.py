@@ -23,10 +23,10 @@ from evals.run.build import build_eviction, build_method, check_model, get_model
 from evals.run.compose import compose_run, join_lines
 from evals.run.instantiate import InputError
 from evals.run.overrides import normalize_arguments, parse_overrides
-from evals.run.records import BUDGETS
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
 from lukv.conf import CONF, GROUPS
+from lukv.names import BUDGETS
 
 try:
     from lm_eval.__main__ import cli_evaluate

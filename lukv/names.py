@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+BUDGETS = ("budget", "budget_tokens", "budget_bytes")
+"""The settings that say how much a run keeps: one of them does, or none where everything is kept."""
+
 CACHE_DTYPES: dict[str, int | None] = {"auto": None, "int8": 8, "int4": 4}
 """What the entries of a cache may be stored in, and the bits of a number; None: the model's own dtype."""
 

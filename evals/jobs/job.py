@@ -17,12 +17,13 @@ from evals.run.fingerprint import fingerprint
 from evals.run.folder import FolderInUse, RunFolder
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command
-from evals.run.records import BUDGETS, Result
+from evals.run.records import Result
 from evals.run.settings import Run
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import follow_finished
 from evals.text import milliseconds, result_table, size, table
 from lukv.artifacts import write_atomically
+from lukv.names import BUDGETS
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 
 from evals.jobs.device import read_peak_bytes
 from evals.jobs.means import average
-from evals.run.records import BUDGETS, Evaluation, TimeReport
+from evals.run.records import Evaluation, TimeReport
 from evals.run.run_id import name_benchmark
 from evals.run.settings import Run
+from lukv.names import BUDGETS
 
 LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
 

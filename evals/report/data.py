@@ -30,8 +30,8 @@ from evals.report.runs import (
     read_scores,
 )
 from evals.run.files import read_json, read_settings
-from evals.run.records import BUDGETS
 from evals.stats import mean_interval
+from lukv.names import BUDGETS
 
 MEAN = "mean"
 """The task of the line that has the mean of a run's tasks."""

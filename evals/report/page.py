@@ -20,8 +20,8 @@ from evals.report.captions import describe_runs
 from evals.report.details import html_details
 from evals.report.kept import html_kept
 from evals.report.runs import label
-from evals.run.records import BUDGETS
 from evals.text import percent, size
+from lukv.names import BUDGETS
 
 ASSETS = Path(__file__).parent / "assets"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}

@@ -10,8 +10,8 @@ from typing import Any
 from evals.differences import Scores, group_scores
 from evals.run.files import read_json, read_settings
 from evals.run.folder import name_result_method, read_experiment, read_samples
-from evals.run.records import BUDGETS
 from evals.stats import mean_interval
+from lukv.names import BUDGETS
 
 Result = Mapping[str, Any]
 """The content of a result.json."""

@@ -9,7 +9,7 @@ from typing import Any
 from evals.differences import compare, group_scores
 from evals.run.files import read_json
 from evals.run.folder import read_samples
-from evals.run.records import BUDGETS
+from lukv.names import BUDGETS
 
 
 def compare_with_full(

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-BUDGETS = ("budget", "budget_tokens", "budget_bytes")
-"""The settings that say how much a run keeps: one of them does, or none where everything is kept."""
-
 
 class Machine(TypedDict):
     system: str

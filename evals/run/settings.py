@@ -20,7 +20,6 @@ from evals.run.fingerprint import find_path, fingerprint, fingerprint_inputs
 from evals.run.identity import INNER, NESTED, drop_ignored, find_folder, hash_identity, select_identity, select_usual
 from evals.run.instantiate import InputError, check_targets
 from evals.run.old_names import translate_config
-from evals.run.records import BUDGETS
 from evals.run.run_id import (
     find_job,
     find_method,
@@ -32,7 +31,7 @@ from evals.run.run_id import (
     name_setting,
 )
 from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
-from lukv.names import check_cache_dtype
+from lukv.names import BUDGETS, check_cache_dtype
 
 METHOD_PARTS = ("scorer", "allocator", "protection")
 CHOSEN = (*METHOD_PARTS, "model", "benchmark", "calibration", "job")

@@ -15,12 +15,12 @@ from typing import Any
 from evals.run.compose import join_lines
 from evals.run.files import read_json
 from evals.run.folder import read_experiment
-from evals.run.records import BUDGETS
 from evals.run.run_id import find_job
 from evals.run.settings import Run, find_shipped
 from evals.run.signals import survive_closed_pipe
 from evals.run.sweep import PlannedRun, Sweep
 from evals.text import percent, table
+from lukv.names import BUDGETS
 
 
 @dataclass(frozen=True)
