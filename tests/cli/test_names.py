@@ -61,7 +61,7 @@ BAD = [
     ("budget_tokens=64 budget_bytes=0.1", "both budget_tokens=64 and budget_bytes=0.1 are given: give one of them"),
     ("budget_bytes=0", "budget_bytes=0 is not a share"),
     ("budget_bytes=20", "budget_bytes=20 is not a share"),
-    ("cache_dtype=int5", "cache_dtype=int5 is not known. Did you mean 'int4'? Choose one of auto, int8, int4"),
+    ("cache_dtype=int5", "cache_dtype=int5 is not known. Did you mean 'int8'? Choose one of auto, int8, int4"),
     ("seed=1.5", "seed=1.5: a whole number is expected"),
     ("limit=0", "limit=0 must be at least 1"),
     ("limit=x", "limit=x: a whole number is expected"),
