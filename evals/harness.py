@@ -34,6 +34,7 @@ from evals.run.overrides import normalize_arguments, parse_overrides
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
 from lukv.conf import CONF, GROUPS
+from lukv.names import BUDGETS
 
 try:
     from lm_eval.__main__ import cli_evaluate
@@ -149,7 +150,7 @@ class CompressedLM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes into its results."""
-        settings = {key: self.run[key] for key in ("method", "budget", "budget_tokens")}
+        settings = {key: self.run[key] for key in ("method", *BUDGETS, "cache_dtype")}
         kept = sum(self.kept) / len(self.kept) if self.kept else None
         return {"lukv": {**settings, **self.run.parts, "weights_hash": self.model.weights_hash, "kept_share": kept}}
 

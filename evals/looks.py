@@ -51,7 +51,7 @@ def find_look(label: str) -> Look:
     scorer = find_scorer(label)
     dashes = next((tuple(looks["dashes"][p]) for p in (*parts, method) if p in looks["dashes"]), ())
     if settings:
-        dashes = choose(MORE_DASHES, " ".join(settings))
+        dashes = tuple(looks["dashes"].get(" ".join(settings), ())) or choose(MORE_DASHES, " ".join(settings))
     return Look(
         looks["colours"].get(method) or choose(MORE_COLOURS, method),
         looks["markers"].get(scorer) or choose(MORE_MARKERS, scorer),

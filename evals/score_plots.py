@@ -16,7 +16,11 @@ from evals.plots import plt, save
 Row = Mapping[str, Any]
 Lines = Mapping[str, Sequence[Row]]
 
-AXES = {"kept_share": (100, "cache kept (% of the prompt's entries)"), "cache_bytes": (2**-20, "cache (MiB a context)")}
+AXES = {
+    "kept_share": (100, "cache kept (% of the prompt's entries)"),
+    "cache_bytes": (2**-20, "cache (MiB a context)"),
+    "cache_share": (100, "cache (% of the full cache's bytes in the model's dtype)"),
+}
 """What a score can be drawn against: the factor from a row's value to the axis's, and the axis's name."""
 
 NARROW = 1.1
@@ -41,7 +45,7 @@ def draw_scores(
     """The mean score (per cent) of each method over x, with its 95% interval. The full cache is a dashed level.
 
     x       a key of AXES: what each row is placed by
-    lines   label -> rows with kept_share, cache_bytes, score and ci95 (shares and scores in 0..1)
+    lines   label -> rows with this x, score and ci95 (shares and scores in 0..1)
     full    the full cache's row: score and ci95
     names   label or scorer -> what the figure calls it, before evals.looks.find_name's own
     saving  what evals.plots.save takes: description, formats

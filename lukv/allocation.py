@@ -16,11 +16,37 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class EntrySizes:
+    """Bytes of an entry of a cache: `full` in the model's dtype, `packed` as the cache stores it. The last `recent`
+    entries of every head are in the model's dtype in any case."""
+
+    full: int
+    packed: int
+    recent: int
+
+    @property
+    def largest_share(self) -> Fraction:
+        """What a long cache takes that keeps everything, of the full cache's bytes."""
+        return Fraction(self.packed, self.full)
+
+    def find_share(self, share: Fraction, tokens: int) -> Fraction:
+        """The share of a prompt's entries that take this share of the full cache's bytes, if every head keeps as many,
+        and fewer if they do not."""
+        bytes_of_recent = self.recent * self.full
+        rest = share * tokens * self.full - bytes_of_recent
+        return share if rest <= 0 else (self.recent + rest / self.packed) / tokens
+
+
+@dataclass(frozen=True)
 class Budget:
-    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head. Exactly one is given."""
+    """What may be kept: a share of the prompt (0 < share <= 1) or a number of tokens per head. Exactly one is given.
+
+    sizes: if given, the share is one of bytes: of what the full cache takes in the model's dtype.
+    """
 
     share: float | None = None
     tokens: int | None = None
+    sizes: EntrySizes | None = None
 
     def __post_init__(self) -> None:
         if (self.share is None) == (self.tokens is None):
@@ -28,21 +54,30 @@ class Budget:
                 "a budget is either a share or a number of tokens: give exactly one of budget, budget_tokens"
             )
         if self.share is not None and not 0 < self.share <= 1:
+            name = "budget" if self.sizes is None else "budget_bytes"
             raise ValueError(
-                f"budget={self.share} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)"
+                f"{name}={self.share} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)"
             )
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"budget_tokens={self.tokens} must be at least 1")
+        if self.sizes is not None and (most := self.sizes.largest_share) < Fraction(str(self.share)):
+            raise ValueError(
+                f"budget_bytes={self.share} cannot be met: with this cache_dtype a cache that keeps everything takes "
+                f"{float(most):.4f} of the bytes. Give at most {int(most * 10_000) / 10_000:g}, or budget=1"
+            )
 
     def of(self, tokens: int) -> Fraction:
-        """The kept share of a prompt of `tokens` tokens, exactly."""
+        """The kept share of the entries of a prompt of `tokens` tokens, exactly."""
         if self.tokens is not None:
             return Fraction(min(self.tokens, tokens), tokens)
-        return Fraction(str(self.share))
+        share = Fraction(str(self.share))
+        return share if self.sizes is None else self.sizes.find_share(share, tokens)
 
     def entries(self, tokens: int, heads: int) -> int:
-        """How many entries `heads` heads keep together: round-half-up(share * tokens * heads)."""
-        return round_half_up(self.of(tokens) * tokens * heads)
+        """How many entries `heads` heads keep together: round-half-up(share * tokens * heads). Bytes are rounded down:
+        a cache takes no more of them than it was given."""
+        exact = self.of(tokens) * tokens * heads
+        return round_half_up(exact) if self.sizes is None else int(exact)
 
 
 @dataclass(frozen=True)

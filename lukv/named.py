@@ -14,14 +14,16 @@ from typing import Any
 
 from lukv.allocation import Allocator, Budget
 from lukv.backend.architecture import unwrap
+from lukv.backend.geometry import measure_sizes
+from lukv.backend.kernels import pick
 from lukv.backend.lend import lend_attention
 from lukv.backend.passes import check_shown
 from lukv.backend.rope_check import check_rotation
 from lukv.conf import GROUPS, name_model, read_method_defaults, read_option, resolve
 from lukv.model import AnyModel, LoadedModel, NamedModel, Network
-from lukv.names import suggest_nearest
+from lukv.names import check_cache_dtype, suggest_nearest
 from lukv.scoring import Scorer
-from lukv.selection import Eviction, Protection
+from lukv.selection import Eviction, Protection, keep_everything
 
 PARTS = ("scorer", "allocator", "protection")
 
@@ -32,6 +34,8 @@ def method(
     model: AnyModel | None = None,
     *,
     budget_tokens: int | None = None,
+    budget_bytes: float | None = None,
+    cache_dtype: str = "auto",
     scorer: str | Scorer | None = None,
     allocator: str | Allocator | None = None,
     protection: str | Protection | None = None,
@@ -39,9 +43,11 @@ def method(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Eviction | None:
-    """The method that `python run.py method=NAME` runs. None for one that keeps everything (full).
+    """The method that `python run.py method=NAME` runs. None for one that keeps everything (full) as it is.
 
-    budget: the share to KEEP, 0 < budget <= 1; or budget_tokens: tokens each KV head keeps on average. scorer,
+    budget: the share to KEEP, 0 < budget <= 1; or budget_tokens: tokens each KV head keeps on average; or budget_bytes:
+    the share of the full cache's bytes, which needs the model. cache_dtype: what is kept is stored in it: auto (the
+    model's dtype), int8 or int4. scorer,
     allocator, protection: instead of the method's own, by name (the files in conf/) or as an object. model: what it is
     for. Its budget table is then found as the command line finds it, and checked to be made for this model. tables: the
     folder that has the table instead. seed: of what draws random numbers. settings: single values of a part, as on the
@@ -55,8 +61,15 @@ def method(
     chosen: dict[str, Any] = {**read_method_defaults(name)}
     chosen |= {k: v for k, v in {"scorer": scorer, "allocator": allocator, "protection": protection}.items() if v}
     if chosen.get("scorer") is None:
-        return None
-    share = Budget(budget, budget_tokens)
+        return keep_everything(cache_dtype)
+    if budget_bytes is None:
+        share = Budget(budget, budget_tokens)
+    elif (budget, budget_tokens) != (None, None):
+        raise ValueError("budget_bytes is given with budget or budget_tokens: give one of them")
+    elif model is None:
+        raise ValueError("budget_bytes depends on what the model stores: give model=MODEL, too")
+    else:
+        share = make_byte_budget(budget_bytes, cache_dtype, describe(model))
     known: dict[str, Any] = {"seed": seed, "model": find_tables(model, tables)}
     overrides = dict(settings or {})
     parts: dict[str, Any] = {}
@@ -73,12 +86,19 @@ def method(
             known[group] = {"name": getattr(part, "name", "")}
         parts[group] = part
     check_taken(overrides)
-    eviction = Eviction(**parts, budget=share)
+    eviction = Eviction(**parts, budget=share, cache_dtype=cache_dtype)
     if model is not None:
         named = describe(model)
         with lend_attention(named.model):
             check_fits(eviction, named)
     return eviction
+
+
+def make_byte_budget(share: float, cache_dtype: str, model: Network) -> Budget:
+    """Entries that take this share of the full cache's bytes. Raises ValueError where there are none such."""
+    check_cache_dtype(cache_dtype)
+    with lend_attention(model.model):
+        return Budget(share, sizes=measure_sizes(model.model, cache_dtype))
 
 
 def make_option(group: str, option: str, settings: Mapping[str, Any] | None = None) -> Any:
@@ -208,7 +228,11 @@ def describe(model: AnyModel) -> NamedModel | LoadedModel:
 
 def check_fits(eviction: Eviction, model: Network) -> None:
     """Raise ValueError for a method that cannot run on this model: its scorer undoes another rotation or looks at what
-    the model does not show, or its probe or table was made for another model. The model's attention must be ours."""
+    the model does not show, its probe or table was made for another model, or the decode kernel that was asked for
+    cannot read its cache. The model's attention must be ours."""
+    network, attention = model.model, getattr(model, "attention", "auto")
+    if attention != "auto":
+        pick(attention, network.device, network.dtype, 64, 64, cache_dtype=eviction.cache_dtype)
     check_rotation(model.model, [eviction.scorer])
     check_shown(model.model, [eviction.scorer])
     if hasattr(eviction.scorer, "check"):  # it is fitted for one model

@@ -39,7 +39,8 @@ class Reply:
 class EvictionTextGenerationPipeline(Pipeline):
     """pipe(context, question="...") -> {"answer": "..."}; pipe(context, questions=[...]) -> {"answers": [...]}.
 
-    method: a name of conf/method with budget= (the share to KEEP) or budget_tokens=, or what `lukv.method` returned;
+    method: a name of conf/method with budget= (the share to KEEP), budget_tokens= or budget_bytes= and, if it is not to
+    be auto, cache_dtype=; or what `lukv.method` returned;
     None keeps everything. answer_prefix: how each answer begins. max_new_tokens: 50 unless given. max_context_length:
     tokens after which a context is cut off, with a warning. enable_thinking: the chat template's switch. All of them
     can be given to `pipeline(...)`, too. A list of contexts gives a list of replies.
@@ -58,6 +59,8 @@ class EvictionTextGenerationPipeline(Pipeline):
         method: str | Eviction | None = None,
         budget: float | None = None,
         budget_tokens: int | None = None,
+        budget_bytes: float | None = None,
+        cache_dtype: str | None = None,
         max_new_tokens: int | None = None,
         max_context_length: int | None = None,
         enable_thinking: bool | None = None,
@@ -66,13 +69,21 @@ class EvictionTextGenerationPipeline(Pipeline):
             raise ValueError("both question and questions are given: give one of them")
         if isinstance(questions, str):
             raise ValueError("questions is a list of texts: give a single one as question=")
-        if not isinstance(method, str) and (budget, budget_tokens) != (None, None):
-            raise ValueError("budget and budget_tokens go with the name of a method: give method=NAME, too")
+        size = drop_missing(
+            {
+                "budget": budget,
+                "budget_tokens": budget_tokens,
+                "budget_bytes": budget_bytes,
+                "cache_dtype": cache_dtype,
+            }
+        )
+        if size and not isinstance(method, str):
+            raise ValueError(f"{' and '.join(size)} go with the name of a method: give method=NAME, too")
         asked = {"question": question, "questions": questions, "answer_prefix": answer_prefix}
         preprocess = asked | {"max_context_length": max_context_length, "enable_thinking": enable_thinking}
         forward: dict[str, Any] = {"max_new_tokens": max_new_tokens}
         if isinstance(method, str):
-            forward |= {"method": find_method(method, budget, self.model, budget_tokens=budget_tokens)}
+            forward |= {"method": find_method(method, model=self.model, **size)}
         elif method is not None:
             forward |= {"method": method}
         return drop_missing(preprocess), drop_missing(forward), {}

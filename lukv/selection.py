@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lukv.allocation import Allocator, Budget, HeadScores
+from lukv.allocation import Allocator, Budget, HeadScores, Uniform
+from lukv.names import check_cache_dtype
 from lukv.scoring import PromptLayer, Scorer
 
 STARVED = ("sinks_first", "earliest", "authors")
@@ -73,12 +74,20 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Eviction:
-    """A method at a budget: scorer x allocator x protection."""
+    """A method at a budget: scorer x allocator x protection.
+
+    cache_dtype: what the entries that stay are stored in. auto: the model's dtype; int8 and int4: so many bits a number
+    (lukv.backend.quantized). Raises ValueError for another one.
+    """
 
     scorer: Scorer
     allocator: Allocator
     protection: Protection
     budget: Budget
+    cache_dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_cache_dtype(self.cache_dtype)
 
     @property
     def waits(self) -> bool:
@@ -119,6 +128,23 @@ class Eviction:
             name = type(self.allocator).__name__
             raise ValueError(f"{name}: counts {counts.tolist()} are not {heads} numbers from 0 to {tokens}")
         return select_first(ranked.order, counts)
+
+
+@dataclass(frozen=True)
+class NoPreference(Scorer):
+    """Every token is worth the same."""
+
+    name: str = "none"
+
+    def score(self, layer: PromptLayer) -> Tensor:
+        return torch.zeros(layer.keys.shape[:2], device=layer.keys.device)
+
+
+def keep_everything(cache_dtype: str) -> Eviction | None:
+    """What stores the whole prompt as this cache_dtype says. None: as it is."""
+    if cache_dtype == "auto":
+        return None
+    return Eviction(NoPreference(), Uniform(), Protection(), Budget(1.0), cache_dtype)
 
 
 def make_head_scores(layer: PromptLayer, scores: Tensor, protection: Protection) -> HeadScores:

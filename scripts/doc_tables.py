@@ -8,6 +8,7 @@ from functools import cached_property
 
 from evals.looks import find_name
 from evals.report.data import MEAN, Cell
+from evals.report.runs import title_budget
 from evals.report.tables import markdown_head, markdown_row
 from evals.text import percent
 
@@ -20,7 +21,7 @@ ALL = "all"
 class Table:
     """A table of one data file. rows: methods by their label; names: what they are called, before evals.looks.
 
-    budgets   the columns (shares kept) of a table of means, a row for each method
+    budgets   the columns of a table of means, a row for each method: shares kept, or "0.2 bytes"
     budget    instead of budgets: a table of tasks at this budget, a column for each method
     decodings with budget: a table of means, a row for each method and a column for each of these, which say what is
               evicted while answering, as labels do (size64-every16)
@@ -30,7 +31,7 @@ class Table:
     data: str
     rows: Sequence[str]
     names: Mapping[str, str]
-    budgets: Sequence[float] = ()
+    budgets: Sequence[float | str] = ()
     budget: float | None = None
     decodings: Sequence[str] = ()
     where: Mapping[str, str] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class Chosen:
 
     def __init__(self, cells: Sequence[Cell], table: Table) -> None:
         self.table = table
-        budgets = [f"{b:g}" for b in table.budgets] or [f"{table.budget:g}"]
+        budgets = [b if isinstance(b, str) else f"{b:g}" for b in table.budgets] or [f"{table.budget:g}"]
         self.ends = [f" {decoding}" for decoding in table.decodings] or [""]
         labels = {method + end for method in table.rows for end in self.ends}
         shown = [c for c in cells if c.method in labels and c.budget in budgets]
@@ -95,7 +96,7 @@ class Chosen:
         ]
         columns = [[self.at.get((method + end, budget, MEAN)) for method in self.rows] for end, budget in places]
         lines = zip(*(self.show_best(column) for column in columns), strict=True)
-        head = markdown_head(["method", *(end.strip() or f"kept {100 * float(b):g}%" for end, b in places)])
+        head = markdown_head(["method", *(end.strip() or title_budget(b) for end, b in places)])
         rows = [markdown_row([self.table.name(m), *line]) for m, line in zip(self.rows, lines, strict=True)]
         return [*head, *full, *rows]
 

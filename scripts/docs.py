@@ -74,13 +74,17 @@ class Documents:
         return BLOCK.sub(lambda found: f"{found[1]}\n{self.make_table(found[2])}\n\n{found[4]}", text)
 
     def plan_figure(self, name: str) -> dict[str, Any]:
-        """What is drawn: {lines, full, title, names} as evals.score_plots.draw_scores takes them."""
+        """What is drawn: {x, lines, full, title, names} as evals.score_plots.draw_scores takes them. `x: bytes` in the
+        description of a figure draws scores against bytes."""
         asked = self.asked["figures"][name]
+        by_bytes = asked.get("x") == "bytes"
         cells = [c for c in self.read_cells(asked["data"]) if c.task == MEAN]
         full = max((c for c in cells if c.budget == ALL), key=lambda c: c.n)
         lines = {
             label: [
-                {**as_row(c), "kept_share": float(c.budget)} for c in cells if c.method == label and c.budget != ALL
+                {**as_row(c), **({"cache_share": c.bytes} if by_bytes else {"kept_share": float(c.budget)})}
+                for c in cells
+                if c.method == label and c.budget != ALL
             ]
             for label in asked["rows"]
         }
@@ -88,7 +92,8 @@ class Documents:
         counts = sorted({c.n for c in cells})
         title = f"{asked['title']}, n = {'/'.join(map(str, counts))} a point"
         names = {name: find_name(name, self.asked["names"]) for name in sorted({*lines, *map(find_scorer, lines)})}
-        return {"lines": lines, "full": as_row(full), "title": title, "names": names}
+        plan = {"lines": lines, "full": as_row(full), "title": title, "names": names}
+        return {"x": "cache_share", **plan} if by_bytes else plan
 
     def plan_heat_map(self, name: str) -> dict[str, Any]:
         """What is drawn: {full, panels, title} as evals.grid_plots.draw_grids takes them."""
@@ -134,7 +139,7 @@ def fingerprint(plan: Mapping[str, Any]) -> str:
 def draw_lines(plan: Mapping[str, Any], path: Path) -> None:
     from evals.score_plots import draw_scores
 
-    draw_scores("kept_share", **plan, path=path, description=fingerprint(plan), formats=FORMATS)
+    draw_scores(**{"x": "kept_share", **plan}, path=path, description=fingerprint(plan), formats=FORMATS)
 
 
 def draw_map(plan: Mapping[str, Any], path: Path) -> None:

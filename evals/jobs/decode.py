@@ -58,6 +58,10 @@ class ActiveMethod:
         return None if self.eviction is None else self.eviction.scorer
 
     @property
+    def cache_dtype(self) -> str:
+        return "auto" if self.eviction is None else self.eviction.cache_dtype
+
+    @property
     def needs_answer(self) -> bool:
         return self.scorer is not None and self.scorer.needs_answer
 
@@ -186,7 +190,8 @@ def answer_batch(
             continue
         start = time.perf_counter()
         whole = len(selected) == 1 and selected[0].eviction is None and not is_conversation(batch)
-        cache = full if whole else full.fork(selections, later=[each.later for each in selected])
+        again = [each.later for each in selected]
+        cache = full if whole else full.fork(selections, later=again, cache_dtype=selected[0].cache_dtype)
         synchronize(model.device)
         copying = (time.perf_counter() - start) / len(selected)
         until_cached = [prefill + s + copying for s in seconds]
@@ -215,9 +220,17 @@ def add_answers(
 def group_runs(runs: Sequence[Active], batch: Sequence[SharedContext]) -> list[list[Active]]:
     """Runs in groups that are decoded together.
 
-    A group has at most ROWS_TOGETHER sequences, and no more entries than a full cache of BATCH_TOKENS. Runs that keep
-    equally much are neighbours, because attention of equally long heads is one call.
+    A group has one cache_dtype, at most ROWS_TOGETHER sequences, and no more entries than a full cache of BATCH_TOKENS.
+    Runs that keep equally much are neighbours, because attention of equally long heads is one call.
     """
+    by_dtype: dict[str, list[Active]] = {}
+    for each in runs:
+        by_dtype.setdefault(each.cache_dtype, []).append(each)
+    return [group for alike in by_dtype.values() for group in group_alike(alike, batch)]
+
+
+def group_alike(runs: Sequence[Active], batch: Sequence[SharedContext]) -> list[list[Active]]:
+    """The same for runs of one cache_dtype."""
     lengths = [len(context[0].context) for context in batch]
     kept = [sum(float(r.eviction.budget.of(n)) * n if r.eviction else n for n in lengths) for r in runs]
     groups: list[list[Active]] = []

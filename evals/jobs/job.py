@@ -23,6 +23,7 @@ from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import follow_finished
 from evals.text import milliseconds, result_table, size, table
 from lukv.artifacts import write_atomically
+from lukv.names import BUDGETS
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Evaluate(Job):
 class Calibrate(Job):
     """Make a budget table and a loss curve for each scorer: contexts and questions -> oracle -> solver."""
 
-    ignores = ("method", "allocator", "budget", "budget_tokens", "decoding", "benchmark", "limit", "scorer.path")
+    ignores = ("method", "allocator", *BUDGETS, "cache_dtype", "decoding", "benchmark", "limit", "scorer.path")
 
     @staticmethod
     def name_data(config: Mapping[str, Any]) -> str:

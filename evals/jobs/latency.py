@@ -16,6 +16,7 @@ from evals.run import build
 from evals.run.folder import RunFolder
 from evals.run.instantiate import InputError
 from evals.run.records import Latency, LatencyRow
+from evals.run.run_id import name_cache
 from evals.run.settings import Run
 from lukv.backend.generate import answer, compress
 from lukv.backend.options import Later
@@ -54,8 +55,8 @@ def measure_run(folder: RunFolder) -> Latency:
                 f"job.new_tokens={job['new_tokens']}: with a question of {QUESTION} tokens nothing is evicted before "
                 f"decoding.every={run['decoding']['every']} of them: try job.new_tokens={4 * run['decoding']['every']}"
             )
-        methods: dict[str, Evictions] = {run["method"]: (eviction, later)}
-        if run.evicts and run["reference"]:
+        methods: dict[str, Evictions] = {" ".join([run["method"], *name_cache(run.config)]): (eviction, later)}
+        if eviction is not None and run["reference"]:
             methods[run["reference"]] = None, None
         lengths = choose_lengths(job["lengths"], job["new_tokens"], model)
     folder.begin(build.describe_model(model))

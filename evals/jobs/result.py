@@ -12,6 +12,7 @@ from evals.jobs.means import average
 from evals.run.records import Evaluation, TimeReport
 from evals.run.run_id import name_benchmark
 from evals.run.settings import Run
+from lukv.names import BUDGETS
 
 LATENCIES = ("prefill_s", "ttft_s", "tpot_s")
 
@@ -20,7 +21,7 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
     """The content of result.json; records.py says what it means. lines: SampleRecord of every sample. left_out: tasks
     that the benchmark could not give."""
     means = average(lines)
-    asked = run["budget"] if run["budget"] is not None else run["budget_tokens"] or 1.0
+    asked = next((run[key] for key in BUDGETS if run[key] is not None), 1.0)
     return {
         "status": "done",
         "run_id": run.id,
@@ -36,7 +37,7 @@ def summarize(run: Run, lines: Sequence[Mapping[str, Any]], left_out: Sequence[s
         "method": run["method"],
         "model": run["model"]["name"],
         "benchmark": name_benchmark(run["benchmark"]),
-        "config": {**{k: run[k] for k in ("budget", "budget_tokens", "seed", "limit")}, **run.parts},
+        "config": {**{k: run[k] for k in (*BUDGETS, "cache_dtype", "seed", "limit")}, **run.parts},
         "config_hash": run.hash,
         "left_out": sorted(left_out),
     }

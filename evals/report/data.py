@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from evals.report.runs import (
 from evals.run.files import read_json, read_settings
 from evals.run.folder import read_samples
 from evals.stats import mean_interval
+from lukv.names import BUDGETS
 
 MEAN = "mean"
 """The task of the line that has the mean of a run's tasks."""
@@ -48,7 +49,7 @@ class Cell:
     method: str  # the row's name in a report: evals.report.runs.label
     scorer: str
     allocator: str
-    budget: str  # "0.2" (the share kept), "128 tokens", or "all"
+    budget: str  # "0.2" (the share kept), "128 tokens", "0.2 bytes" (that share of them), or "all"
     task: str
     score: float
     low: float  # 95% interval: evals.stats.mean_interval
@@ -58,6 +59,7 @@ class Cell:
     run_id: str
     command: str
     commit: str
+    bytes: float | None = None  # of the full cache's, in the model's dtype: the share that the cache takes
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def choose_runs(runs: Path, only: str) -> tuple[list[Result], dict[str, Scores]]
         raise ValueError(f"of what matches {only}, only the full cache is finished: there is nothing to put beside it")
     used = {r["experiment"] for r in evicting}
     references = [r for r in found if keeps_all(r) and r["experiment"] in used]
-    order = sorted(evicting, key=lambda r: (label(r), r["config"]["budget"] or 0, r["config"]["budget_tokens"] or 0))
+    order = sorted(evicting, key=lambda r: (label(r), *(r["config"].get(key) or 0 for key in BUDGETS)))
     return [*sorted(references, key=count_samples), *order], full
 
 
@@ -138,7 +140,7 @@ def count_samples(r: Result) -> int:
 
 def describe(r: Result, folder: Path, full: Scores | None) -> list[Cell]:
     """The cells of one run: the mean of its tasks, then each task. full: the full cache's scores of its experiment."""
-    common = name_run(r, folder)
+    common = {**name_run(r, folder), "bytes": r["budget"]["cache_bytes"] / r["budget"]["full_cache_bytes"]}
     mine = read_scores(folder)
     theirs = None if full is None else pair(mine, full, r["run_id"])
     cells = []
@@ -226,7 +228,7 @@ def write_data(path: Path, lines: Sequence[Cell] | Sequence[Square]) -> None:
 
 
 def read_data(path: Path) -> list[Cell]:
-    """Raises ValueError for a file that `write_data` did not write."""
+    """Raises ValueError for a file that `write_data` did not write. Older ones do not say the bytes."""
     return [read_cell(row, place) for row, place in read_lines(path, Cell)]
 
 
@@ -236,10 +238,12 @@ def read_squares(path: Path) -> list[Square]:
 
 
 def read_lines(path: Path, kind: type[Cell] | type[Square]) -> Iterator[tuple[dict[str, str], str]]:
-    """Each line by column, and where it stands."""
+    """Each line by column, and where it stands. Columns with a default may be missing: older files lack them."""
     with path.open(newline="", encoding="utf-8") as f:
         reader = csv.DictReader(f)
-        if (reader.fieldnames or []) != (names := [field.name for field in fields(kind)]):
+        names = [field.name for field in fields(kind)]
+        needed = [field.name for field in fields(kind) if field.default is MISSING]
+        if list(reader.fieldnames or []) not in (names, needed):
             raise ValueError(f"{path} has the columns {reader.fieldnames}, not {names}: write it with report.py data")
         for row in reader:
             yield row, f"{path}, line {reader.line_num}"
@@ -248,7 +252,7 @@ def read_lines(path: Path, kind: type[Cell] | type[Square]) -> Iterator[tuple[di
 def read_cell(row: Mapping[str, str], place: str) -> Cell:
     try:
         numbers: dict[str, Any] = {k: float(row[k]) for k in ("score", "low", "high")}
-        numbers |= {"n": int(row["n"]), "full": float(row["full"]) if row["full"] else None}
+        numbers |= {"n": int(row["n"]), **{k: float(row[k]) if row.get(k) else None for k in ("full", "bytes")}}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{place}: {error}") from None
     return Cell(**{**row, **numbers})

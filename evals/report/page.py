@@ -21,6 +21,7 @@ from evals.report.details import html_details
 from evals.report.kept import html_kept
 from evals.report.runs import label
 from evals.text import percent, size
+from lukv.names import BUDGETS
 
 ASSETS = Path(__file__).parent / "assets"
 MIME = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -84,17 +85,16 @@ def sort_tables(rows: Sequence[Row]) -> list[list[Row]]:
 
 def budget(row: Row) -> float:
     """The budget as a number to sort by: a share, or tokens a head. The full cache is infinite."""
-    config = row["config"]
-    value = config["budget"] if config["budget"] is not None else config["budget_tokens"]
-    return math.inf if value is None else float(value)
+    return next((float(row["config"][key]) for key in BUDGETS if row["config"].get(key) is not None), math.inf)
 
 
 def budget_text(row: Row) -> str:
-    """The budget as a reader sees it: "20%", "128 tokens" or "full"."""
+    """The budget as a reader sees it: "20%", "128 tokens", "20% of bytes" or "full"."""
     value = budget(row)
     if row["config"]["budget_tokens"]:
         return f"{value:g} tokens"
-    return "full" if math.isinf(value) else f"{100 * value:g}%"
+    of_bytes = " of bytes" if row["config"].get("budget_bytes") else ""
+    return "full" if math.isinf(value) else f"{100 * value:g}%{of_bytes}"
 
 
 FILTERS = {"model": None, "benchmark": None, "method": None, "budget": budget_text}

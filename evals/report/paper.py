@@ -14,7 +14,7 @@ import numpy as np
 from evals.differences import Scores, compare_pairs
 from evals.looks import find_name
 from evals.report.captions import describe_runs
-from evals.report.runs import Result, budget_label, keeps_all, label, read_scores
+from evals.report.runs import Result, budget_label, is_share, keeps_all, label, read_scores, title_budget
 from evals.report.select import KEYS
 from evals.report.tables import SIGNIFICANT, markdown_head, markdown_row
 from evals.stats import holm
@@ -60,7 +60,7 @@ class PaperTable:
 
     @property
     def heads(self) -> list[str]:
-        return [f"kept {100 * float(c):g}%" if self.by == "budget" and is_share(c) else c for c in self.columns]
+        return [title_budget(c) if self.by == "budget" else c for c in self.columns]
 
     def caption(self) -> str:
         scores = [score for row in self.rows.values() for score in row.values()]
@@ -205,14 +205,6 @@ def sort_value(text: str) -> tuple[bool, float, str]:
     """Numbers by size ("128 tokens" among them), then words."""
     first = text.split()[0]
     return (False, float(first), "") if is_share(first) else (True, 0.0, text)
-
-
-def is_share(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def format_markdown(score: Score) -> str:

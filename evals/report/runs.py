@@ -11,6 +11,7 @@ from evals.differences import Scores, group_scores
 from evals.run.files import read_json, read_settings
 from evals.run.folder import name_result_method, read_experiment, read_samples
 from evals.stats import mean_interval
+from lukv.names import BUDGETS
 
 Result = Mapping[str, Any]
 """The content of a result.json."""
@@ -69,9 +70,9 @@ def read_latencies(runs: Path) -> dict[str, list[Result]]:
         device = read_json(path.parent / "run.json")["device"]
         group = groups.setdefault(f"{config['model']['name']}, batch {config['job']['batch']}, {device}", {})
         for row in result["rows"]:
-            own = row["method"] == config["method"]
-            parts = result["run_id"].split("__latency")[0].split("__")[1:]  # method, budget, decoding
-            name = " ".join(parts) if own and config["scorer"] else row["method"]
+            own = row["method"].split()[0] == config["method"] and config["scorer"]
+            parts = result["run_id"].split("__latency")[0].split("__")[1:]  # method, budget, cache_dtype, decoding
+            name = " ".join(parts) if own else row["method"]
             group.setdefault((name, row["context_tokens"]), {**row, "label": name})
     return {name: list(rows.values()) for name, rows in groups.items()}
 
@@ -114,7 +115,7 @@ def name_rows(group: Sequence[Result]) -> list[str]:
 
 def keeps_all(r: Result) -> bool:
     """Whether this is the full cache: nothing was evicted, so there is no budget."""
-    return r["config"]["budget"] is None and r["config"]["budget_tokens"] is None
+    return all(r["config"].get(key) is None for key in BUDGETS)
 
 
 def label(r: Result) -> str:
@@ -139,14 +140,33 @@ def read_label(r: Result) -> list[str]:
 
 
 def budget_label(r: Result) -> str:
-    """The budget as the user gave it: "0.2" (the share kept), "128 tokens" or "all"."""
+    """The budget as the user gave it: "0.2" (the share kept), "128 tokens", "0.2 bytes" (that share of them) or
+    "all"."""
     c = r["config"]
+    if c.get("budget_bytes") is not None:
+        return f"{c['budget_bytes']:g} bytes"
     if c["budget"] is not None:
         return f"{c['budget']:g}"
     return f"{c['budget_tokens']} tokens" if c["budget_tokens"] else "all"
 
 
+def title_budget(text: str) -> str:
+    """A budget's label as the head of a column: "0.2" is "kept 20%", "0.2 bytes" is "20% of bytes"."""
+    number, _, unit = text.partition(" ")
+    if unit == "bytes":
+        return f"{100 * float(number):g}% of bytes"
+    return f"kept {100 * float(number):g}%" if not unit and is_share(number) else text
+
+
+def is_share(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def sort_key(r: Result) -> tuple[bool, float, float]:
     """Sorts the full cache first, then by budget, and the best first within a budget."""
     c = r["config"]
-    return not keeps_all(r), c["budget"] or c["budget_tokens"] or 0, -r["score"]
+    return not keeps_all(r), next((c[key] for key in BUDGETS if c.get(key)), 0), -r["score"]

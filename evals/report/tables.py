@@ -7,7 +7,7 @@ from typing import Any
 
 from evals.differences import Difference
 from evals.report.compare import Compared
-from evals.report.runs import Result, budget_label, keeps_all, label, sort_key
+from evals.report.runs import Result, budget_label, keeps_all, label, sort_key, title_budget
 from evals.text import percent, table
 
 SIGNIFICANT = 0.05
@@ -41,10 +41,10 @@ def markdown(name: str, group: Sequence[Result], compared: Compared) -> str:
 
 def budget_table(group: Sequence[Result]) -> list[str]:
     """The means of tasks: a line for each method, the best first, and a column for each budget."""
-    budgets = {budget_label(r): r for r in sorted(group, key=sort_key) if not keeps_all(r)}
+    budgets = dict.fromkeys(budget_label(r) for r in sorted(group, key=sort_key) if not keeps_all(r))
     means = {(label(r), budget_label(r)): format_score(r, is_best(r, group)) for r in group}
     methods = sorted({label(r) for r in group if not keeps_all(r)}, key=lambda m: -mean_score(m, group))
-    names = [f"kept {100 * r['config']['budget']:g}%" if r["config"]["budget"] else b for b, r in budgets.items()]
+    names = map(title_budget, budgets)
     full = [markdown_row([label(r), *[format_score(r)] * len(budgets)]) for r in group if keeps_all(r)]
     rows = [markdown_row([method, *(means.get((method, b), "") for b in budgets)]) for method in methods]
     return [*markdown_head(["method", *names]), *full, *rows]
@@ -114,7 +114,8 @@ def format_difference(d: Difference | None) -> str:
 
 COLUMNS = (
     *("run_id", "model", "benchmark", "seed", "limit"),
-    *("label", "method", "scorer", "allocator", "protection", "budget", "budget_tokens"),
+    *("label", "method", "scorer", "allocator", "protection", "budget", "budget_tokens", "budget_bytes"),
+    "cache_dtype",
     *("task", "score", "n", "ci95_low", "ci95_high"),
     *("against", "difference", "difference_low", "difference_high", "p"),
     *("kept_share", "cache_bytes", "full_cache_bytes", "prefill_s", "ttft_s", "tpot_s"),

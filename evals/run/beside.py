@@ -9,6 +9,7 @@ from typing import Any
 from evals.differences import compare, group_scores
 from evals.run.files import read_json
 from evals.run.folder import read_samples
+from lukv.names import BUDGETS
 
 
 def compare_with_full(
@@ -35,7 +36,8 @@ def find_full(folder: Path, result: Mapping[str, Any]) -> Path | None:
     prompts = read_json(folder / "run.json").get("prompts")
     for path in sorted(folder.parent.glob("*/result.json")):
         other = read_json(path)
-        keeps_all = other.get("config", {}).get("budget", 0) is None and other["config"].get("budget_tokens") is None
+        config = other.get("config", {"budget": 0})
+        keeps_all = all(config.get(key) is None for key in BUDGETS)
         alike = path.parent != folder and other.get("experiment") == result.get("experiment")
         if keeps_all and alike and read_json(path.with_name("run.json")).get("prompts") == prompts:
             return path.parent

@@ -19,8 +19,8 @@ from lukv.backend.options import Later
 from lukv.checkpoint import Source
 from lukv.conf import GROUPS, read_method_defaults, read_option
 from lukv.model import LoadedModel, load
-from lukv.named import check_fits
-from lukv.selection import Eviction
+from lukv.named import check_fits, make_byte_budget
+from lukv.selection import Eviction, keep_everything
 
 
 class Method(NamedTuple):
@@ -102,11 +102,14 @@ def build_method(run: Run) -> Method | None:
 
 
 def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Eviction | None:
-    """The method at the run's budget, checked for the model; None keeps everything."""
-    if method is None:
-        return None
-    eviction = Eviction(*method, Budget(run["budget"], run["budget_tokens"]))
-    check_fits(eviction, model)
+    """The method at the run's budget, checked for the model; None keeps everything as it is."""
+    share, cache_dtype = run["budget_bytes"], run["cache_dtype"]
+    eviction = keep_everything(cache_dtype)
+    if method is not None:
+        by_bytes = None if share is None else make_byte_budget(share, cache_dtype, model)
+        eviction = Eviction(*method, by_bytes or Budget(run["budget"], run["budget_tokens"]), cache_dtype)
+    if eviction is not None:
+        check_fits(eviction, model)
     return eviction
 
 

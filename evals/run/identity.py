@@ -29,7 +29,7 @@ INNER = "scorer@scorer.inner"
 
 NESTED = ("model", "scorer", "allocator", "protection", "decoding", "benchmark", "job")
 
-RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "seed", "limit", "attention")
+RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "budget_bytes", "cache_dtype", "seed", "limit", "attention")
 """Settings that can change a result. The others (batch_size, track, runs ...) only change how it is reached, and what a
 method is called changes nothing: its parts are here."""
 
@@ -65,6 +65,8 @@ class Identified(Protocol):
 def select_identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted setting -> value, of those that can change the result. config: as in config.yaml."""
     told = drop_ignored({key: config.get(key) for key in RESULT_KEYS}, find_job(config).ignores)
+    if told["cache_dtype"] == "auto":  # what folders from before there was a choice do not say
+        told["cache_dtype"] = None
     return {key: unwrap(value) for key, value in list_leaves(told) if key not in UNTOLD}
 
 

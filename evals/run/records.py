@@ -90,8 +90,8 @@ class OlderSample(TypedDict):
     context_tokens: int
     kept_share: float
     kept: list[list[int]]  # entries kept [layers, KV heads]
-    cache_bytes: int  # of the compressed context
-    full_cache_bytes: int
+    cache_bytes: int  # of the compressed context as it is stored, scales and zero points included
+    full_cache_bytes: int  # in the model's dtype
     times: Times
     attention: str  # decode kernel
 
@@ -128,7 +128,7 @@ class TaskScore(TypedDict):
 class PromptBudget(TypedDict):
     """Means over samples, of the compressed context."""
 
-    asked: float  # a share, or tokens of each KV head
+    asked: float  # a share of entries or of bytes, or tokens of each KV head
     kept_share: float
     kept_entries: float  # of all heads together
     cache_bytes: float  # of one compressed context
@@ -174,7 +174,7 @@ class OlderEvaluation(TypedDict):
     method: str
     model: str
     benchmark: str
-    config: dict[str, Any]  # budget, budget_tokens, seed, limit, and the options chosen for the method's parts
+    config: dict[str, Any]  # the budgets, cache_dtype, seed, limit, and the options chosen for the method's parts
     config_hash: str
     left_out: list[str]  # tasks; run.json says why
 

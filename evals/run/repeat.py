@@ -26,7 +26,7 @@ def list_overrides(run: Run) -> Iterator[str]:
         choice = run.choices.get(group)
         if choice is not None and choice != usual.get(group):
             yield f"{group}={choice}"
-    for key in ("budget", "budget_tokens", "seed", "limit", "attention"):
+    for key in ("budget", "budget_tokens", "budget_bytes", "cache_dtype", "seed", "limit", "attention"):
         if run[key] is not None and (key == "budget" or run[key] != getattr(Config, key)):
             yield f"{key}={spell(run[key])}"
     yield from (typed for typed in run.nested if typed.startswith("model.name="))  # which is no part of the identity

@@ -50,8 +50,13 @@ TOLD_BY_DATA = ("benchmark.length", "benchmark.items", "benchmark.protocol")
 
 
 def make_name(run: Described) -> str:
-    method = [*name_method(run), *name_decoding(run.config)]
+    method = [*name_method(run), *name_cache(run.config), *name_decoding(run.config)]
     return join_name([run.config["model"]["name"], *method, *name_setting(run)])
+
+
+def name_cache(config: Mapping[str, Any]) -> list[str]:
+    """What the cache is stored in, where it is not the model's dtype."""
+    return [] if config.get("cache_dtype") in (None, "auto") else [config["cache_dtype"]]
 
 
 def join_name(parts: Sequence[str]) -> str:
@@ -75,6 +80,8 @@ def name_method(run: Described) -> list[str]:
         parts.append(f"b{show_value(run.config['budget'])}")
     elif run.config["budget_tokens"] is not None:
         parts.append(f"t{run.config['budget_tokens']}")
+    elif run.config["budget_bytes"] is not None:
+        parts.append(f"bytes{show_value(run.config['budget_bytes'])}")
     return parts
 
 

@@ -26,12 +26,14 @@ from evals.run.run_id import (
     join_name,
     list_departures,
     make_name,
+    name_cache,
     name_decoding,
     name_method,
     name_setting,
     show_value,
 )
 from lukv.conf import GROUPS, find_shipped, name_model, read_method_defaults, read_option
+from lukv.names import BUDGETS, check_cache_dtype
 
 TURN = "turn"
 """decoding.every of a run that evicts after every turn of a conversation."""
@@ -57,6 +59,8 @@ class Config:
     track: Any = None
     budget: Optional[float] = None  # noqa: UP045 - OmegaConf reads the annotation
     budget_tokens: Optional[int] = None  # noqa: UP045
+    budget_bytes: Optional[float] = None  # noqa: UP045
+    cache_dtype: str = "auto"
     seed: int = 0
     limit: Optional[int] = None  # noqa: UP045
     attention: str = "auto"
@@ -112,7 +116,7 @@ class Run:
     def label(self) -> str:
         """What tells it from the other methods of a table: the method, and each setting that is not its own choice."""
         own = list_departures(self, [group for group in NESTED if group not in ("model", "benchmark")])
-        return " ".join([name_method(self)[0], *name_decoding(self.config), *own])
+        return " ".join([name_method(self)[0], *name_cache(self.config), *name_decoding(self.config), *own])
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -158,10 +162,10 @@ class Run:
                 self.__dict__.pop(name, None)
 
     def make_reference(self) -> Run | None:
-        """The run that this one is compared with. It differs in the method only, which keeps everything."""
-        if not self.evicts or self.config["reference"] is None:
+        """The run that this one is compared with. It differs in the method only, which keeps everything as it is."""
+        if self.config["reference"] is None or not (self.evicts or name_cache(self.config)):
             return None
-        nothing = dict.fromkeys(("scorer", "allocator", "decoding", "budget", "budget_tokens"))
+        nothing = {**dict.fromkeys(("scorer", "allocator", "decoding", *BUDGETS)), "cache_dtype": "auto"}
         job = {"_target_": self.config["job"]["_target_"]}  # its other settings are about the method
         config = {**self.config, **nothing, "method": self.config["reference"], "protection": None, "job": job}
         choices = {**self.choices, **dict.fromkeys((*METHOD_PARTS, "decoding"))}
@@ -187,6 +191,10 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
     config = translate_config(plain)
     overrides = [o.lstrip("+") for o in hydra.overrides.task]
     config["decoding"] = config["decoding"] or None  # the file of decoding=none is empty
+    try:
+        check_cache_dtype(config["cache_dtype"])
+    except ValueError as error:
+        raise InputError(str(error)) from None
     check_budget(config, overrides)
     check_reference(config["reference"])
     for group in ("scorer", "allocator", "protection", "benchmark", "job"):
@@ -199,7 +207,9 @@ def resolve_run(cfg: DictConfig, hydra: Any = None) -> Run:
         if config[key] is not None and config[key] < 1:
             raise InputError(f"{key}={config[key]} must be at least 1")
     if config["scorer"] is None:  # nothing is evicted: neither budget nor protection changes anything
-        config.update(dict.fromkeys(("allocator", "protection", "budget", "budget_tokens")))
+        config.update(dict.fromkeys(("allocator", "protection", *BUDGETS)))
+        if name_cache(config):  # it is a method like others, not the full cache that they stand beside
+            config["budget"] = 1.0
     check_decoding(config, str(hydra.runtime.choices.get("decoding")))
     ignored = find_job(config).ignores
     config = drop_ignored(config, ignored)
@@ -230,19 +240,30 @@ def check_model_path(run: Run) -> None:
 
 
 def check_budget(config: dict[str, Any], overrides: list[str]) -> None:
-    """Leave exactly one budget in `config`: budget_tokens if it is given, else budget."""
-    share, tokens = config["budget"], config["budget_tokens"]
-    if tokens is not None:
-        if share is not None and any(o.startswith("budget=") for o in overrides):
-            raise InputError(f"both budget={share:g} and budget_tokens={tokens} are given: give one of them")
-        if tokens < 1:
-            raise InputError(f"budget_tokens={tokens} must be at least 1")
+    """Leave exactly one budget in `config`: budget_tokens or budget_bytes if it is given, else budget."""
+    share = config["budget"]
+    others = {key: config[key] for key in BUDGETS[1:] if config[key] is not None}
+    typed = {"budget": share} if share is not None and any(o.startswith("budget=") for o in overrides) else {}
+    if len(given := {**typed, **others}) > 1 and others:
+        said = " and ".join(f"{key}={value:g}" for key, value in given.items())
+        raise InputError(f"{'both ' if len(given) == 2 else ''}{said} are given: give one of them")
+    tokens, in_bytes = config["budget_tokens"], config["budget_bytes"]
+    if others:
         config["budget"] = None
-    elif share is None:
+    if tokens is not None and tokens < 1:
+        raise InputError(f"budget_tokens={tokens} must be at least 1")
+    if in_bytes is not None and not (math.isfinite(in_bytes) and 0 < in_bytes <= 1):
         raise InputError(
-            "no budget: give budget=SHARE (0 < share <= 1, the part of the cache to KEEP) or budget_tokens=N"
+            f"budget_bytes={in_bytes:g} is not a share: it must be > 0 and <= 1 (of the full cache's bytes, to KEEP)"
         )
-    elif not (math.isfinite(share) and 0 < share <= 1):
+    if others:
+        return
+    if share is None:
+        raise InputError(
+            "no budget: give budget=SHARE (0 < share <= 1, the part of the cache to KEEP), budget_tokens=N or "
+            "budget_bytes=SHARE"
+        )
+    if not (math.isfinite(share) and 0 < share <= 1):
         raise InputError(f"budget={share:g} is not a share: it must be > 0 and <= 1 (the part of the cache to KEEP)")
 
 

@@ -20,6 +20,7 @@ from evals.run.settings import Run, find_shipped
 from evals.run.signals import survive_closed_pipe
 from evals.run.sweep import PlannedRun, Sweep
 from evals.text import percent, table
+from lukv.names import BUDGETS
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def draw_matrix(group: Sequence[State]) -> str:
     """The full cache first, the best of the others next. What keeps everything has the same score at every budget."""
     kept = {s.run.label: s.result for s in group if not s.run.evicts}
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
-    evicting = sorted((s for s in group if s.run.evicts), key=lambda s: s.run["budget"] or s.run["budget_tokens"])
+    evicting = sorted(
+        (s for s in group if s.run.evicts), key=lambda s: next(s.run[key] for key in BUDGETS if s.run[key])
+    )
     budgets = list(dict.fromkeys(name_budget(s.run) for s in evicting)) or ["score"]
     for s in evicting:
         rows.setdefault(s.run.label, {})[name_budget(s.run)] = s.result
@@ -114,6 +117,8 @@ def fit_terminal(rows: Sequence[Sequence[str]]) -> str:
 
 
 def name_budget(run: Run) -> str:
+    if run["budget_bytes"] is not None:
+        return f"{100 * run['budget_bytes']:g}% of bytes"
     return f"kept {100 * run['budget']:g}%" if run["budget"] is not None else f"{run['budget_tokens']} tokens"
 
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from evals.run.records import Result
 from evals.run.settings import Run, drop_tables
+from lukv.names import BUDGETS
 
-METHOD_KEYS = ("method", "scorer", "allocator", "protection", "decoding", "budget", "budget_tokens")
+METHOD_KEYS = ("method", "scorer", "allocator", "protection", "decoding", *BUDGETS, "cache_dtype")
 """The settings in which the runs of a group differ."""
 
 

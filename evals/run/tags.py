@@ -20,7 +20,7 @@ def describe_run(about: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
 def list_tags(config: Mapping[str, Any]) -> list[str]:
     """Method, scorer, allocator, budget and benchmark; at most 64 characters each, as W&B takes them."""
     tags = [config["method"] or name_job(config), name_part(config.get("scorer")), name_part(config.get("allocator"))]
-    for key in ("budget", "budget_tokens"):
+    for key in ("budget", "budget_tokens", "budget_bytes"):
         if config.get(key) is not None:
             tags.append(f"{key}={config[key]:g}")
     return list(dict.fromkeys(tag[:64] for tag in [*tags, name_data(config)] if tag))

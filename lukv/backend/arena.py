@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lukv.backend.format import Format
+
 SLACK = 32  # free rows behind each sequence after (re)allocation, at least
 STEP = 64
 
@@ -24,14 +26,16 @@ class Arena:
     """`start` [N] and `length` [N] are int32 on the arena's device, for the kernels. `lengths` [N] is the same as
     `length` on the host, so that no decode step waits for the device."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int):
-        """keys [sum of lengths, d] and values [sum of lengths, dv]: the sequences without free rows between them."""
+    def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int, grows: bool = True):
+        """keys [sum of lengths, d] and values [sum of lengths, dv]: the sequences without free rows between them.
+        grows: False where nothing will be appended, so that there are no free rows either."""
         self.batch = batch
+        self._step = STEP if grows else 1
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.keys, self.values = keys, values
         self._starts = np.cumsum(self.lengths) - self.lengths
         self._room = 0
-        self._move(SLACK)
+        self._move(SLACK if grows else 0)
 
     @property
     def heads(self) -> int:
@@ -42,6 +46,18 @@ class Arena:
         return int(self.lengths.max(initial=0))
 
     @property
+    def key_dim(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def value_dim(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of one entry: one key and one value vector."""
         return self.keys.shape[1] * self.keys.element_size() + self.values.shape[1] * self.values.element_size()
@@ -50,6 +66,11 @@ class Arena:
     def nbytes(self) -> int:
         """Bytes allocated, free rows included."""
         return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def row_nbytes(self) -> np.ndarray:
+        """[B] int64: bytes of the entries of each batch row."""
+        return self.lengths.reshape(self.batch, -1).sum(1) * self.entry_bytes
 
     def append(self, keys: Tensor, values: Tensor, rows: Sequence[int] | None = None) -> None:
         """Write n new entries behind the sequences of R batch rows (None: of all rows).
@@ -84,7 +105,7 @@ class Arena:
 
     def truncate(self, lengths: np.ndarray) -> None:
         """Forget all but the first lengths[i] entries of each sequence i. Nothing is moved."""
-        freed = self._list_rows(self._starts + lengths, self.lengths - lengths).to(self.keys.device)
+        freed = list_rows(self._starts + lengths, self.lengths - lengths).to(self.keys.device)
         self.keys.index_fill_(0, freed, 0)  # kernels may read free rows under a mask, and a masked NaN is still NaN
         self.values.index_fill_(0, freed, 0)
         self.lengths = lengths.copy()
@@ -114,24 +135,22 @@ class Arena:
         twin._move(self._room)
         return twin
 
+    def retain(self, masks: Sequence[Tensor | None]) -> Arena:
+        """A new arena of what masks[i] [length] bool says of each sequence i (None: all of it)."""
+        pairs = zip(map(self.view_sequence, range(len(self.lengths))), masks, strict=True)
+        kept = [pair if mask is None else (pair[0][mask], pair[1][mask]) for pair, mask in pairs]
+        return join_sequences(kept, self.batch)
+
     def gather(self) -> tuple[Tensor, Tensor]:
         """Copies without the free rows: keys [sum of lengths, d], values [sum of lengths, dv]."""
-        index = self._list_rows(self._starts, self.lengths).to(self.keys.device)
+        index = list_rows(self._starts, self.lengths).to(self.keys.device)
         return self.keys[index], self.values[index]
-
-    def _list_rows(self, starts: np.ndarray, counts: np.ndarray) -> Tensor:
-        """Indices of counts[0] rows from starts[0] on, then of counts[1] rows from starts[1] on, ..."""
-        offset = np.repeat(starts - (np.cumsum(counts) - counts), counts)
-        return torch.from_numpy(np.arange(int(counts.sum())) + offset)
 
     def _move(self, room: int) -> None:
         """Move everything to new memory with at least `room` free rows behind every sequence."""
-        old = self._list_rows(self._starts, self.lengths).to(self.keys.device)
-        self._capacity = -(-(self.lengths + room) // STEP) * STEP
-        order = np.argsort(self.lengths, kind="stable")
-        self._starts = np.empty_like(self._capacity)
-        self._starts[order] = np.cumsum(self._capacity[order]) - self._capacity[order]
-        new = self._list_rows(self._starts, self.lengths).to(self.keys.device)
+        old = list_rows(self._starts, self.lengths).to(self.keys.device)
+        self._starts, self._capacity = lay_out(self.lengths, room, self._step)
+        new = list_rows(self._starts, self.lengths).to(self.keys.device)
         total = int(self._capacity.sum())
         self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])
         self.values = self.values.new_zeros(total, self.values.shape[1]).index_copy_(0, new, self.values[old])
@@ -145,28 +164,43 @@ class Arena:
         self._end = torch.tensor(self._starts + self.lengths, device=device)  # the row each sequence writes next
 
 
-def pack(keys: Sequence[Tensor], values: Sequence[Tensor], keep: Sequence[Tensor]) -> tuple[Arena, Tensor]:
+def lay_out(lengths: np.ndarray, room: int = 0, step: int = STEP) -> tuple[np.ndarray, np.ndarray]:
+    """Where sequences [N] begin in memory, the shortest first, and how many rows each takes up: its own, at least
+    `room` free ones, and as many as make a multiple of `step`."""
+    capacity = -(-(lengths + room) // step) * step
+    order = np.argsort(lengths, kind="stable")
+    starts = np.empty_like(capacity)
+    starts[order] = np.cumsum(capacity[order]) - capacity[order]
+    return starts, capacity
+
+
+def list_rows(starts: np.ndarray, counts: np.ndarray) -> Tensor:
+    """Indices of counts[0] rows from starts[0] on, then of counts[1] rows from starts[1] on, ..."""
+    offset = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    return torch.from_numpy(np.arange(int(counts.sum())) + offset)
+
+
+def pack(
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    keep: Sequence[Tensor],
+    formats: tuple[Format, Format] | None = None,
+) -> tuple[Arena, Tensor]:
     """Make an arena of the kept entries of each batch row b.
 
-    keys[b] [K, T_b, d], values[b] [K, T_b, dv], keep[b] [K, T_b] bool. Returns the arena and the entries' indices along
-    T_b: [sum of lengths] int32.
+    keys[b] [K, T_b, d], values[b] [K, T_b, dv], keep[b] [K, T_b] bool. formats: how keys and values are packed, in an
+    arena that does not grow. Returns the arena and the entries' indices along T_b: [sum of lengths] int32.
     """
     lengths = torch.cat([mask.sum(-1) for mask in keep]).cpu().numpy()
     index = [mask.nonzero(as_tuple=True) for mask in keep]
-    arena = Arena(
-        torch.cat([k[i] for k, i in zip(keys, index, strict=True)]),
-        torch.cat([v[i] for v, i in zip(values, index, strict=True)]),
-        lengths,
-        batch=len(keep),
-    )
+    stored = [torch.cat([x[i] for x, i in zip(each, index, strict=True)]) for each in (keys, values)]
+    if formats is not None:
+        stored = [format.pack(vectors) for format, vectors in zip(formats, stored, strict=True)]
+    arena = Arena(stored[0], stored[1], lengths, batch=len(keep), grows=formats is None)
     return arena, torch.cat([position for _, position in index]).to(torch.int32)
 
 
-def pack_sequences(sequences: Sequence[tuple[Tensor, Tensor, Tensor]], batch: int) -> tuple[Arena, Tensor]:
-    """Make an arena of (keys [n, d], values [n, dv], positions [n]) of each sequence; n differs between them.
-
-    Returns the arena and all positions: [sum of lengths] int32.
-    """
-    keys, values, positions = zip(*sequences, strict=True)
-    lengths = np.array([len(k) for k in keys])
-    return Arena(torch.cat(keys), torch.cat(values), lengths, batch), torch.cat(positions).to(torch.int32)
+def join_sequences(sequences: Sequence[tuple[Tensor, Tensor]], batch: int, grows: bool = True) -> Arena:
+    """Make an arena of (keys [n, d], values [n, dv]) of each sequence; n differs between them."""
+    keys, values = zip(*sequences, strict=True)
+    return Arena(torch.cat(keys), torch.cat(values), np.array([len(k) for k in keys]), batch, grows)

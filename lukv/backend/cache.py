@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lukv.backend.architecture import check_wrapper
-from lukv.backend.arena import Arena
 from lukv.backend.config import count_readers, find_windows, hash_weights
 from lukv.backend.layer import RaggedLayer
 from lukv.backend.lengths import find_lengths
 from lukv.backend.options import Later, Options
+from lukv.backend.quantized import AnyArena, Part, build_arena, list_parts
 from lukv.backend.reeviction import LaterEviction
 from lukv.backend.rope import rope_of
 from lukv.backend.stored import Stored
@@ -30,12 +30,9 @@ Selection = list[list[Tensor]]
 
 @dataclass(frozen=True)
 class LayerState:
-    """keys [entries, d] and values [entries, dv] of all sequences, one behind the other; lengths [N] int64 of each;
-    positions [entries] int32: where each entry stood in its row."""
+    """parts: what its arena is made of; positions [entries] int32: where each entry stood in its row."""
 
-    keys: Tensor
-    values: Tensor
-    lengths: np.ndarray
+    parts: list[Part]
     positions: Tensor
 
 
@@ -46,6 +43,7 @@ class CacheState:
     seen: int
     tokens: np.ndarray
     layers: list[LayerState]
+    cache_dtype: str = "auto"
 
 
 class RaggedCache(Cache):
@@ -58,6 +56,7 @@ class RaggedCache(Cache):
     observe: scorers to show the prompt's queries to, for a later `fork_for`. observe_heads: for `fork(later=)`, see
     options.Options. attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries
     after the prompt. later: what evicts after the prompt; sizes, every and stream belong to it, see options.Later.
+    cache_dtype: what the entries are stored in; None: what the evictions say.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -76,6 +75,7 @@ class RaggedCache(Cache):
         sizes: Sequence[int] | None = None,
         every: int | None = None,
         stream: bool = False,
+        cache_dtype: str | None = None,
     ) -> None:
         check_wrapper(model)
         check_waits(eviction, later)
@@ -100,6 +100,7 @@ class RaggedCache(Cache):
             record_queries=record_queries,
             later=None if later is None else Later(later, None if sizes is None else tuple(sizes), every, stream),
             lengths=find_lengths(config),
+            cache_dtype=cache_dtype or choose_cache_dtype(eviction, later),
         )
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]
@@ -169,14 +170,13 @@ class RaggedCache(Cache):
 
     @property
     def full_nbytes(self) -> int:
-        """Bytes that a full cache has at the same length, padding not counted."""
+        """Bytes that a full cache in the model's dtype has at the same length, padding not counted."""
         return int(self.full_row_nbytes.sum())
 
     @property
     def row_nbytes(self) -> np.ndarray:
         """[B] int64: `nbytes` of each batch row."""
-        each = [a.lengths.reshape(a.batch, -1).sum(1) * a.entry_bytes for a in self._arenas]
-        return np.array(each, dtype=np.int64).sum(0)
+        return np.array([arena.row_nbytes for arena in self._arenas], dtype=np.int64).sum(0)
 
     @property
     def full_row_nbytes(self) -> np.ndarray:
@@ -196,7 +196,7 @@ class RaggedCache(Cache):
         return sum(arena.nbytes for arena in self._arenas)
 
     @property
-    def _arenas(self) -> list[Arena]:
+    def _arenas(self) -> list[AnyArena]:
         return [layer.stored.arena for layer in self.layers if layer.stored]
 
     def require_attended(self) -> None:
@@ -243,17 +243,19 @@ class RaggedCache(Cache):
         selections: Sequence[Selection],
         eviction: Eviction | None = None,
         later: Sequence[Later | None] | None = None,
+        cache_dtype: str | None = None,
     ) -> RaggedCache:
         """A new cache with this one's rows as the first selection keeps them, then all of them again as the second
         keeps them, and so on: many evictions are decoded in one batch. What was appended here is left out.
 
         eviction: what made the selection, if one eviction made all of it; only a saved file says so. later: of each
         selection, what evicts its rows after the prompt (None: nothing), by scorers of observe_heads= in the prefill.
+        cache_dtype: what the new cache stores its entries in; None: as this one does.
         """
         if later is not None and any(later) and not self.options.observe_heads:
             raise ValueError("later= evicts by what a scorer saw of the prompt: prefill with observe_heads=[scorer]")
         twin = copy(self)
-        twin.options = replace(self.options, eviction=eviction)
+        twin.options = replace(self.options, eviction=eviction, cache_dtype=cache_dtype or self.options.cache_dtype)
         each = zip(self.layers, zip(*selections, strict=True), strict=True)
         twin.layers = [layer.fork(masks, twin.options, later) for layer, masks in each]
         return twin
@@ -264,7 +266,7 @@ class RaggedCache(Cache):
         So one prefill serves any number of methods and budgets. This cache must keep everything (eviction=None), and
         must have shown the prompt's queries to a scorer that needs them (observe=[scorer]).
         """
-        return self.fork([self.select(eviction)], eviction)
+        return self.fork([self.select(eviction)], eviction, cache_dtype=eviction.cache_dtype)
 
     def select_rows(self, rows: Sequence[int]) -> RaggedCache:
         """A new cache that holds copies of these batch rows as they are now, in this order."""
@@ -278,8 +280,8 @@ class RaggedCache(Cache):
         for layer in self.layers:
             held = layer.held
             positions = [held.find_positions(sequence).int() for sequence in held.sequences]
-            layers.append(LayerState(*held.arena.gather(), held.arena.lengths, torch.cat(positions)))
-        return CacheState(self.get_seq_length(), self.tokens, layers)
+            layers.append(LayerState(list_parts(held.arena), torch.cat(positions)))
+        return CacheState(self.get_seq_length(), self.tokens, layers, self.options.cache_dtype)
 
     @classmethod
     def from_state(
@@ -289,10 +291,10 @@ class RaggedCache(Cache):
 
         devices: where each layer's entries are to lie.
         """
-        cache = cls(model, attention=attention)
-        for layer, part, device in zip(cache.layers, state.layers, devices, strict=True):
-            arena = Arena(part.keys.to(device), part.values.to(device), part.lengths, batch=len(state.tokens))
-            layer.restore(Stored.make(arena, part.positions.to(device), state.tokens.copy()), state.seen)
+        cache = cls(model, attention=attention, cache_dtype=state.cache_dtype)
+        for layer, own, device in zip(cache.layers, state.layers, devices, strict=True):
+            arena = build_arena(own.parts, len(state.tokens), layer.cache_dtype, device)
+            layer.restore(Stored.make(arena, own.positions.to(device), state.tokens.copy()), state.seen)
         return cache
 
     # ---- what changes it ---------------------------------------------------------------------------------------------
@@ -351,3 +353,11 @@ def check_waits(eviction: Eviction | None, later: Eviction | None) -> None:
         if each is not None and each.waits:
             part = type(each.allocator).__name__ if each.allocator.compares_layers else f"scorer {each.scorer.name}"
             raise ValueError(f"{part} needs the whole prompt, in all layers, before it is evicted: {what}")
+
+
+def choose_cache_dtype(eviction: Eviction | None, later: Eviction | None) -> str:
+    """What a cache stores its entries in: what its evictions say. Raises ValueError where they say two things."""
+    said = {each.cache_dtype for each in (eviction, later) if each is not None} or {"auto"}
+    if len(said) > 1:
+        raise ValueError(f"a cache has one cache_dtype: the eviction and later= say {' and '.join(sorted(said))}")
+    return said.pop()

@@ -14,10 +14,15 @@ from transformers import PreTrainedModel
 from lukv.artifacts import write_atomically
 from lukv.backend.cache import CacheState, LayerState, RaggedCache
 from lukv.backend.config import find_windows, hash_config, hash_weights
+from lukv.backend.format import choose_formats
 from lukv.backend.geometry import LayerGeometry, measure_geometry
+from lukv.backend.quantized import Part
+from lukv.names import check_cache_dtype
 
-FORMAT = "lukv-cache-1"
-PARTS = ("keys", "values", "lengths", "positions")
+FORMATS = {"lukv-cache-1": "in the model's dtype", "lukv-cache-2": "quantized"}
+NAMES = ("keys", "values", "lengths")
+KINDS = ("", "packed_")
+"""What stands before the names of an arena's first and second part."""
 
 
 def save(cache: RaggedCache, path: str | Path) -> None:
@@ -25,10 +30,14 @@ def save(cache: RaggedCache, path: str | Path) -> None:
     state, config = cache.state(), cache.options.config
     tensors: dict[str, Tensor] = {"tokens": from_numpy(state.tokens)}
     for i, layer in enumerate(state.layers):
-        parts = (layer.keys, layer.values, from_numpy(layer.lengths), layer.positions)
-        tensors |= {f"{name}.{i}": part.cpu().contiguous() for name, part in zip(PARTS, parts, strict=True)}
+        for kind, part in zip(KINDS, layer.parts, strict=False):
+            each = zip(NAMES, (part.keys, part.values, from_numpy(part.lengths)), strict=True)
+            tensors |= {f"{kind}{name}.{i}": tensor.cpu().contiguous() for name, tensor in each}
+        tensors[f"positions.{i}"] = layer.positions.cpu().contiguous()
+    plain, quantized = FORMATS
     facts = {
-        "format": FORMAT,
+        "format": plain if state.cache_dtype == "auto" else quantized,
+        "cache_dtype": state.cache_dtype,
         "model": config.model_type,
         "config_hash": hash_config(config),
         "weights_hash": cache.hash_weights(),
@@ -55,33 +64,51 @@ def load(path: str | Path, model: PreTrainedModel, attention: str = "auto") -> R
     geometry = check(path, facts, tensors, model)
     layers = []
     for i in range(facts["layers"]):
-        keys, values, lengths, positions = (tensors[f"{name}.{i}"] for name in PARTS)
-        layers.append(LayerState(keys, values, lengths.numpy(), positions))
-    state = CacheState(facts["seen"], tensors["tokens"].numpy(), layers)
+        kinds = [kind for kind in KINDS if f"{kind}keys.{i}" in tensors]
+        layers.append(LayerState([read_part(tensors, kind, i) for kind in kinds], tensors[f"positions.{i}"]))
+    state = CacheState(facts["seen"], tensors["tokens"].numpy(), layers, facts.get("cache_dtype", "auto"))
     return RaggedCache.from_state(model, state, [layer.device for layer in geometry], attention)
+
+
+def read_part(tensors: dict[str, Tensor], kind: str, layer: int) -> Part:
+    keys, values, lengths = (tensors[f"{kind}{name}.{layer}"] for name in NAMES)
+    return Part(keys, values, lengths.numpy())
 
 
 def check(
     path: str | Path, facts: dict[str, Any], tensors: dict[str, Tensor], model: PreTrainedModel
 ) -> list[LayerGeometry]:
     """What the model's layers store. Raise ValueError unless the file is whole and belongs to the model."""
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a cache file of format {FORMAT}")
+    if facts.get("format") not in FORMATS:
+        raise ValueError(f"{path}: not a cache file of format {' or '.join(FORMATS)}")
     config = model.config.get_text_config(decoder=True)
-    layers = len(find_windows(model.config))
+    windows = find_windows(model.config)
+    layers = len(windows)
     if facts["config_hash"] != hash_config(config) or facts["layers"] != layers:
         raise ValueError(f"{path}: belongs to another model ({facts['model']}, config {facts['config_hash']})")
     if facts.get("weights_hash") != hash_weights(model):
         raise ValueError(f"{path}: belongs to other weights of this {facts['model']} ({facts.get('weights_hash')})")
-    parts = {"tokens", *(f"{name}.{i}" for name in PARTS for i in range(layers))}
+    cache_dtype = facts.get("cache_dtype", "auto")
+    check_cache_dtype(cache_dtype)
+    quantized = [i for i, window in enumerate(windows) if window is None and cache_dtype != "auto"]
+    parts = {"tokens", *(f"{name}.{i}" for name in (*NAMES, "positions") for i in range(layers))}
+    parts |= {f"packed_{name}.{i}" for name in NAMES for i in quantized}
     if missing := sorted(parts - set(tensors)):
         raise ValueError(f"{path}: {missing[0]} is missing")
     geometry = measure_geometry(model)
     for i, layer in enumerate(geometry):
-        keys, values, lengths, positions = (tensors[f"{name}.{i}"] for name in PARTS)
-        entries = int(lengths.sum())
-        wanted = [(entries, layer.key_dim), (entries, layer.value_dim), (entries,)]
-        found = [tuple(part.shape) for part in (keys, values, positions)]
-        if len(lengths) != len(tensors["tokens"]) * layer.kv_heads or (lengths < 0).any() or found != wanted:
+        sizes = [("", layer.key_dim, layer.value_dim)]
+        formats = choose_formats(cache_dtype, layer.key_dim, layer.value_dim)
+        if formats is not None and i in quantized:
+            sizes.append(("packed_", formats[0].nbytes, formats[1].nbytes))
+        found = [read_part(tensors, kind, i) for kind, _, _ in sizes]
+        fit = [
+            len(part.lengths) == len(tensors["tokens"]) * layer.kv_heads
+            and not (part.lengths < 0).any()
+            and part.keys.shape == (part.lengths.sum(), key_size)
+            and part.values.shape == (part.lengths.sum(), value_size)
+            for part, (_, key_size, value_size) in zip(found, sizes, strict=True)
+        ]
+        if not all(fit) or len(tensors[f"positions.{i}"]) != sum(int(part.lengths.sum()) for part in found):
             raise ValueError(f"{path}: the sizes of layer {i} do not fit together")
     return geometry

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lukv.backend.arena import Arena
 from lukv.backend.dense import attend_causally
 from lukv.backend.kernels import Decode
 from lukv.backend.parameters import AttentionParameters
+from lukv.backend.quantized import AnyArena, QuantizedArena
 
 
 def attend_arena(
     decode: Decode,
     query: Tensor,
-    arena: Arena,
+    arena: AnyArena,
     parameters: AttentionParameters,
     rows: list[int] | None = None,
     window: int | None = None,
@@ -25,6 +26,12 @@ def attend_arena(
     """
     scale, softcap = parameters.scale, parameters.softcap
     some, heads, n, d = query.shape
+    grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
+    if isinstance(arena, QuantizedArena):  # never of a sliding-window layer
+        sequences = np.arange(len(grouped)) if rows is None else arena.list_sequences(rows)
+        tiles = [(part, arena.read(sequences[part])) for part in arena.cut(sequences)]
+        outs = [decode(grouped[part], *tile, scale, softcap) for part, tile in tiles]
+        return torch.cat(outs).reshape(some, heads, n, -1)
     if window is not None and n > 1:
         each = [(q, *arena.view_row(row)) for q, row in zip(query, rows or range(some), strict=True)]
         return torch.stack([attend_causally(q, k, v, scale, softcap, window) for q, k, v in each])
@@ -35,6 +42,5 @@ def attend_arena(
     if window is not None and longest > window:
         start, length = start + (length - window).clamp(min=0), length.clamp(max=window)
         whole = False
-    grouped = query.reshape(some * arena.heads, heads // arena.heads, n, d)
     out = decode(grouped, arena.keys, arena.values, start, length, longest, scale, softcap, whole)
     return out.reshape(some, heads, n, -1)

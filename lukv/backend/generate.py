@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lukv.allocation import round_half_up
 from lukv.backend.architecture import unwrap
-from lukv.backend.cache import RaggedCache
+from lukv.backend.cache import RaggedCache, choose_cache_dtype
 from lukv.backend.forward import Loaded, feed
 from lukv.backend.padding import pad_left, stack_left
 from lukv.backend.passes import check_shown, run_passes
@@ -93,6 +93,7 @@ def compress(
         record_queries=record_queries,
         later=later,
         every=every,
+        cache_dtype="auto" if waiting else choose_cache_dtype(eviction, later),
     )
     for columns in split_columns(ids.shape[1], chunk):
         feed(network, cache, ids, mask, columns)

@@ -157,7 +157,9 @@ class RaggedLayer(CacheLayerMixin):
         self._check_lengths(start, after, parameters.window)
         if self.kernel is None:
             shape = query.shape[-1], value.shape[-1], parameters.softcap is not None
-            self.kernel = pick(self.options.attention, query.device, query.dtype, *shape)
+            self.kernel = pick(
+                self.options.attention, query.device, query.dtype, *shape, cache_dtype=self.options.cache_dtype
+            )
         if self.reeviction is not None:
             self.reeviction.observe(query, ranges, start, scores.rope)
         if self.buffer is None:
@@ -218,7 +220,7 @@ class RaggedLayer(CacheLayerMixin):
             each = [None if later is None else later.of_row(row) for row in range(batch)]
             self.reeviction = Reeviction(each, heads, self.options.observe_heads)
         if later is not None and later.stream:
-            self.stored = Stored.make_empty(key, value)
+            self.stored = Stored.make_empty(key, value, self.cache_dtype)
             self.commit()
         elif self.stored is None:
             self.buffer = PromptBuffer(batch, self.window)
@@ -270,7 +272,7 @@ class RaggedLayer(CacheLayerMixin):
         arena = self.held.arena
         if ranges is None:
             return attend_arena(kernel.decode, query, arena, parameters, None, self.window).transpose(1, 2)
-        out = query.new_zeros(*query.transpose(1, 2).shape[:3], arena.values.shape[-1])
+        out = query.new_zeros(*query.transpose(1, 2).shape[:3], arena.value_dim)
         for (a, b), rows in group_rows(ranges):
             part = attend_arena(kernel.decode, query[rows, :, a:b], arena, parameters, rows, self.window)
             out[rows, a:b] = part.transpose(1, 2)
@@ -340,6 +342,11 @@ class RaggedLayer(CacheLayerMixin):
         return np.zeros(0, dtype=np.int64) if holder is None else holder.tokens
 
     @property
+    def cache_dtype(self) -> str:
+        """What its entries are stored in. A sliding window stays in the model's dtype: it is small."""
+        return "auto" if self.is_sliding else self.options.cache_dtype
+
+    @property
     def held(self) -> Stored:
         """What is stored. Raises RuntimeError before the whole prompt has come."""
         if self.stored is None:
@@ -348,7 +355,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def _store(self, prompt: Sequence[Entries], keep: Sequence[Tensor], tokens: np.ndarray) -> None:
         """Store what stays (keep [K, T] bool) of each row's prompt, and make this the state to roll back to."""
-        self.stored = Stored.pack(prompt, keep, tokens)
+        self.stored = Stored.pack(prompt, keep, tokens, self.cache_dtype)
         if self.reeviction is not None:
             self.reeviction.start(tokens)
         self.commit()

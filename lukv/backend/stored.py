@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lukv.backend.arena import Arena, pack, pack_sequences
+from lukv.backend.arena import pack
+from lukv.backend.format import choose_formats
 from lukv.backend.prompt import Entries
+from lukv.backend.quantized import AnyArena, pack_quantized
 
 NO_STATE = "there is no state to go back to: the prompt is not in the cache yet, or it was evicted again since"
 
@@ -57,30 +59,35 @@ class Stored:
     """arena: keys and values. tokens [B] int64: tokens each row has seen, without padding. snapshot: None once entries
     were evicted that it would need, until the next commit."""
 
-    arena: Arena
+    arena: AnyArena
     positions: Positions
     tokens: np.ndarray
     snapshot: Snapshot | None = None
 
     @classmethod
-    def make(cls, arena: Arena, packed: Tensor, tokens: np.ndarray) -> Stored:
+    def make(cls, arena: AnyArena, packed: Tensor, tokens: np.ndarray) -> Stored:
         """packed [entries]: where the arena's entries stood; tokens [B]: what each row has seen."""
         return cls(arena, Positions(packed, arena.lengths.copy(), tokens.copy()), tokens)
 
     @classmethod
-    def make_empty(cls, key: Tensor, value: Tensor) -> Stored:
+    def make_empty(cls, key: Tensor, value: Tensor, cache_dtype: str) -> Stored:
         """No entry yet, for rows and heads like those of key [B, K, n, d] and value [B, K, n, dv]."""
-        batch, heads = key.shape[:2]
-        nothing = np.zeros(batch * heads, dtype=np.int64)
-        arena = Arena(key.new_empty(0, key.shape[-1]), value.new_empty(0, value.shape[-1]), nothing, batch)
-        packed = torch.empty(0, dtype=torch.int32, device=key.device)
-        return cls.make(arena, packed, np.zeros(batch, dtype=np.int64))
+        prompt = [(k[:, :0], v[:, :0]) for k, v in zip(key, value, strict=True)]
+        keep = [torch.zeros(k.shape[:2], dtype=torch.bool, device=k.device) for k, _ in prompt]
+        return cls.pack(prompt, keep, np.zeros(len(key), dtype=np.int64), cache_dtype)
 
     @classmethod
-    def pack(cls, prompt: Sequence[Entries], keep: Sequence[Tensor], tokens: np.ndarray) -> Stored:
+    def pack(
+        cls, prompt: Sequence[Entries], keep: Sequence[Tensor], tokens: np.ndarray, cache_dtype: str = "auto"
+    ) -> Stored:
         """Store what stays (keep [K, T] bool) of the newest T of each row's `tokens` tokens, in position order."""
         keys, values = zip(*prompt, strict=True)
-        arena, packed = pack(keys, values, keep)
+        formats = choose_formats(cache_dtype, keys[0].shape[-1], values[0].shape[-1])
+        arena: AnyArena
+        if formats is None:
+            arena, packed = pack(keys, values, keep)
+        else:
+            arena, packed = pack_quantized(keys, values, keep, formats)
         first = tokens - [k.shape[1] for k in keys]
         if first.any():  # a sliding-window layer holds only the newest tokens
             entries = arena.lengths.reshape(arena.batch, -1).sum(1)
@@ -132,11 +139,9 @@ class Stored:
 
     def retain(self, masks: Sequence[Tensor | None]) -> Stored:
         """A new store of what masks[i] [entries] bool says of each sequence i (None: all of it), without snapshot."""
-        kept = []
-        for sequence, mask in zip(self.sequences, masks, strict=True):
-            parts = (*self.arena.view_sequence(sequence), self.find_positions(sequence))
-            kept.append(parts if mask is None else tuple(part[mask] for part in parts))
-        arena, packed = pack_sequences(kept, self.arena.batch)  # type: ignore[arg-type]
+        arena = self.arena.retain(masks)
+        positions = zip(map(self.find_positions, self.sequences), masks, strict=True)
+        packed = torch.cat([at if mask is None else at[mask] for at, mask in positions]).to(torch.int32)
         return Stored.make(arena, packed, self.tokens)
 
     def select_rows(self, rows: Sequence[int]) -> Stored:

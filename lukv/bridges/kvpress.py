@@ -20,6 +20,7 @@ from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import CacheState, LayerState, RaggedCache
 from lukv.backend.config import find_windows
 from lukv.backend.forward import Loaded
+from lukv.backend.quantized import Part
 
 try:
     import kvpress
@@ -134,4 +135,5 @@ def pack_layer(layer: Any, module: Any, tokens: int) -> LayerState:
     if masked is not None:
         keep[tuple(masked)] = False
     positions = keep.nonzero()[:, 2] if keep.shape[2] == tokens else torch.full((int(keep.sum()),), UNKNOWN)
-    return LayerState(layer.keys[keep], layer.values[keep], keep.sum(-1).flatten().cpu().numpy(), positions.int())
+    part = Part(layer.keys[keep], layer.values[keep], keep.sum(-1).flatten().cpu().numpy())
+    return LayerState([part], positions.int())

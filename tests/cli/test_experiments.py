@@ -24,7 +24,8 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_to_a_sweep(name: str) -> None:
     few = ["scorer=keydiff", "model=llama-3.1-8b-instruct"] if name.startswith("paper_") else []
-    planned = cli.plan([f"experiment={name}", "budget=0.2", *few]).planned  # composing takes a moment for each run
+    budget = "budget_bytes=0.2" if name.endswith("_bytes") else "budget=0.2"
+    planned = cli.plan([f"experiment={name}", budget, *few]).planned  # composing takes a moment for each run
     assert len(planned) > 3
     last = planned[-1]  # the command that repeats one run of the sweep asks for that run
     assert cli.plan(shlex.split(last.command)[2:]).planned == [replace(last, task=0)]  # alone, it is the first

@@ -65,6 +65,7 @@ def change(file: Path) -> None:
         ["track=wandb", "track.mode=offline", "track.project=team"],
         ["model.device=cpu", "batch_size=1", "share_prefill=false", "reference=null", "debug=true"],
         ["benchmark.length=1024", "scorer.window=32", "protection.sink=0", "limit=null", "attention=auto"],
+        ["cache_dtype=auto", "budget_bytes=null"],
         ["calibration=reconstruct", "calibration.contexts=3"],
         [f"model.path={TINY}"],
     ],
@@ -82,7 +83,8 @@ def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None
     (b / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
     long = "x" * 300
     swept = [
-        ["budget=0.1234567"], ["budget=0.1234568"], ["budget_tokens=12"], ["seed=1"], ["limit=1"], ["attention=loop"],
+        ["budget=0.1234567"], ["budget=0.1234568"], ["budget_tokens=12"], ["budget_bytes=0.2"],
+        ["cache_dtype=int8"], ["cache_dtype=int4"], ["seed=1"], ["limit=1"], ["attention=loop"],
         *([f"model.name={name}"] for name in ("'a b'", "a-b", "a_b", "'a/b'", "A-b", "'a--b'", "'[a-b]'")),
         [f"model.name={long}"], [f"model.name={long}y"], ["benchmark.tasks=vt"],
         ["model=hf", f"model.path={a}"], ["model=hf", f"model.path={b}"],
@@ -93,7 +95,7 @@ def test_each_of_these_is_an_experiment_of_its_own(plan, tmp_path: Path) -> None
     assert len({run.hash for run in found}) == len(swept)
     assert max(len(run.id) for run in found) <= 200
     assert {run.label for run in found} == {
-        "snapkv", "snapkv scorer.window=16", "snapkv-equal", "snapkv protection.sink=1",
+        "snapkv", "snapkv int8", "snapkv int4", "snapkv scorer.window=16", "snapkv-equal", "snapkv protection.sink=1",
     }  # fmt: skip
 
 
@@ -126,6 +128,22 @@ def test_a_run_that_evicts_nothing_while_answering_is_none_that_does(known: bool
     [sized] = plan("method=snapkv", "decoding=size")
     assert sized.id.endswith(sized.hash[:8])  # the folder of this name is another experiment's
     assert plan("method=snapkv")[0].folder.is_dir()
+
+
+def test_a_folder_from_before_cache_dtype_is_that_of_auto(plan, runs: Path) -> None:
+    """Its config.yaml does not have the settings; another dtype is another run, the full cache's too."""
+    [run] = plan("method=keydiff", VT)
+    begin(run)
+    config = runs / run.id / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if not line.startswith(("cache_dtype", "budget_bytes"))]
+    config.write_text("\n".join(lines) + "\n")
+    [again], [other] = plan("method=keydiff", VT), plan("method=keydiff", VT, "cache_dtype=int8")
+    assert again.id == run.id == "tiny__keydiff__b0.2__ruler-1024__s0__benchmark.tasks=vt"
+    assert other.id == "tiny__keydiff__b0.2__int8__ruler-1024__s0__benchmark.tasks=vt"
+    [full] = plan("method=full", VT, "cache_dtype=int8", "budget_bytes=0.1")
+    assert full.id == "tiny__full__int8__ruler-1024__s0__benchmark.tasks=vt"
+    assert full.make_reference().id == other.make_reference().id == "tiny__full__ruler-1024__s0__benchmark.tasks=vt"
+    assert full.comparison_id == run.comparison_id
 
 
 def test_a_method_is_called_by_what_it_does(plan) -> None:

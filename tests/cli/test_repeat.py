@@ -27,6 +27,7 @@ def plan(*args: str) -> list[Run]:
         "-m method=snapkv,full,pyramidkv_original budget=0.1,0.25",
         "method=lukv scorer=snapkv allocator=uniform seed=3 limit=7",
         "method=adakv scorer=keydiff budget_tokens=128 attention=loop",
+        "-m method=full,keydiff cache_dtype=auto,int8 budget_bytes=0.1",
         "method=snapkv scorer.window=16 protection=equal benchmark.length=512 benchmark.tasks=[vt,niah_single_1]",
         "benchmark.question_aware=true ++benchmark.ruler_version=2025",
         "benchmark=jsonl \"benchmark.data='a file, with = and [brackets].jsonl'\" method=random",

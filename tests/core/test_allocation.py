@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.allocation import Budget, HeadScores, Uniform, largest_remainder, round_half_up
+from lukv.allocation import Budget, EntrySizes, HeadScores, Uniform, largest_remainder, round_half_up
 
 
 @pytest.mark.parametrize(
@@ -94,3 +94,35 @@ def test_uniform_keeps_the_budget_in_every_layer(share, tokens, heads):
     counts = Uniform().counts(Budget(share=share), layer)
     assert counts.sum() == Budget(share=share).entries(tokens, heads)
     assert counts.max() - counts.min() <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    share=st.integers(1, 1000).map(lambda n: n / 1000),
+    tokens=st.integers(1, 5000),
+    heads=st.integers(1, 64),
+    full=st.integers(2, 600),
+    packed=st.integers(1, 600),
+    recent=st.integers(0, 40),
+)
+def test_a_share_of_bytes_is_used_up_and_not_exceeded(
+    share: float, tokens: int, heads: int, full: int, packed: int, recent: int
+) -> None:
+    """Counted entry by entry, in heads that keep equally many: what is spent is within the share, and one more entry
+    would not be."""
+    packed = min(packed, full)
+    sizes = EntrySizes(full, packed, recent)
+    if Fraction(str(share)) > Fraction(packed, full):
+        with pytest.raises(ValueError, match=r"budget_bytes=.* cannot be met.* takes 0\.\d+ of the bytes"):
+            Budget(share, sizes=sizes)
+        return
+    budget = Budget(share, sizes=sizes)
+    entries = budget.entries(tokens, heads)
+    allowed = Fraction(str(share)) * tokens * heads * full
+
+    def spend(count: int) -> int:
+        return min(count, heads * recent) * full + max(0, count - heads * recent) * packed
+
+    assert 0 <= entries <= tokens * heads
+    assert spend(entries) <= allowed
+    assert spend(entries + 1) > allowed or entries == tokens * heads

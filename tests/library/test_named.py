@@ -96,6 +96,8 @@ def test_parts_by_name_by_object_and_single_values() -> None:
     assert set_so.scorer.window == 16
     assert set_so.protection == Protection(3, 1)
     assert lukv.method("random", 0.5, seed=7).scorer.seed == 7
+    assert lukv.method("keydiff", 0.5, cache_dtype="int8").cache_dtype == "int8"
+    assert lukv.method("full", cache_dtype="int4").budget == Budget(1.0)
 
 
 def test_every_option_is_read_as_omegaconf_reads_it() -> None:
@@ -136,6 +138,10 @@ def test_tables_are_found_by_where_the_model_came_from(tmp_path: Path, monkeypat
         ({"name": "snapkv", "budget": 20}, "budget=20 is not a share"),
         ({"name": "snapkv", "budget": None}, "exactly one of budget, budget_tokens"),
         ({"name": "snapkv", "budget_tokens": 3}, "exactly one of budget, budget_tokens"),
+        ({"name": "snapkv", "budget": None, "budget_bytes": 0.1}, "budget_bytes depends on what the model stores"),
+        ({"name": "snapkv", "budget_bytes": 0.1}, "budget_bytes is given with budget"),
+        ({"name": "snapkv", "cache_dtype": "int"}, "cache_dtype=int is not known"),
+        ({"name": "full", "cache_dtype": "int"}, "cache_dtype=int is not known"),
         ({"name": "snapkv", "settings": {"scorer.windw": 3}}, "no 'windw'. Did you mean 'scorer.window'\\?"),
         ({"name": "snapkv", "settings": {"windw": 3}}, "settings: 'windw' is no value of a part"),
         ({"name": "chunkkv", "settings": {"scorer.inner": "keydiff"}}, "write 'scorer@scorer.inner' for its name"),

@@ -57,7 +57,7 @@ def test_it_is_read_as_it_was_written(runs: Path, tmp_path: Path) -> None:
     write_data(tmp_path / "a" / "x.csv", cells)
     again = read_data(tmp_path / "a" / "x.csv")
     for cell, same in zip(cells, again, strict=True):
-        numbers = {k: pytest.approx(getattr(cell, k), rel=1e-5) for k in ("score", "low", "high", "full")}
+        numbers = {k: pytest.approx(getattr(cell, k), rel=1e-5) for k in ("score", "low", "high", "full", "bytes")}
         assert replace(same, **{k: getattr(cell, k) for k in numbers}) == cell
         assert {k: getattr(same, k) for k in numbers} == numbers
     (tmp_path / "bad.csv").write_text((tmp_path / "a" / "x.csv").read_text().replace("0.25", "a quarter"))

@@ -11,6 +11,9 @@ those of the last n entries of each sequence: query i sees all but the last n-1-
 
 whole: the sequences are all those of the arena, from their first entry on. Then the rows between one and the next hold
 zeros, and a kernel may read them under a mask. Otherwise they may hold anything, also NaN.
+
+A quantized arena is decoded in tiles that are unpacked into dense memory of this form, `whole`. A kernel that is meant
+for them says so: TILES = True.
 """
 
 from __future__ import annotations
@@ -51,7 +54,13 @@ class Kernel(NamedTuple):
 
 @cache
 def pick(
-    name: str, device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool = False
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    softcap: bool = False,
+    cache_dtype: str = "auto",
 ) -> Kernel:
     """The kernel of this name, or with "auto" the first that can run here. Raises ValueError for one that does not
     exist or cannot run: there is no silent fallback."""
@@ -61,6 +70,8 @@ def pick(
     order = sorted((module.AUTO, n) for n, module in modules.items() if module.AUTO > 0 or name != "auto")
     for _, candidate in order:
         why = modules[candidate].find_problem(device, dtype, head_dim, value_dim, softcap)
+        if cache_dtype != "auto" and not getattr(modules[candidate], "TILES", False):
+            why = f"{candidate} cannot read a cache of cache_dtype={cache_dtype} (attention=loop can, on any device)"
         if why is None:
             return Kernel(candidate, modules[candidate].decode)
         if name != "auto":

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from lukv.backend.dense import attend_causally, attend_masked
 
 AUTO = 90
+TILES = True
 SHORT = 1024  # entries: below this a call costs more than a mask (docs/benchmarks.md, "What was tried")
 
 

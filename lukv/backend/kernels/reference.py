@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 AUTO = 0
+TILES = True
 
 
 def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_dim: int, softcap: bool) -> str | None:
