@@ -14,7 +14,7 @@ from lukv.allocation import Allocator
 from lukv.budgets.curve import QUANTILE_BINS, Knots
 from lukv.budgets.solver import PRUNED_PERCENT
 from lukv.budgets.table import BudgetTable
-from lukv.probe import SCALAR_FEATURES, Probe
+from lukv.learned import LearnedScorer, Probe
 from lukv.scoring import Scorer
 from lukv.selection import Protection
 
@@ -31,7 +31,6 @@ def methods(
     price = np.linspace(1, 2, layers * kv_heads)[:, None] / np.arange(1, 5 + QUANTILE_BINS + 1)
     knots = Knots.of(price, np.ones(5 + QUANTILE_BINS), 5).array()
     table, curve = BudgetTable(kept), BudgetTable(kept, metadata={"sink": 4, "recent": 1}, knots=knots)
-    probe = Probe(np.ones((layers, kv_heads, 2 * head_dim + SCALAR_FEATURES), dtype=np.float32), {})
     found: dict[str, tuple[Scorer, Allocator, Protection]] = {}
     for path in sorted((CONF / "method").glob("*.yaml")):
         names = [entry for entry in OmegaConf.load(path).get("defaults", []) if not isinstance(entry, str)]
@@ -43,6 +42,9 @@ def methods(
             root[group] = OmegaConf.load(CONF / group / f"{chosen[group]}.yaml")
         table.save(folder / f"{root.scorer.name}.safetensors")
         curve.save(folder / f"{root.scorer.name}.curve.safetensors")
-        probe.save(folder / f"{root.scorer.name}.probe.safetensors")
-        found[path.stem] = tuple(instantiate(root[group]) for group in ("scorer", "allocator", "protection"))  # type: ignore[assignment]
+        scorer, allocator, protection = (instantiate(root[group]) for group in ("scorer", "allocator", "protection"))
+        if isinstance(scorer, LearnedScorer):
+            shape = layers, kv_heads, scorer.count_weights(head_dim, head_dim)
+            Probe(np.ones(shape, dtype=np.float32), {}, scorer.kind).save(scorer.path)
+        found[path.stem] = scorer, allocator, protection
     return found

@@ -1,7 +1,7 @@
 """Calibrate: make the budget tables of a model.
 
 Every context is prefilled once, for all scorers and all its questions. It is prefilled a second time where a scorer has
-to be fitted before it can rank (the utility probe).
+to be fitted before it can rank (the utility probe, Q-Filters).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from lukv.artifacts import describe
 from lukv.budgets.calibrate import (
     CalibrationContext,
     CalibrationSettings,
-    LearnedScorer,
     TokenIds,
     fit,
     hash_json,
@@ -40,6 +39,7 @@ from lukv.budgets.oracle import OracleSettings
 from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
 from lukv.conf import CONF, GROUPS
+from lukv.learned import LearnedScorer
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
 from lukv.selection import Protection

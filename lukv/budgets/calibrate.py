@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -20,8 +20,9 @@ from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import MeasuredContext, OracleSettings, UtilityOracle
+from lukv.learned import LearnedScorer, ScorerFit
 from lukv.model import LoadedModel
-from lukv.scoring import PromptLayer, Scorer
+from lukv.scoring import Scorer
 from lukv.selection import Protection
 
 TokenIds = tuple[int, ...]
@@ -71,27 +72,6 @@ def tell_nobody(done: int) -> None:
     """Nobody asked how far it is."""
 
 
-class ScorerFit(Protocol):
-    """Sums from which a scorer is fitted, as lukv.probe.ProbeFit. `state` holds all of them and is what is saved."""
-
-    state: dict[str, np.ndarray]
-
-    def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None: ...
-
-    def save(self, path: str | Path, metadata: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class LearnedScorer(Protocol):
-    """A scorer that must be fitted before it can rank, as lukv.probe.UtilityProbe."""
-
-    def begin_fit(self) -> ScorerFit:
-        """Empty sums."""
-
-    def load_fit(self, path: str | Path) -> Scorer:
-        """The scorer with what `ScorerFit.save` wrote to `path`."""
-
-
 @dataclass
 class ScorerMeans:
     """The two means of one scorer: of the samples' own solutions, and of the loss curves."""
@@ -106,7 +86,7 @@ class ScorerMeans:
 
 def fit(
     model: LoadedModel,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[LearnedScorer],
     protection: Protection,
     contexts: Iterable[CalibrationContext],
     settings: CalibrationSettings,
@@ -121,15 +101,16 @@ def fit(
     parts = [list_settings(scorer) for scorer in scorers]
     about = [list_settings(settings), parts, list_settings(protection), model.weights_hash]
     state = CalibrationState(state_path, hash_json(about))
-    fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
+    fits = [scorer.begin_fit() for scorer in scorers]
     for scorer, each in zip(scorers, fits, strict=True):
         each.state = state.part(scorer.name, "sums")
-    for number, measured, context in measure_contexts(model, contexts, settings, state, reached):
+    watchers = [scorer.watcher for scorer in scorers]
+    for number, measured, context in measure_contexts(model, contexts, settings, state, reached, watchers):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
-        for scorer, each in zip(scorers, fits, strict=True):
-            each.add(measured.layers(scorer), worth, protection.over(scorer))
+        for scorer, watcher, each in zip(scorers, watchers, fits, strict=True):
+            each.add(measured.layers(watcher), worth, protection.over(scorer))
         state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, fits, strict=True)})
     return fits
 
