@@ -67,7 +67,7 @@ def calibrate(folder: RunFolder) -> Calibration:
 
     facts = describe_making(model, settings, data)
     files = make_tables(model, scorers, protection, contexts, len(groups), settings, facts, folder.path)
-    tables = [name for name in files if not name.endswith(".probe.safetensors")]
+    tables = [name for name in files if not name.endswith((".probe.safetensors", ".threshold.safetensors"))]
     summaries = {name: draw_and_summarize(folder.path / "tables" / name) for name in tables}
     return {"status": "done", "run_id": run.id, "tables": files, "summaries": summaries}
 
@@ -102,7 +102,8 @@ def make_tables(
         about = {**facts, **describe(model, scorer, protection), **count}
         mean.solution.table(settings.aggregation, about).save(tables / f"{scorer.name}.safetensors")
         mean.curve.table(about).save(tables / f"{scorer.name}.curve.safetensors")
-        files += [f"{scorer.name}.safetensors", f"{scorer.name}.curve.safetensors"]
+        mean.threshold.thresholds(about).save(tables / f"{scorer.name}.threshold.safetensors")
+        files += [f"{scorer.name}{kind}.safetensors" for kind in ("", ".curve", ".threshold")]
     return files
 
 

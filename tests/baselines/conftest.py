@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
+from lukv.budgets.threshold import MeanThreshold
 from lukv.conf import read_option
 from lukv.learned import LearnedScorer, Probe
 
@@ -35,6 +37,8 @@ def build(tmp_path):
             made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
+        if groups.get("allocator") == "threshold":
+            made_up_thresholds().save(tmp_path / f"{root.scorer.name}.threshold.safetensors")
         parts = [instantiate(root[group]) for group in groups]
         for scorer in parts:
             if isinstance(scorer, LearnedScorer):
@@ -65,3 +69,9 @@ def made_up_curve(layers, kv_heads, seed=0):
     for tokens in (80, 300):
         mean.add(random.pareto(1, (layers, kv_heads, tokens)) / np.arange(1, tokens + 1))
     return mean.table({"sink": 4, "recent": 1})
+
+
+def made_up_thresholds():
+    mean = MeanThreshold()
+    mean.add(torch.randn(3, 2, 90, generator=torch.Generator().manual_seed(0)), torch.arange(90) < 4)
+    return mean.thresholds({})

@@ -28,6 +28,7 @@ from peer_cases import (
     SKETCH,
     TRAINED,
     encode_text,
+    filters_file,
     table_file,
 )
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
@@ -47,7 +48,15 @@ def save_model(path: Path, options: dict, seed: int) -> None:
     model.save_pretrained(path)
 
 
-def make_press(method: str, ratio: float, table: Path):
+def make_qfilters(ratio: float, filters: Path):
+    """Theirs are downloaded and have the opposite sign."""
+    press = kvpress.QFilterPress(ratio)
+    press.post_init_from_model = lambda model: None
+    press.q_filters = -torch.from_numpy(np.load(filters, allow_pickle=False))
+    return press
+
+
+def make_press(method: str, ratio: float, table: Path, filters: Path):
     scorers = {
         "snapkv_kvpress": lambda: kvpress.SnapKVPress(ratio, window_size=64, kernel_size=5),
         "snapkv_16": lambda: kvpress.SnapKVPress(ratio, window_size=16, kernel_size=5),
@@ -65,6 +74,7 @@ def make_press(method: str, ratio: float, table: Path):
         "non_causal": lambda: kvpress.NonCausalAttnPress(ratio),
         "compactor": lambda: kvpress.CompactorPress(ratio, sketch_dimension=SKETCH, blending=0.35),
         "keynorm": lambda: kvpress.KnormPress(ratio),
+        "qfilters": lambda: make_qfilters(ratio, filters),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }
     wrapper, _, inner = method.partition("_")
@@ -208,7 +218,7 @@ def main(folder: Path) -> None:
             arrays = {"ids": ids[0].numpy()}
             for method in methods:
                 for ratio in RATIOS:
-                    press = make_press(method, ratio, folder / table_file(name, method))
+                    press = make_press(method, ratio, folder / table_file(name, method), folder / filters_file(name))
                     result = run(model, ids[:, :length], ids[:, length:], press)
                     arrays |= {f"{method}/{ratio}/{key}": value for key, value in result.items()}
             np.savez_compressed(folder / f"{name}-{length}.npz", **arrays)

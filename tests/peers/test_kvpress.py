@@ -41,9 +41,10 @@ from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
+from lukv.qfilters import QFilters
 from lukv.scoring import Wrapper
 from lukv.selection import Eviction, Protection, make_head_scores, protect, select_best
-from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
+from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, filters_file, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
@@ -80,6 +81,7 @@ OURS = {
     "non_causal": (NonCausalAttention(), Uniform()),
     "compactor": (Compactor(sketch=SKETCH), Uniform()),
     "keynorm": (KeyNorm(), Uniform()),
+    "qfilters": (QFilters(), Uniform()),  # with the model's filters
     "criticaladakv_snapkv_16": (CRITICAL[1], AdaKV(alpha=0.0)),
     "criticalkv_keydiff": (CRITICAL[0], Uniform()),
     "criticalkv_snapkv_16": (CRITICAL[1], Uniform()),
@@ -133,6 +135,8 @@ def case(request, peers):
 def test_method(case, method, summary, peers):
     name, model, cache, theirs, question = case
     scorer, allocator = OURS[method]
+    if isinstance(scorer, QFilters):
+        scorer = QFilters(path=str((peers / filters_file(name)).with_suffix(".probe.safetensors")))
     protection = Protection(4, 1) if allocator is TABLE else Protection()
     allocator = TableAllocator(peers / table_file(name, method)) if allocator is TABLE else allocator
     shielded = protection.over(scorer)
