@@ -95,6 +95,7 @@ def _make_prompt(
         dim**-0.5,
         rope=lambda positions: rope(positions, turn),
         output=torch.randn(query_heads * dim, query_heads * dim, generator=generator).to(keys.dtype),
+        question=min(5, tokens),
     )
 
 

@@ -86,7 +86,9 @@ class LearnedScorer(Scorer):
         heads = len(layer.keys) if layer.head is None else self.probe.weights.shape[1]
         wanted = layer.layers, heads, self.count_weights(layer.keys.shape[-1], layer.values.shape[-1])
         if self.probe.weights.shape != wanted:
-            made, asked = ("{} layers of {} KV heads and {} weights".format(*s) for s in (self.probe.weights.shape, wanted))
+            made, asked = (
+                "{} layers of {} KV heads and {} weights".format(*s) for s in (self.probe.weights.shape, wanted)
+            )
             raise ValueError(f"the {self.kind} is for {made}, this model has {asked}")
         weights = self.probe.tensor[layer.index].to(layer.keys.device)
         return weights if layer.head is None else weights[[layer.head]]

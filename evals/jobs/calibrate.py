@@ -52,6 +52,8 @@ def calibrate(folder: RunFolder) -> Calibration:
     with build.input_errors(run):
         build.check_model(run)
         scorers, protection = create_scorers(run), create(run["protection"])
+        if asking := [scorer.name for scorer in scorers if scorer.needs_question]:
+            raise InputError(f"scorer={asking[0]} looks from the question, which calibration asks after compression")
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")
         settings = CalibrationSettings(oracle, **{name: job[name] for name in rest})

@@ -20,12 +20,14 @@ from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_
 from evals.jobs.result import summarize
 from evals.run import build
 from evals.run.folder import FolderInUse, RunFolder
+from evals.run.instantiate import InputError
 from evals.run.records import Result
 from evals.run.settings import Run
 from evals.run.signals import finish_first
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import Tracker, follow
 from lukv.model import LoadedModel
+from lukv.selection import Eviction
 
 
 @dataclass
@@ -55,8 +57,8 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         **build.describe_model(model),
     }
     with ExitStack() as opened:
-        first = begin(folder, method, model, about)
-        others = open_others(folder, sweep, model, about, opened)
+        first = begin(folder, method, model, samples, about)
+        others = open_others(folder, sweep, model, samples, about, opened)
         for each in (first, *others):
             each.recorded = choose_recorded(samples, each.run["record_kept"])
         with follow(run["track"], run.folder, list(first.done.values())) as tracker:
@@ -79,10 +81,17 @@ def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset
     return frozenset(i for ids in by_task.values() for i in ids[:count])
 
 
-def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any]) -> ActiveRun:
-    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model."""
+def begin(
+    folder: RunFolder,
+    method: build.Method | None,
+    model: LoadedModel,
+    samples: Sequence[TokenizedSample],
+    about: Mapping[str, Any],
+) -> ActiveRun:
+    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model or the samples."""
     with build.input_errors(folder.run):
         eviction = build.build_eviction(folder.run, method, model)
+        check_seen(eviction, samples)
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
     if caveat:
         print(caveat, file=sys.stderr)
@@ -91,8 +100,23 @@ def begin(folder: RunFolder, method: build.Method | None, model: LoadedModel, ab
     return ActiveRun(eviction, done, folder.run, folder)
 
 
+def check_seen(eviction: Eviction | None, samples: Sequence[TokenizedSample]) -> None:
+    """Raise InputError if the method looks from the question and a sample does not show it."""
+    hidden = [s.sample.id for s in samples if not s.seen]
+    if eviction is not None and eviction.scorer.needs_question and hidden:
+        raise InputError(
+            f"scorer={eviction.scorer.name} looks from the question, and {hidden[0]} is compressed without it: "
+            "choose benchmark.question_aware=true (ruler, jsonl) or benchmark.protocol=official (longbench)"
+        )
+
+
 def open_others(
-    folder: RunFolder, sweep: Sweep, model: LoadedModel, about: Mapping[str, Any], opened: ExitStack
+    folder: RunFolder,
+    sweep: Sweep,
+    model: LoadedModel,
+    samples: Sequence[TokenizedSample],
+    about: Mapping[str, Any],
+    opened: ExitStack,
 ) -> list[ActiveRun]:
     """The rest of the run's group, with folders that stay open as long as `opened`.
 
@@ -110,7 +134,7 @@ def open_others(
                 if result is None:
                     with build.input_errors(other):
                         method = build.build_method(other)
-                    active.append(begin(own, method, model, about))
+                    active.append(begin(own, method, model, samples, about))
                     opened.push(mine.pop_all())
                 else:
                     sweep.outcomes[other.id] = Outcome(result, found=True)

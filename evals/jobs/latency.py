@@ -42,6 +42,8 @@ def measure_run(folder: RunFolder) -> Latency:
         eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
+        if eviction is not None and eviction.scorer.needs_question:
+            raise InputError(f"scorer={eviction.scorer.name} looks from the question: job=latency has none")
         methods = {run["method"]: eviction}
         if run.evicts and run["reference"]:
             methods[run["reference"]] = None

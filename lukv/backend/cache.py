@@ -56,7 +56,8 @@ class RaggedCache(Cache):
 
     observe: scorers to show the prompt's queries to, for a later `fork_for`. attention: the decode kernel, or "auto"
     (see kernels). record_queries: keep the post-RoPE queries after the prompt. later: what evicts after the prompt;
-    sizes, every and stream belong to it, see options.Later.
+    sizes, every and stream belong to it, see options.Later. questions: how many of each row's last tokens are the
+    question, for scorers that look from it.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -74,6 +75,7 @@ class RaggedCache(Cache):
         sizes: Sequence[int] | None = None,
         every: int | None = None,
         stream: bool = False,
+        questions: Sequence[int] | None = None,
     ) -> None:
         check_wrapper(model)
         check_waits(eviction, later)
@@ -107,6 +109,7 @@ class RaggedCache(Cache):
             record_queries=record_queries,
             later=None if later is None else Later(later, None if sizes is None else tuple(sizes), every, stream),
             lengths=find_lengths(config),
+            questions=None if questions is None else tuple(questions),
         )
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]

@@ -57,6 +57,7 @@ def compress(
     later: Eviction | None = None,
     every: int | None = None,
     prompts: Sequence[Prompt] | None = None,
+    questions: Sequence[int] | None = None,
 ) -> RaggedCache:
     """Prefill the contexts once and evict layer by layer. At most one layer's full keys and values are alive at a time.
 
@@ -65,7 +66,8 @@ def compress(
     loaded model's tokenizer and chat template say.
 
     input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
-    token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
+    token). questions: how many of each row's last tokens are the question, for scorers that look from it
+    (Scorer.needs_question). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
     rest is as for RaggedCache.
 
     chunk: run the prompt through the model in chunks of that many tokens. The result is the same and activations take
@@ -88,6 +90,7 @@ def compress(
         record_queries=record_queries,
         later=later,
         every=every,
+        questions=questions,
     )
     for columns in split_columns(ids.shape[1], chunk):
         feed(network, cache, ids, mask, columns)

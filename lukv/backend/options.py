@@ -38,7 +38,8 @@ class Options:
     """layers: how many layers can be evicted. eviction: what evicts the prompt (None: nothing does). observe: further
     scorers that the prompt's queries are shown to. attention: name of the decode kernel. prompt_columns: columns of
     the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt.
-    lengths: what lengths of a row the model's cached keys are right for."""
+    lengths: what lengths of a row the model's cached keys are right for. questions: how many of each batch row's last
+    tokens are the question."""
 
     config: PreTrainedConfig
     layers: int
@@ -49,6 +50,7 @@ class Options:
     record_queries: bool = False
     later: Later | None = None
     lengths: Lengths | None = None
+    questions: tuple[int, ...] | None = None
     masks: MaskReader = field(default_factory=MaskReader, repr=False, compare=False)
 
     @property

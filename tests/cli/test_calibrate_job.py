@@ -64,7 +64,9 @@ def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
     together = BudgetTable.load(tmp_path / "random" / "tables" / "snapkv.safetensors")
     np.testing.assert_array_equal(together.kept, BudgetTable.load(alone).kept)
     made = sorted(path.name for path in (tmp_path / "random" / "tables").iterdir())
-    assert made == [f"{s}{kind}.safetensors" for s in ("keydiff", "random", "snapkv") for kind in (".curve", "", ".threshold")]
+    assert made == [
+        f"{s}{kind}.safetensors" for s in ("keydiff", "random", "snapkv") for kind in (".curve", "", ".threshold")
+    ]
 
 
 def test_one_command_fits_the_probe_and_makes_its_tables(command, settings, calibration, tmp_path, capsys):

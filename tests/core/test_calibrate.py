@@ -71,7 +71,9 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
                 mean.solution.add(ranked[..., protected:], len(context.ids))
                 curve.add(ranked / seen.units.numpy(), 1 / len(context.questions))
                 shielded = PROTECTION.over(scorer)
-                mean.threshold.add(seen.scores(scorer, PROTECTION), shielded.mask(seen.tokens), 1 / len(context.questions))
+                mean.threshold.add(
+                    seen.scores(scorer, PROTECTION), shielded.mask(seen.tokens), 1 / len(context.questions)
+                )
         same([measured], [mean])
         assert measured.solution.state["samples"] == 6
         assert measured.curve.state["weight"] == 4
