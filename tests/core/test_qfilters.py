@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def observed_layers(q, cuts=()):
     layers = []
     for index, layer in enumerate(q):
         seen, edges = None, [0, *cuts, layer.shape[1]]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             seen = QueryMoments().observe(seen, layer[:, start:end], start, None)
         keys = torch.zeros(KV_HEADS, layer.shape[1], D)
         layers.append(PromptLayer(index, LAYERS, keys, keys, KV_HEADS * GROUP, 1.0, observed=seen))
@@ -101,5 +102,5 @@ def test_no_context_and_another_model_are_refused(tmp_path):
     fit = fit_of(queries(0, 20))
     with pytest.raises(ValueError, match="another model"):
         fit.add(observed_layers(queries(0, 20)[:1]), torch.zeros(0), Protection())
-    with pytest.raises(FileNotFoundError, match="scorer=qfilters job.save=true"):
+    with pytest.raises(FileNotFoundError, match=r"scorer=qfilters job\.save=true"):
         QFilters(path=str(tmp_path / "tiny" / "tables" / "qfilters.probe.safetensors")).probe  # noqa: B018

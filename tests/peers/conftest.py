@@ -83,7 +83,7 @@ def pytest_terminal_summary(terminalreporter, config):
     columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
     terminalreporter.section(f"against kvpress 0.5.5: {LENGTHS} tokens, {len(RATIOS)} ratios")
     terminalreporter.write_line(f"{'models, method':62}" + "".join(f"{column:>14}" for column in columns))
-    for key in [*((RANDOM, m) for m in (*METHODS, *KVZIP)), *((TRAINED, m) for m in TRAINED_METHODS)]:
+    for key in [*((RANDOM, m) for m in (*METHODS, "duo_attention", *KVZIP)), *((TRAINED, m) for m in TRAINED_METHODS)]:
         row = rows.get(key, {})
         cell = [
             f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns

@@ -33,6 +33,7 @@ METHODS = (
     "lukv_expected_attention",
     "keynorm",
     "qfilters",
+    "finch",
     "cur_kvpress",
     "leverage",
     "non_causal",
@@ -52,6 +53,8 @@ TRAINED_METHODS = ("snapkv_32", "qfilters", "adakv_keydiff", "lukv_keydiff", "lu
 CASES = {**dict.fromkeys(MODELS, METHODS), TRAINED: TRAINED_METHODS}
 SKETCH = 4  # columns of the random projections: with few, kvpress's float32 solution is exact to 1e-5
 QUESTION = 4  # tokens after the context
+SEEN = 16  # tokens of the question at the end of the context, for FINCH
+DUO = {"sink": 8, "recent": 16}  # what streaming heads keep
 KVZIP = {  # KVzipPress's parameters: one chunk holds the whole prompt, or there are several
     "kvzip": {},
     "kvzip_chunks": {"chunk_size": 100},
