@@ -45,8 +45,8 @@ def check_method(
     * the same extra passes are asked for each time, and `observe_pass` changes nothing that it is given;
     * prompts of one token, prompts that are all protected, prompts of equal keys, and bfloat16 work;
     * counts are [K] int64 on the CPU, each from 0 to T, the same each time and in any order of layers;
-    * each layer keeps exactly `budget.entries(T, K)`, or all layers together `budget.entries(T, layers * K)`, unless the
-      allocator says that it is not `exact`.
+    * each layer keeps exactly `budget.entries(T, K)`, or all layers together `budget.entries(T, layers * K)`, unless
+      the allocator says that it is not `exact`.
 
     `layers`, `kv_heads`, `query_heads` and `head_dim` are the synthetic prompts' geometry. A budget table belongs to
     one geometry: give its `layers` and `kv_heads`.

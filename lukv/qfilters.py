@@ -8,9 +8,8 @@ The queries are those of all tokens of the calibration's contexts. Only their su
 eigenvector of sum q q^T, and sum q decides its sign. At run time there is one product per key, and no query is needed.
 
 Differences from the authors' program: it takes 3000 random queries of its contexts, here all count; it turns v_h to
-the side of most queries, here to that of their sum, which is the paper's text. kvpress's QFilterPress reads the authors'
-filters, which have the opposite sign, and negates the product; the same filters give the same scores. Computed in
-float32, sums in float64.
+the side of most queries, here to that of their sum. kvpress's QFilterPress reads the authors' filters, which have the
+opposite sign, and negates the product; the same filters give the same scores. Computed in float32, sums in float64.
 """
 
 from __future__ import annotations

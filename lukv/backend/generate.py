@@ -67,8 +67,8 @@ def compress(
 
     input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
     token). questions: how many of each row's last tokens are the question, for scorers that look from it
-    (Scorer.needs_question). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
-    rest is as for RaggedCache.
+    (Scorer.needs_question). eviction: None keeps everything. attention: the decode kernel; None: what the model was
+    loaded with. The rest is as for RaggedCache.
 
     chunk: run the prompt through the model in chunks of that many tokens. The result is the same and activations take
     less memory, but all layers hold all their keys and values until the last chunk.

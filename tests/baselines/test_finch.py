@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from baselines.finch import Finch
 from lukv.allocation import Budget, Uniform
