@@ -1,4 +1,4 @@
-"""The scorers and methods of conf/, as their yaml files name them, with made-up files of what is measured on a model."""
+"""The scorers and methods of conf/, as their yaml files name them, with made-up files of what is measured."""
 
 from __future__ import annotations
 

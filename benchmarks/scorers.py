@@ -92,8 +92,8 @@ def whole_model(section: Section, tokens: int) -> None:
     prompts = [model.describe_prompt(ids[0])]
     layers, kv_heads, head_dim = model.layers, model.kv_heads, model.model.config.head_dim
     section.text(f"""
-        The embedded model, one prompt of {tokens} tokens, float32. *added*: queries, extra passes and the ranking of all
-        layers, of a prefill that keeps everything; *tokens*: what the passes read behind the prompt.
+        The embedded model, one prompt of {tokens} tokens, float32. *added*: queries, extra passes and the ranking of
+        all layers, beside a prefill that keeps everything; *tokens*: what the passes read behind the prompt.
     """)
     section.head("scorer", "added, ms", "of the prefill", "extra passes", "tokens")
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,11 @@ def whole_model(section: Section, tokens: int) -> None:
             found = in_turn({"without": lambda i: compress(model, ids), "with": score}, 9 if section.full else 5)
             added = max(0.0, found["with"] - found["without"])
             section.row(
-                name, f"{1e3 * added:.1f}", f"{added / found['without']:.1%}", len(passes), sum(len(p.ids) for p in passes)
+                name,
+                f"{1e3 * added:.1f}",
+                f"{added / found['without']:.1%}",
+                len(passes),
+                sum(len(p.ids) for p in passes),
             )
 
 

@@ -38,7 +38,7 @@ from lukv.budgets.calibrate import (
 from lukv.budgets.oracle import OracleSettings
 from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
-from lukv.conf import CONF, GROUPS
+from lukv.conf import GROUPS, read_option
 from lukv.learned import LearnedScorer
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
@@ -116,11 +116,9 @@ def create_scorers(run: Run) -> list[Scorer]:
         return [create(run["scorer"])]
     scorers = []
     for name in [names] if isinstance(names, str) else names:
-        path = CONF / "scorer" / f"{name}.yaml"
-        if not path.is_file():
+        if name not in GROUPS["scorer"]:
             raise InputError(f"job.scorers: no scorer named '{name}'. Known: {', '.join(GROUPS['scorer'])}")
-        refers_to = {"seed": run["seed"], "model": run["model"]}
-        whole = {"scorer": OmegaConf.load(path), **refers_to}
+        whole = {"scorer": {**read_option("scorer", name)}, "seed": run["seed"], "model": run["model"]}
         plain: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
         scorers.append(create(plain["scorer"]))
     return scorers
