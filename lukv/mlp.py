@@ -83,8 +83,8 @@ class Network:
     def unpack(cls, weights: Tensor, hidden: int) -> Network:
         """weights [N, n], as `pack` has them."""
         inputs = (weights.shape[1] - 1 - 2 * hidden) // (1 + hidden)
-        *rest, W = weights.split(cls.sizes(inputs, hidden), dim=1)
-        return cls(*rest, W.unflatten(1, (inputs, hidden)))
+        a, w, b, c, W = weights.split(cls.sizes(inputs, hidden), dim=1)
+        return cls(a, w, b, c, W.unflatten(1, (inputs, hidden)))
 
     def pack(self) -> Tensor:
         return torch.cat([part.flatten(1) for part in self.parts], 1)
