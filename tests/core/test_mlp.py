@@ -55,7 +55,7 @@ def bent(layers):
 
 def test_it_learns_what_the_probe_cannot(tmp_path):
     mlp, line = MLPFit(), ProbeFit()
-    for seed in range(12):
+    for seed in range(8):
         layers, _ = context(seed, 300, torch.float32)
         for each in (mlp, line):
             each.add(layers, bent(layers).double(), PROTECTION)
