@@ -1,5 +1,4 @@
-"""Utility MLP: a small network for each layer and KV head in the place of the utility probe's line. Ours: see
-docs/beyond.md.
+"""Utility MLP: the utility probe's line and a small network for each layer and KV head. Ours: see docs/beyond.md.
 
     s = a + w.x + c.gelu(W x + b)       x: the probe's features of a token, without the constant
 
@@ -7,15 +6,15 @@ It is fitted in the probe's pass, to the probe's target, log(mean over the quest
 scorer, it is fitted to log(t + eps), where t are that scorer's scores: KVzip+ needs extra passes over the prompt, and a
 network that predicts its scores needs none (KVzap, arXiv 2601.07891, which reads hidden states instead).
 
-The fit keeps a sample of tokens, of which every context has the same part; the state does not grow with the number of
-contexts. It starts from the ridge regression with c = 0. Each head keeps the weights that were best on an eighth of its
-sample that is not learnt from, so no head ends above the line that it began with, there.
+a and w are the probe's, from all tokens. The network learns what they miss, from a sample of tokens of which every
+context has the same part; so the state does not grow with the number of contexts. It starts from c = 0, and each head
+keeps the network that was best on an eighth of its sample that is not learnt from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from lukv.learned import LearnedScorer, Probe
-from lukv.probe import SCALAR_FEATURES, blocks, features
+from lukv.probe import SCALAR_FEATURES, ProbeFit, blocks, features
 from lukv.scoring import PromptLayer, Scorer
 from lukv.selection import Protection
 
@@ -36,26 +35,30 @@ UNSEEN = 8  # every so many rows of the sample one is kept to judge by
 
 @dataclass(frozen=True)
 class UtilityMLP(LearnedScorer):
-    """`hidden`: units of a head's network. `eps`: what is added to the target before its logarithm. `target`: whose
-    scores are learnt; None: utility. `eps` and `target` are used in the fit only."""
+    """`hidden`: units of a head's network. `eps`: what is added to the target before its logarithm. `ridge`: the
+    probe's. `target`: whose scores are learnt; None: utility. All but `hidden` are used in the fit only."""
 
     needs_rope: ClassVar[bool] = True
     kind: ClassVar[str] = "utility MLP"
     name: str = "utility_mlp"
     eps: float = 1e-3
+    ridge: float = 1e-2
     hidden: int = 16
     target: Scorer | None = None
 
     def __post_init__(self) -> None:
-        if not self.eps > 0 or self.hidden < 1:
-            raise ValueError(f"{self.name}: eps={self.eps} must be above 0, hidden={self.hidden} at least 1")
+        if not self.eps > 0 or not self.ridge >= 0 or self.hidden < 1:
+            raise ValueError(
+                f"{self.name}: eps={self.eps} must be above 0, ridge={self.ridge} not negative, "
+                f"hidden={self.hidden} at least 1"
+            )
 
     @property
     def watcher(self) -> Scorer:
         return self.target or self
 
     def begin_fit(self) -> MLPFit:
-        return MLPFit(self.eps, self.hidden, self.target)
+        return MLPFit(self.eps, self.ridge, self.hidden, self.target)
 
     def count_weights(self, head_dim: int, value_dim: int) -> int:
         return sum(Network.sizes(head_dim + value_dim + SCALAR_FEATURES - 1, self.hidden))
@@ -107,32 +110,37 @@ class Network:
 
 @dataclass
 class MLPFit:
-    """The sample: x [layers, K, n, F] float16 and y [layers, K, n] float32, n <= ROWS, and how many contexts it is
-    from."""
+    """The probe's sums, and the sample: x [layers, K, n, F] float16 and y [layers, K, n] float32, n <= ROWS."""
 
     eps: float = 1e-3
+    ridge: float = 1e-2
     hidden: int = 16
     target: Scorer | None = None
     state: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None:
-        """Add some tokens of one context, the same ones in all layers and heads. A later context takes the places of
-        earlier ones' tokens, at random, so that all have the same part."""
+        """Add one context to the line, and some of its tokens to the sample, the same ones in all layers and heads. A
+        later context takes the places of earlier ones' tokens, at random, so that all have the same part."""
+        worth = torch.stack([self._read_target(i, x, utility) for i, x in enumerate(layers)])
+        line = self._read_line()
+        line.add(layers, worth, protection)
         number = int(self.state.get("contexts", 0))
         random = np.random.default_rng(number)
         tokens = layers[0].keys.shape[1]
         free = np.flatnonzero(~protection.mask(tokens).numpy())
-        held = 0 if not self.state else self.state["y"].shape[-1]
+        held = self.state["y"].shape[-1] if self.state else 0
         wanted = min(len(free), FROM_ONE if held < ROWS else ROWS // (number + 1))
         at = torch.from_numpy(np.sort(random.choice(free, wanted, replace=False)))
-        worth = torch.stack([self._read_target(i, x, utility) for i, x in enumerate(layers)])[..., at]
         x = torch.stack([features(layer)[:, at.to(layer.keys.device), :-1].half().cpu() for layer in layers]).numpy()
-        y = (worth + self.eps).log().float().numpy()
+        y = (worth[..., at] + self.eps).log().float().numpy()
         if self.state:
             new = min(ROWS - held, wanted)
             old = random.choice(held, wanted - new, replace=False)
             x, y = (self._place(self.state[key], rows, old) for key, rows in (("x", x), ("y", y)))
-        self.state = {"x": x, "y": y, "contexts": np.array(number + 1.0)}
+        self.state = {**line.state, "x": x, "y": y}
+
+    def _read_line(self) -> ProbeFit:
+        return ProbeFit(self.eps, self.ridge, {k: v for k, v in self.state.items() if k not in ("x", "y")})
 
     def _read_target(self, index: int, layer: PromptLayer, utility: Tensor) -> Tensor:
         """[K, T] on the CPU."""
@@ -141,8 +149,6 @@ class MLPFit:
     @staticmethod
     def _place(rows: np.ndarray, more: np.ndarray, old: np.ndarray) -> np.ndarray:
         """Rows [layers, K, n, ...] with the first of `more` in the places `old`, and the rest behind them."""
-        if rows.shape[:2] != more.shape[:2] or rows.shape[3:] != more.shape[3:]:
-            raise ValueError("the saved state of the utility MLP belongs to another model or version")
         rows = np.concatenate([rows, more[:, :, len(old) :]], axis=2)
         rows[:, :, old] = more[:, :, : len(old)]
         return rows
@@ -151,14 +157,16 @@ class MLPFit:
         """The networks of all layers x K heads. Raises ValueError if there is no context."""
         if not self.state:
             raise ValueError("no context was measured: there is nothing to fit a utility MLP to")
+        line = torch.from_numpy(self._read_line().weights()).float().flatten(0, 1)
         x, y = (torch.from_numpy(self.state[key]).float().flatten(0, 1) for key in ("x", "y"))
+        y = y - line[:, -1:] - (x @ line[:, :-1, None]).squeeze(-1)
         mean, deviation = x.mean(1), x.std(1, correction=0)
         scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), 1 / deviation, 0)  # what never varies gets no weight
         z = (x - mean[:, None]) * scale[:, None]
         unseen = torch.arange(y.shape[1]) % UNSEEN == UNSEEN - 1
-        return descend(z[:, ~unseen], y[:, ~unseen], z[:, unseen], y[:, unseen], self.hidden).on_plain_inputs(
-            mean, scale
-        )
+        found = descend(z[:, ~unseen], y[:, ~unseen], z[:, unseen], y[:, unseen], self.hidden)
+        bend = found.on_plain_inputs(mean, scale)
+        return replace(bend, a=bend.a + line[:, -1:], w=line[:, :-1])
 
     def save(self, path: str | Path, metadata: Mapping[str, Any]) -> None:
         packed = self.train().pack().unflatten(0, self.state["y"].shape[:2])
@@ -167,28 +175,32 @@ class MLPFit:
         Probe(packed.numpy().astype(np.float32), about, UtilityMLP.kind).save(path)
 
 
-def descend(x: Tensor, y: Tensor, unseen_x: Tensor, unseen_y: Tensor, hidden: int, ridge: float = 1e-2) -> Network:
-    """Networks for x [N, n, F] and y [N, n], each as it was when it was best on the unseen rows."""
-    count, rows, inputs = x.shape
-    level = y.mean(1, keepdim=True)
-    system = x.mT @ x / rows + ridge * torch.eye(inputs)
-    line = torch.linalg.solve(system, (x.mT @ (y - level)[..., None]) / rows).squeeze(-1)
+def descend(x: Tensor, y: Tensor, unseen_x: Tensor, unseen_y: Tensor, hidden: int) -> Network:
+    """Networks without a line for x [N, n, F] and y [N, n], each as it was when it was best on the unseen rows."""
+    count, inputs = len(x), x.shape[-1]
     generator = torch.Generator().manual_seed(0)
+    nothing, none = torch.zeros(count, hidden), torch.zeros(count, inputs)
     random = torch.randn(count, inputs, hidden, generator=generator) / inputs**0.5
-    start = level, line, torch.zeros(count, hidden), torch.zeros(count, hidden), random
-    best = [part.clone() for part in start]
-    least = (Network(*best)(unseen_x) - unseen_y).square().mean(1) if unseen_y.numel() else torch.zeros(count)
-    with torch.enable_grad():
-        parts = [part.clone().requires_grad_() for part in start]
-        optimiser = torch.optim.AdamW(parts, lr=3e-3, weight_decay=1e-2)
-        for step in range(1, STEPS + 1):
+    best = [torch.zeros(count, 1), nothing, nothing.clone(), random]
+    parts = [part.clone().requires_grad_() for part in best]
+
+    def miss(some: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """[N]: the mean square of what the networks are wrong by."""
+        a, b, c, W = some
+        return (Network(a, none, b, c, W)(x) - y).square().mean(1)
+
+    least = miss(best, unseen_x, unseen_y)
+    optimiser = torch.optim.AdamW(parts, lr=3e-3, weight_decay=1e-2)
+    for step in range(1, STEPS + 1):
+        with torch.enable_grad():
             optimiser.zero_grad()
-            (Network(*parts)(x) - y).square().mean(1).sum().backward()  # type: ignore[no-untyped-call]
+            miss(parts, x, y).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            if step % EVERY == 0 and unseen_y.numel():
-                with torch.no_grad():
-                    loss = (Network(*parts)(unseen_x) - unseen_y).square().mean(1)
-                    for held, part in zip(best, parts, strict=True):
-                        held[loss < least] = part[loss < least]
-                    least = torch.minimum(least, loss)
-    return Network(*best)
+        if step % EVERY == 0:
+            with torch.no_grad():
+                now = miss(parts, unseen_x, unseen_y)
+                for held, part in zip(best, parts, strict=True):
+                    held[now < least] = part[now < least]
+                least = torch.where(now < least, now, least)
+    a, b, c, W = best
+    return Network(a, none, b, c, W)

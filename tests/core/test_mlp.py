@@ -128,7 +128,7 @@ def test_it_can_be_taught_another_scorers_scores(model, tmp_path):
     pupil = UtilityMLP("kvzip_mlp", target=teacher)
     settings = CalibrationSettings(OracleSettings(horizon=2))
     (taught,) = fit(loaded, [pupil], Protection(), contexts, settings, tmp_path / "state")
-    expected = MLPFit(pupil.eps, pupil.hidden)
+    expected = MLPFit(pupil.eps, hidden=pupil.hidden)
     for context_ in contexts:
         layers = UtilityOracle(loaded).prefill(context_.ids, [teacher]).layers(teacher)
         worth = torch.stack([teacher.score(layer) for layer in layers])
