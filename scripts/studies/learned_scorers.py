@@ -1,6 +1,6 @@
 """What learned scorers are worth on contexts that no fit has seen: the utility that is lost at equal budgets.
 
-    python -m scripts.studies.learned_scorers [SAMPLES]     # of each task, 8 unless given; the table of docs/beyond.md
+    python -m scripts.studies.learned_scorers [SAMPLES]     # of each task, 4 unless given; the table of docs/beyond.md
 
 Every head of the embedded model keeps the same share of a context, ranked by each scorer behind 4 sinks and before the
 last token. What is lost is the utility of the tokens that are not kept, of all utility, in units of the layer's mean
@@ -29,7 +29,7 @@ from scripts.studies.fidelity import TASKS
 
 SEED = 30_042  # neither the calibrations' nor the benchmark's
 SHARES = (0.05, 0.1, 0.2, 0.3)
-SCORERS = ("utility_probe", "utility_mlp", "kvzip_mlp", "kvzip_plus", "keydiff", "oracle")
+SCORERS = ("utility_probe", "utility_mlp", "keydiff", "oracle")
 PROTECTION = Protection(4, 1)
 
 
@@ -87,7 +87,7 @@ def describe(lost: dict[str, np.ndarray]) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
-    lost = measure(load(FOLDER, dtype="float32"), int(arguments[0]) if arguments else 8)
+    lost = measure(load(FOLDER, dtype="float32"), int(arguments[0]) if arguments else 4)
     print(f"utility lost in per cent, {len(lost['utility_probe'])} contexts")
     print("\n".join(describe(lost)))
 
