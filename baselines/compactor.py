@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 
 from baselines.leverage import find_leverage, standardize
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PromptLayer, QueryKeeper
 
 
 @dataclass(frozen=True)
-class NonCausalAttention(Scorer):
+class NonCausalAttention(QueryKeeper):
     """`chunk`: tokens that see each other."""
 
     name: str = "non_causal"
@@ -38,14 +38,8 @@ class NonCausalAttention(Scorer):
         if self.chunk < 1:
             raise ValueError(f"{self.name}: chunk={self.chunk} must be at least 1")
 
-    def observe(
-        self, observed: tuple[Tensor, ...] | None, queries: Tensor, start: int, rope: Rope | None
-    ) -> tuple[Tensor, ...]:
-        """All chunks of queries so far, each [H, n, d]."""
-        return (*(observed or ()), queries)
-
     def score(self, layer: PromptLayer) -> Tensor:
-        queries = torch.cat(layer.observed, 1)[:, layer.token_positions()]
+        queries = self.read_queries(layer)[:, layer.token_positions()]
         groups = queries.float().unflatten(0, (len(layer.keys), -1))
         attention = torch.stack([self._collect(q, k.float()) for q, k in zip(groups, layer.keys, strict=True)])
         weighed = attention * layer.values.float().norm(dim=-1)

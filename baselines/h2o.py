@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from lukv.ops import attention_mass, deal_scores, rank_in_two_stages
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PromptLayer, QueryKeeper
 
 BLOCK = 512  # query rows at a time
 
 
 @dataclass(frozen=True)
-class H2O(Scorer):
+class H2O(QueryKeeper):
     """`latest` in [0, 1]: the part of the budget that the latest tokens get. `average`: the mean of a token's attention
     over the queries that see it, instead of the sum."""
 
@@ -44,12 +44,6 @@ class H2O(Scorer):
         if not 0 <= self.latest <= 1:
             raise ValueError(f"{self.name}: latest={self.latest} must be between 0 and 1")
 
-    def observe(
-        self, observed: tuple[Tensor, ...] | None, queries: Tensor, start: int, rope: Rope | None
-    ) -> tuple[Tensor, ...]:
-        """All chunks of queries so far, each [H, n, d]."""
-        return (*(observed or ()), queries)
-
     def score(self, layer: PromptLayer) -> Tensor:
         attention = self._collect(layer)
         if self.latest == 0:
@@ -60,7 +54,7 @@ class H2O(Scorer):
     def _collect(self, layer: PromptLayer) -> Tensor:
         """[K, T] float32: the attention that each token got."""
         heads, tokens = layer.keys.shape[:2]
-        queries = torch.cat(layer.observed, 1)
+        queries = self.read_queries(layer)
         rows = layer.intact_rows(queries.shape[1])
         total = torch.zeros(len(queries), tokens, device=layer.keys.device)
         for start in range(tokens - rows, tokens, BLOCK):

@@ -65,16 +65,19 @@ class SnapKV(Scorer):
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
-        queries = self._usable_queries(layer)
+        queries = self.usable_queries(layer)
         before = tokens - queries.shape[1]
         scores = torch.zeros(heads, tokens, device=layer.keys.device)
         if 0 < before < tokens:
-            attention = attention_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
-            scores[:, :before] = self._pool(attention.float(), heads)
+            scores[:, :before] = self._pool(self._collect(queries, layer, before).float(), heads)
         return scores
 
+    def _collect(self, queries: Tensor, layer: PromptLayer, before: int) -> Tensor:
+        """[H, before]: a of the tokens before the window."""
+        return attention_mass(queries, layer.keys, layer.scale, before, layer.softcap, "mean", columns=before)
+
     @staticmethod
-    def _usable_queries(layer: PromptLayer) -> Tensor:
+    def usable_queries(layer: PromptLayer) -> Tensor:
         """The window's queries [H, n, d] whose own and later tokens are all still cached."""
         seen: int = layer.observed.shape[1]
         return layer.observed[:, seen - layer.intact_rows(seen) :]

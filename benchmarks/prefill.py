@@ -29,24 +29,25 @@ PARTS = ("queries", "scores", "budgets", "selection", "storing")
 
 
 def parts(
-    scorer: Scorer, allocator: Allocator, own: Protection, tokens: int, rope: Rope | None
+    scorer: Scorer, allocator: Allocator, own: Protection, tokens: int, rope: Rope | None, output: torch.Tensor
 ) -> dict[str, Callable[[int], object]]:
     """What the backend does with one layer's prompt, step by step (lukv.selection.Eviction.keep and arena)."""
     queries = torch.randn(LARGE.query_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16)
     keys, values = (torch.randn(LARGE.kv_heads, tokens, LARGE.head_dim, dtype=torch.bfloat16) for _ in range(2))
     protection = own.over(scorer)
     seen = scorer.observe(None, queries, 0, rope)
-    layer = PromptLayer(0, 2, keys, values, LARGE.query_heads, LARGE.head_dim**-0.5, None, observed=seen, rope=rope)
+    about = LARGE.query_heads, LARGE.head_dim**-0.5, None, seen, rope, output
+    layer = PromptLayer(0, 2, keys, values, *about)
     scores = scorer.score(layer)
     raised = protect(scores, protection)
     heads = make_head_scores(layer, raised, protection)
-    counts = allocator.counts(Budget(share=SHARE), heads)
+    counts = allocator.counts_of_layers(Budget(share=SHARE), [heads])[0]
     keep = select_best(raised, counts)
     return {
         "queries": lambda i: scorer.observe(None, queries, 0, rope),
         "scores": lambda i: scorer.score(layer),
         # another budget each time: a table's counts are remembered for the one asked for last
-        "budgets": lambda i: allocator.counts(Budget(share=round(SHARE + 1e-7 * i, 7)), heads),
+        "budgets": lambda i: allocator.counts_of_layers(Budget(share=round(SHARE + 1e-7 * i, 7)), [heads]),
         "selection": lambda i: select_best(protect(scores, protection), counts),
         "storing": lambda i: pack([keys], [values], [keep]),
     }
@@ -61,10 +62,12 @@ def times(section: Section, tokens: int) -> None:
     layer = min(seconds(lambda: compress(model, ids)) for _ in range(3 if section.full and tokens < 10_000 else 1))
     section.text(f"{tokens} tokens; the layer's prefill, keeping everything, takes {layer:.2f} s. Milliseconds:")
     section.head("method", *PARTS, "together", "of the layer's prefill")
-    rope = make_rope(model, 0)
+    rope, output = make_rope(model, 0), model.model.layers[0].self_attn.o_proj.weight
     with tempfile.TemporaryDirectory() as folder:
         for name, (scorer, allocator, own) in methods(Path(folder), 2, LARGE.kv_heads).items():
-            found = in_turn(parts(scorer, allocator, own, tokens, rope), 9 if section.full else 5)
+            if scorer.makes_passes:  # benchmarks/scorers.py has them
+                continue
+            found = in_turn(parts(scorer, allocator, own, tokens, rope, output), 9 if section.full else 5)
             total = sum(found.values())
             section.row(
                 name, *(f"{found[part] * 1e3:.2f}" for part in PARTS), f"{total * 1e3:.1f}", f"{total / layer:.2%}"

@@ -14,7 +14,8 @@ from baselines.keydiff import KeyDiff
 from benchmarks._section import Section, run
 from benchmarks.oracle import HEADS, KV_HEADS, WIDTH, seconds
 from lukv.contract import rope
-from lukv.probe import SCALAR_FEATURES, Probe, UtilityProbe
+from lukv.learned import Probe
+from lukv.probe import UtilityProbe
 from lukv.scoring import PromptLayer
 
 
@@ -42,9 +43,10 @@ def measure(section: Section) -> None:
         One layer of {HEADS} query and {KV_HEADS} KV heads of {WIDTH}, float32, one thread; the per cents are of that
         layer's prefill attention. KeyDiff beside it, the cheapest of the other scorers.
     """)
-    weights = np.random.default_rng(0).normal(size=(1, KV_HEADS, 2 * WIDTH + SCALAR_FEATURES)).astype(np.float32)
     scorer = UtilityProbe()
-    scorer.__dict__["probe"] = Probe(weights, {})  # what it would have read from its file
+    shape = 1, KV_HEADS, scorer.count_weights(WIDTH, WIDTH)
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    scorer.__dict__["probe"] = Probe(weights, {}, scorer.kind)  # what it would have read from its file
     section.head("tokens", "prefill attention", "utility probe", "KeyDiff")
     for tokens in (1024, 4096, 16384) if section.full else (1024, 4096):
         section.row(*row(tokens, scorer, repeats=7 if tokens <= 4096 else 3))

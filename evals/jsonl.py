@@ -11,7 +11,7 @@ from typing import Any
 from evals import metrics
 from evals.rouge import google_rouge_l, rouge_l
 from evals.rows import check_columns, check_references, read_rows
-from evals.task import Sample, Task, Tokenizer
+from evals.task import Sample, Task, Tokenizer, show_question
 from lukv.names import suggest_nearest
 
 VERSION = 2
@@ -89,21 +89,22 @@ class Jsonl:
         if tokens < 1:
             raise ValueError(f"{place}: 'max_new_tokens' is {tokens}, it must be at least 1")
         task = row.get("task", self.path.stem)
-        question = row["question"]
-        context = row["context"] + question if self.question_aware else row["context"]
-        if not context:
-            raise ValueError(f"{place}: 'context' is empty: there is nothing to compress")
-        return Sample(
+        sample = Sample(
             id=f"{task}-{row.get('id', number)}",
             task=task,
-            context=context,
-            question="" if self.question_aware else question,
+            context=row["context"],
+            question=row["question"],
             answer_prefix=row.get("answer_prefix", ""),
             references=self.references(row["answers"], place),
             max_new_tokens=tokens,
             chat=self.chat,
             extra={"line": number},
         )
+        if self.question_aware:
+            sample = show_question(sample)
+        if not sample.context:
+            raise ValueError(f"{place}: 'context' is empty: there is nothing to compress")
+        return sample
 
     def references(self, answers: Any, place: str) -> tuple[str, ...]:
         """The right answers. Raises ValueError for one that the metric would score 0 if the model gave it.

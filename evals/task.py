@@ -7,7 +7,7 @@ conf/benchmark/.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from lukv.chat import render
@@ -29,6 +29,7 @@ class Sample:
     chat                 put the model's chat template around the prompt, if it has one
     layout               how the parts become token ids: apart, whole, plain or bare (LoadedModel.prompt_ids)
     context_tokens       the compressed part ends after so many token ids, at most
+    seen_question        the end of `context` that is the question, where the protocol shows it before compression
     stop                 strings that end the answer, besides the model's end-of-text token
     min_new_tokens       tokens of the answer before which no stop string ends it
     first_token_may_end  false: an answer whose very first token is end-of-text goes on, as in kvpress's pipeline
@@ -50,6 +51,7 @@ class Sample:
     chat: bool = True
     layout: str = "apart"
     context_tokens: int | None = None
+    seen_question: str = ""
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
     first_token_may_end: bool = True
@@ -57,6 +59,11 @@ class Sample:
     turn: int = 1
     stays: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def show_question(sample: Sample) -> Sample:
+    """The sample with its question as part of what is compressed."""
+    return replace(sample, context=sample.context + sample.question, question="", seen_question=sample.question)
 
 
 Metric = Callable[[str, Sample], Mapping[str, float]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -105,6 +106,10 @@ class HeadScores:
 class Allocator:
     """Base of all allocators. One in which the heads of all layers compete defines `counts_of_layers` instead of
     `counts`."""
+
+    exact: ClassVar[bool] = True
+    """False for one that keeps what it sees fit, more or less than the budget, prompt by prompt. Then nobody holds its
+    counts to the totals below, and what is kept is what is reported."""
 
     def counts(self, budget: Budget, layer: HeadScores) -> Tensor:
         """[K] int64 on the CPU: how many entries each KV head keeps, between 0 and T.

@@ -96,6 +96,25 @@ def attention_mass(
     return mass.reshape(heads, columns)
 
 
+@torch.no_grad()
+def attention_rows(
+    queries: Tensor, keys: Tensor, scale: float, first_position: int, softcap: float | None = None
+) -> Tensor:
+    """The probabilities themselves, for one KV head: [G, n, first_position], cut to the keys before the first row and
+    not renormalised.
+
+    queries [G, n, d] stand at positions first_position .. first_position+n-1 and keys [T, d] include them. All n rows
+    are in memory at once, so this is for windows. float32 (float64 for float64 keys).
+    """
+    dtype = accumulate(keys)
+    logits = queries.to(dtype) * scale @ keys.to(dtype).T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    own = first_position + torch.arange(queries.shape[1], device=keys.device)
+    later = torch.arange(len(keys), device=keys.device) > own[:, None]
+    return logits.masked_fill_(later, -torch.inf).softmax(-1)[..., :first_position]
+
+
 def _reduce_rows(probabilities: Tensor, rows: int, reduce: str, weights: Tensor | None) -> Tensor:
     """[K, G * rows, columns] -> [K, G, columns]: mean or max over the rows of each query head, times weights [G * rows,
     1]."""

@@ -16,11 +16,8 @@ cached: RoPE is applied to the weights, not undone on the keys. It needs no quer
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,71 +26,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from lukv.artifacts import (
-    Target,
-    calibrate_command,
-    check_made_for,
-    describe_model,
-    read_tensors,
-    reading,
-    require,
-    write_tensors,
-)
+from lukv.learned import LearnedScorer, Probe
 from lukv.ops import rotate
-from lukv.scoring import PromptLayer, Rope, Scorer
+from lukv.scoring import PromptLayer, Rope
 from lukv.selection import Protection
 
-KIND = "lukv utility probe"
 SCALAR_FEATURES = 4  # features of a token beside its key and its value
 BLOCK = 512  # tokens at a time on a CPU, so that they stay in its cache
 LARGE_BLOCK = 8192  # tokens at a time on a GPU: few, large launches, and little memory beside a long prompt
 
 
 @dataclass(frozen=True)
-class UtilityProbe(Scorer):
-    """`path`: the file of the probe that job=calibrate has fitted for this model. `eps` and `ridge` are used in the fit
-    only. `any_weights`: use the probe for other weights of the same geometry too, such as another quantization of its
-    checkpoint."""
+class UtilityProbe(LearnedScorer):
+    """`eps` and `ridge` are used in the fit only."""
 
     needs_rope: ClassVar[bool] = True
+    kind: ClassVar[str] = "utility probe"
     name: str = "utility_probe"
-    path: str = ""
     eps: float = 1e-3
     ridge: float = 1e-2
-    any_weights: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.eps > 0 or not self.ridge >= 0:
             raise ValueError(f"{self.name}: eps={self.eps} must be above 0, ridge={self.ridge} not negative")
 
-    @cached_property
-    def probe(self) -> Probe:
-        return Probe.load(self.path)
-
-    def parameters(self) -> dict[str, Any]:
-        """The weights' hash instead of their path: another probe is another scorer, with a table of its own."""
-        return {"name": self.name, "sink": self.sink, "recent": self.recent, "probe": self.probe.hash}
-
-    def check(self, model: Target) -> None:
-        """Raise ValueError unless the probe was fitted on this model, FileNotFoundError if there is none. With
-        `any_weights` the weights are not compared."""
-        wanted, command = describe_model(model), calibrate_command(model.name, self.name)
-        if self.any_weights:
-            del wanted["weights_hash"]
-        any_weights = {"weights_hash": ", or take it for these weights too, with scorer.any_weights=true"}
-        check_made_for(self.path, self.probe.metadata, wanted, command, any_weights)
-
     def begin_fit(self) -> ProbeFit:
         """Empty sums, to be fitted with this scorer's `eps` and `ridge`."""
         return ProbeFit(self.eps, self.ridge)
 
-    def load_fit(self, path: str | Path) -> UtilityProbe:
-        """The same scorer with the probe at `path`."""
-        return replace(self, path=str(path))
+    def count_weights(self, head_dim: int, value_dim: int) -> int:
+        return head_dim + value_dim + SCALAR_FEATURES
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens, d = layer.keys.shape
-        weights = self.probe.of(layer)[:, None]  # [K, 1, ...]: a row times a matrix is fast on a CPU
+        weights = self.read_weights(layer)[:, None]  # [K, 1, ...]: a row times a matrix is fast on a CPU
         w_key, w_value, w_rest = weights.split([d, layer.values.shape[-1], SCALAR_FEATURES], dim=-1)
         direction = anchor(layer.keys).float()[:, None]
         scores = torch.empty(heads, tokens, device=layer.keys.device)
@@ -211,54 +177,4 @@ class ProbeFit:
     def save(self, path: str | Path, metadata: Mapping[str, Any]) -> None:
         """Solve, and write the probe with its metadata to a file."""
         about = {**metadata, "eps": self.eps, "ridge": self.ridge, "contexts": int(self.state["contexts"])}
-        Probe(self.weights().astype(np.float32), about).save(path)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fitted probe. weights [layers, K, d + dv + SCALAR_FEATURES] float32. metadata: what it was fitted on, as plain
-    JSON."""
-
-    weights: np.ndarray
-    metadata: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.weights).tobytes()).hexdigest()[:12]
-
-    @cached_property
-    def _tensor(self) -> Tensor:
-        return torch.from_numpy(self.weights)
-
-    def of(self, layer: PromptLayer) -> Tensor:
-        """[K, d + dv + SCALAR_FEATURES]: the weights of this layer. Raises ValueError for another geometry."""
-        # a single-head view cannot reveal the head count
-        heads = len(layer.keys) if layer.head is None else self.weights.shape[1]
-        wanted = layer.layers, heads, layer.keys.shape[-1] + layer.values.shape[-1] + SCALAR_FEATURES
-        if self.weights.shape != wanted:
-            layers, heads, size = self.weights.shape
-            raise ValueError(
-                f"the utility probe is for {layers} layers of {heads} KV heads and {size} features, "
-                f"this model has {wanted[0]}, {wanted[1]} and {wanted[2]}"
-            )
-        weights = self._tensor[layer.index].to(layer.keys.device)
-        return weights if layer.head is None else weights[[layer.head]]
-
-    def save(self, path: str | Path) -> None:
-        header = {"kind": KIND, "json": json.dumps(self.metadata, sort_keys=True)}
-        write_tensors(path, {"weights": np.ascontiguousarray(self.weights)}, header)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Probe:
-        """Read a probe. Raises FileNotFoundError for a missing file, and ValueError for anything that is not a whole
-        and sound probe."""
-        path = Path(path)
-        require(path, "utility probe")
-        with reading(path, "utility probe"):
-            tensors, header = read_tensors(path)
-            if header.get("kind") != KIND or "weights" not in tensors:
-                raise ValueError(f"it holds {sorted(tensors)} and says it is {header.get('kind')!r}")
-            weights = tensors["weights"]
-            if weights.ndim != 3 or weights.dtype != np.float32 or not np.isfinite(weights).all():
-                raise ValueError(f"its weights are {weights.dtype} {list(weights.shape)} or not finite")
-            return cls(weights, json.loads(header["json"]))
+        Probe(self.weights().astype(np.float32), about, UtilityProbe.kind).save(path)

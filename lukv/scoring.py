@@ -31,7 +31,8 @@ class PromptLayer:
     `index` is the layer's number among the `layers` that can be evicted. `scale` multiplies q.k. `softcap` is the cap
     of Gemma-2's logits, None elsewhere. `observed` is what `Scorer.observe` and `observe_pass` made of the
     queries. `output` is the layer's output projection W_O [hidden, H * dv], in which head h has the columns
-    h*dv .. (h+1)*dv-1, for scorers that ask for it (Scorer.needs_output), else None.
+    h*dv .. (h+1)*dv-1, for scorers that ask for it (Scorer.needs_output), else None. `question` is how many of the last
+    tokens are the question, where whoever compresses knows it (Scorer.needs_question), else None.
 
     A later eviction (lukv/backend/reeviction.py) shows one KV head at a time: K = 1, and `head` is its number. keys and
     values then hold the T tokens that are left of `seen`, and `positions` [T] int64, ascending, says where these stood
@@ -48,6 +49,7 @@ class PromptLayer:
     observed: Any = None
     rope: Rope | None = None
     output: Tensor | None = None
+    question: int | None = None
     positions: Tensor | None = None
     seen: int | None = None
     head: int | None = None
@@ -137,6 +139,10 @@ class Scorer:
     needs_hidden: ClassVar[bool] = False
     """True if `observe_pass` uses `PassLayer.hidden`. Models whose layers have no `input_layernorm` are refused."""
 
+    needs_question: ClassVar[bool] = False
+    """True if the scorer looks from the question, which must be the end of what is compressed: `PromptLayer.question`.
+    Protocols that do not show the question are refused."""
+
     needs_rope: ClassVar[bool] = False
     """True if the scorer undoes RoPE with `PromptLayer.rope` and `lukv.ops.rotate`. Models that apply another rotation
     are then refused (lukv/backend/rope_check.py)."""
@@ -184,6 +190,23 @@ class Scorer:
 
 
 @dataclass(frozen=True)
+class QueryKeeper(Scorer):
+    """Base of scorers that look at all of the prompt's queries. They are kept until the layer is ranked, which in a
+    sweep is when the whole prompt was read."""
+
+    def observe(
+        self, observed: tuple[Tensor, ...] | None, queries: Tensor, start: int, rope: Rope | None
+    ) -> tuple[Tensor, ...]:
+        """All chunks of queries so far, each [H, n, d]."""
+        return (*(observed or ()), queries)
+
+    @staticmethod
+    def read_queries(layer: PromptLayer) -> Tensor:
+        """[H, n, d]: the queries of all n tokens seen."""
+        return torch.cat(layer.observed, 1)
+
+
+@dataclass(frozen=True)
 class Wrapper(Scorer):
     """Base of scorers around another one, `inner`: they see and protect what it sees and protects."""
 
@@ -192,7 +215,7 @@ class Wrapper(Scorer):
     def __post_init__(self) -> None:
         for part in ("sink", "recent"):
             object.__setattr__(self, part, max(getattr(self, part), getattr(self.inner, part)))
-        for need in ("needs_rope", "needs_answer", "needs_output", "needs_hidden"):
+        for need in ("needs_rope", "needs_answer", "needs_question", "needs_output", "needs_hidden"):
             object.__setattr__(self, need, getattr(self, need) or getattr(self.inner, need))
 
     def observe(self, observed: Any, queries: Tensor, start: int, rope: Rope | None) -> Any:

@@ -1,7 +1,7 @@
 """Calibrate: make the budget tables of a model.
 
 Every context is prefilled once, for all scorers and all its questions. It is prefilled a second time where a scorer has
-to be fitted before it can rank (the utility probe).
+to be fitted before it can rank (the utility probe, Q-Filters).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from lukv.artifacts import describe
 from lukv.budgets.calibrate import (
     CalibrationContext,
     CalibrationSettings,
-    LearnedScorer,
     TokenIds,
     fit,
     hash_json,
@@ -39,7 +38,8 @@ from lukv.budgets.calibrate import (
 from lukv.budgets.oracle import OracleSettings
 from lukv.budgets.sampling import Sampling
 from lukv.budgets.table import BudgetTable
-from lukv.conf import CONF, GROUPS
+from lukv.conf import GROUPS, read_option
+from lukv.learned import LearnedScorer
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
 from lukv.selection import Protection
@@ -52,6 +52,8 @@ def calibrate(folder: RunFolder) -> Calibration:
     with build.input_errors(run):
         build.check_model(run)
         scorers, protection = create_scorers(run), create(run["protection"])
+        if asking := [scorer.name for scorer in scorers if scorer.needs_question]:
+            raise InputError(f"scorer={asking[0]} looks from the question, which calibration asks after compression")
         oracle = OracleSettings(**job["oracle"], seed=run["seed"])
         rest = ("aggregation", "weigh", "scope", "polish", "power")
         settings = CalibrationSettings(oracle, **{name: job[name] for name in rest})
@@ -67,7 +69,7 @@ def calibrate(folder: RunFolder) -> Calibration:
 
     facts = describe_making(model, settings, data)
     files = make_tables(model, scorers, protection, contexts, len(groups), settings, facts, folder.path)
-    tables = [name for name in files if not name.endswith(".probe.safetensors")]
+    tables = [name for name in files if not name.endswith((".probe.safetensors", ".threshold.safetensors"))]
     summaries = {name: draw_and_summarize(folder.path / "tables" / name) for name in tables}
     return {"status": "done", "run_id": run.id, "tables": files, "summaries": summaries}
 
@@ -102,7 +104,8 @@ def make_tables(
         about = {**facts, **describe(model, scorer, protection), **count}
         mean.solution.table(settings.aggregation, about).save(tables / f"{scorer.name}.safetensors")
         mean.curve.table(about).save(tables / f"{scorer.name}.curve.safetensors")
-        files += [f"{scorer.name}.safetensors", f"{scorer.name}.curve.safetensors"]
+        mean.threshold.thresholds(about).save(tables / f"{scorer.name}.threshold.safetensors")
+        files += [f"{scorer.name}{kind}.safetensors" for kind in ("", ".curve", ".threshold")]
     return files
 
 
@@ -113,11 +116,9 @@ def create_scorers(run: Run) -> list[Scorer]:
         return [create(run["scorer"])]
     scorers = []
     for name in [names] if isinstance(names, str) else names:
-        path = CONF / "scorer" / f"{name}.yaml"
-        if not path.is_file():
+        if name not in GROUPS["scorer"]:
             raise InputError(f"job.scorers: no scorer named '{name}'. Known: {', '.join(GROUPS['scorer'])}")
-        refers_to = {"seed": run["seed"], "model": run["model"]}
-        whole = {"scorer": OmegaConf.load(path), **refers_to}
+        whole = {"scorer": {**read_option("scorer", name)}, "seed": run["seed"], "model": run["model"]}
         plain: Any = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
         scorers.append(create(plain["scorer"]))
     return scorers

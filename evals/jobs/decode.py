@@ -149,18 +149,19 @@ def answer_batch(
     if not groups:
         return
     rows = [list(context[0].context) for context in batch]
+    seen = [context[0].seen for context in batch]
     at_work = [each for group in groups for each in group]
     start = time.perf_counter()
     if len(at_work) == 1 and not runs[0].needs_answer:  # no layer has to wait for another method
         (alone,) = at_work
         later, every = (None, None) if alone.later is None else (alone.later.eviction, alone.later.every)
-        cache = compress(model, rows, eviction=alone.eviction, later=later, every=every)
+        cache = compress(model, rows, eviction=alone.eviction, later=later, every=every, questions=seen)
         synchronize(model.device)
         yield alone, ask([alone], batch, cache, model, [time.perf_counter() - start])[0]
         return
     scorers = list(dict.fromkeys(each.scorer for each in at_work if each.scorer is not None))
     answering = list(dict.fromkeys(each.later.eviction.scorer for each in at_work if each.later is not None))
-    full = compress(model, rows, observe=scorers, observe_heads=answering)
+    full = compress(model, rows, observe=scorers, observe_heads=answering, questions=seen)
     synchronize(model.device)
     prefill = time.perf_counter() - start
     prompts = [model.describe_prompt(row) for row in rows]

@@ -20,12 +20,14 @@ from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_
 from evals.jobs.result import summarize
 from evals.run import build
 from evals.run.folder import FolderInUse, RunFolder
+from evals.run.instantiate import InputError
 from evals.run.records import Result
 from evals.run.settings import Run
 from evals.run.signals import finish_first
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import Tracker, follow
 from lukv.model import LoadedModel
+from lukv.selection import Eviction
 
 
 @dataclass
@@ -55,9 +57,8 @@ def compute_group(folder: RunFolder, sweep: Sweep) -> Result:
         **build.describe_model(model),
     }
     with ExitStack() as opened:
-        talks = any(s.sample.conversation for s in samples)
-        first = begin(folder, method, model, about, talks)
-        others = open_others(folder, sweep, model, about, talks, opened)
+        first = begin(folder, method, model, samples, about)
+        others = open_others(folder, sweep, model, samples, about, opened)
         for each in (first, *others):
             each.recorded = choose_recorded(samples, each.run["record_kept"])
         with follow(run["track"], run.folder, list(first.done.values())) as tracker:
@@ -81,16 +82,21 @@ def choose_recorded(samples: Sequence[TokenizedSample], count: int) -> frozenset
 
 
 def begin(
-    folder: RunFolder, method: build.Method | None, model: LoadedModel, about: Mapping[str, Any], talks: bool
+    folder: RunFolder,
+    method: build.Method | None,
+    model: LoadedModel,
+    samples: Sequence[TokenizedSample],
+    about: Mapping[str, Any],
 ) -> ActiveRun:
-    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model, or with the
-    benchmark. talks: whether its samples are the turns of conversations."""
+    """Begin a run, or go on with it. Raises InputError for a method that does not go with the model or the samples."""
+    talks = any(s.sample.conversation for s in samples)
     with build.input_errors(folder.run):
         build.check_turns(folder.run, talks)
         if talks and method is not None:
             check_talking(method.scorer)
         eviction = build.build_eviction(folder.run, method, model)
         later = build.build_later(folder.run, method, model)
+        check_seen(eviction, samples)
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
     if caveat:
         print(caveat, file=sys.stderr)
@@ -99,8 +105,23 @@ def begin(
     return ActiveRun(eviction, done, folder.run, folder, later=later)
 
 
+def check_seen(eviction: Eviction | None, samples: Sequence[TokenizedSample]) -> None:
+    """Raise InputError if the method looks from the question and a sample does not show it."""
+    hidden = [s.sample.id for s in samples if not s.seen]
+    if eviction is not None and eviction.scorer.needs_question and hidden:
+        raise InputError(
+            f"scorer={eviction.scorer.name} looks from the question, and {hidden[0]} is compressed without it: "
+            "choose benchmark.question_aware=true (ruler, jsonl) or benchmark.protocol=official (longbench)"
+        )
+
+
 def open_others(
-    folder: RunFolder, sweep: Sweep, model: LoadedModel, about: Mapping[str, Any], talks: bool, opened: ExitStack
+    folder: RunFolder,
+    sweep: Sweep,
+    model: LoadedModel,
+    samples: Sequence[TokenizedSample],
+    about: Mapping[str, Any],
+    opened: ExitStack,
 ) -> list[ActiveRun]:
     """The rest of the run's group, with folders that stay open as long as `opened`.
 
@@ -118,7 +139,7 @@ def open_others(
                 if result is None:
                     with build.input_errors(other):
                         method = build.build_method(other)
-                    active.append(begin(own, method, model, about, talks))
+                    active.append(begin(own, method, model, samples, about))
                     opened.push(mine.pop_all())
                 else:
                     sweep.outcomes[other.id] = Outcome(result, found=True)

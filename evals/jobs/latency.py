@@ -48,6 +48,8 @@ def measure_run(folder: RunFolder) -> Latency:
         eviction = build.build_eviction(run, method, model)
         if eviction is not None and eviction.scorer.needs_answer:
             raise InputError(f"scorer={eviction.scorer.name} has to know the answer: job=latency has none")
+        if eviction is not None and eviction.scorer.needs_question:
+            raise InputError(f"scorer={eviction.scorer.name} looks from the question: job=latency has none")
         build.check_turns(run, turns=False)
         later = build.build_later(run, method, model)
         if later is not None and job["new_tokens"] + QUESTION <= run["decoding"]["every"]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from evals.errors import InputError
 from evals.task import Benchmark, Sample, Task
-from lukv.model import LoadedModel
+from lukv.model import LoadedModel, common_start
 
 BATCH_TOKENS = 2**16
 """Context tokens in a batch, at most, whatever batch_size says. One context always fits."""
@@ -20,12 +20,13 @@ BATCH_TOKENS = 2**16
 @dataclass(frozen=True)
 class TokenizedSample:
     """A sample as token ids. `context` is compressed; `question` is not, nor the template's tail and the answer prefix
-    that are part of it."""
+    that are part of it. `seen`: how many of the context's last tokens are the question, 0 where it is not shown."""
 
     sample: Sample
     task: Task
     context: tuple[int, ...]
     question: tuple[int, ...]
+    seen: int = 0
 
 
 SharedContext = list[TokenizedSample]
@@ -56,7 +57,8 @@ def tokenize(
                 raise InputError(
                     f"{sample.id}: {total} tokens with its answer, {model.name} takes {longest}: choose shorter prompts"
                 )
-            samples.append(TokenizedSample(sample, task, tuple(context), tuple(question)))
+            seen = count_seen(sample, context, model)
+            samples.append(TokenizedSample(sample, task, tuple(context), tuple(question), seen))
     if not samples:
         reasons = dict(benchmark.facts().get("left_out", {})).values()
         raise InputError(": ".join(["the benchmark has no samples", *list(reasons)[:1]]))
@@ -77,6 +79,17 @@ def tokenize_sample(sample: Sample, model: LoadedModel) -> tuple[list[int], list
     except ValueError as error:
         raise InputError(f"{sample.id}: {error}") from error
     return context[: sample.context_tokens], question
+
+
+def count_seen(sample: Sample, context: Sequence[int], model: LoadedModel) -> int:
+    """How many of the context's last tokens are the question that it shows. A token with characters of both is."""
+    if not sample.seen_question:
+        return 0
+    before = sample.context.removesuffix(sample.seen_question)
+    if not before:
+        return len(context)
+    alone, _ = model.prompt_ids(before, sample.seen_question, "", chat=sample.chat, layout=sample.layout)
+    return len(context) - common_start(context, alone)
 
 
 def hash_prompts(samples: Sequence[TokenizedSample]) -> dict[str, str]:

@@ -111,6 +111,7 @@ class LongBench:
             task=task,
             context=context,
             question=question,
+            seen_question=find_seen_question(entry, row, context) if self.protocol == "official" else "",
             answer_prefix=answer_prefix,
             references=row["answers"],
             max_new_tokens=max_new_tokens,
@@ -155,6 +156,12 @@ class LongBench:
             "tasks": self.done,
             "left_out": self.left_out,
         }
+
+
+def find_seen_question(entry: Entry, row: Mapping[str, Any], context: str) -> str:
+    """What stands behind the text in the official prompt: instruction, question, cue. Empty if a cut has damaged it."""
+    asked = (entry.second + entry.question + entry.cue).format(input=row["input"])
+    return asked if context.endswith(asked) else ""
 
 
 def choose(tasks: str | Sequence[str], e: bool) -> list[str]:

@@ -16,7 +16,17 @@ from evals.ruler.sources import WHERE, Sources
 from evals.ruler.split import split
 from evals.ruler.suite import RULER, STAND_INS, TASKS, TOKENS_TO_GENERATE, Definition
 from evals.ruler.words import WONDERWORDS
-from evals.task import SLACK, Metric, Sample, Task, Tokenizer, count_tokens, template_tokens, window
+from evals.task import (
+    SLACK,
+    Metric,
+    Sample,
+    Task,
+    Tokenizer,
+    count_tokens,
+    show_question,
+    template_tokens,
+    window,
+)
 from lukv.names import suggest_nearest
 
 VERSION = 1
@@ -148,17 +158,18 @@ class Ruler:
 
     def sample(self, name: str, definition: Definition, number: int, prompt: Prompt) -> Sample:
         context, question, answer_prefix = split(prompt.text, definition.family)
-        return Sample(
+        sample = Sample(
             id=f"{name}-{number}",
             task=name,
-            context=context + question if self.question_aware else context,
-            question="" if self.question_aware else question,
+            context=context,
+            question=question,
             answer_prefix=answer_prefix,
             references=prompt.answers,
             max_new_tokens=TOKENS_TO_GENERATE[definition.family],
             first_token_may_end=self.first_token_may_end,
             extra={"length": prompt.length, "units": prompt.units},
         )
+        return show_question(sample) if self.question_aware else sample
 
     def prepared_tasks(self, wanted: int) -> Iterator[Task]:
         assert self.prepared is not None
@@ -169,7 +180,7 @@ class Ruler:
                 raise ValueError(f"no RULER task {name} in {self.prepared}; it has: {', '.join(found)}")
             samples = [replace(s, first_token_may_end=self.first_token_may_end) for s in found[name][:wanted]]
             if self.question_aware:
-                samples = [replace(each, context=each.context + each.question, question="") for each in samples]
+                samples = [show_question(each) for each in samples]
             self.done.append(name)
             yield Task(name, VERSION, RULER[name].description, samples, self.metric(RULER[name].family))
 

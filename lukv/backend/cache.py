@@ -56,7 +56,8 @@ class RaggedCache(Cache):
     observe: scorers to show the prompt's queries to, for a later `fork_for`. observe_heads: for `fork(later=)`, see
     options.Options. attention: the decode kernel, or "auto" (see kernels). record_queries: keep the post-RoPE queries
     after the prompt. later: what evicts after the prompt; sizes, every and stream belong to it, see options.Later.
-    cache_dtype: what the entries are stored in; None: what the evictions say.
+    cache_dtype: what the entries are stored in; None: what the evictions say. questions: how many of each row's last
+    tokens are the question, for scorers that look from it.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
@@ -76,6 +77,7 @@ class RaggedCache(Cache):
         every: int | None = None,
         stream: bool = False,
         cache_dtype: str | None = None,
+        questions: Sequence[int] | None = None,
     ) -> None:
         check_wrapper(model)
         check_waits(eviction, later)
@@ -101,6 +103,7 @@ class RaggedCache(Cache):
             later=None if later is None else Later(later, None if sizes is None else tuple(sizes), every, stream),
             lengths=find_lengths(config),
             cache_dtype=cache_dtype or choose_cache_dtype(eviction, later),
+            questions=None if questions is None else tuple(questions),
         )
         self.hash_weights = lambda: hash_weights(model)  # not the model itself, which a deepcopy would copy
         self.model_layers = [i for i, window in enumerate(windows) if window is None]

@@ -61,6 +61,7 @@ def compress(
     later: Eviction | None = None,
     every: int | None = None,
     prompts: Sequence[Prompt] | None = None,
+    questions: Sequence[int] | None = None,
 ) -> RaggedCache:
     """Prefill the contexts once and evict layer by layer. At most one layer's full keys and values are alive at a time.
 
@@ -69,8 +70,9 @@ def compress(
     loaded model's tokenizer and chat template say.
 
     input_ids: token ids of each row, as lists of any length or as a tensor [B, T] with attention_mask [B, T] (1:
-    token). eviction: None keeps everything. attention: the decode kernel; None: what the model was loaded with. The
-    rest is as for RaggedCache.
+    token). questions: how many of each row's last tokens are the question, for scorers that look from it
+    (Scorer.needs_question). eviction: None keeps everything. attention: the decode kernel; None: what the model was
+    loaded with. The rest is as for RaggedCache.
 
     chunk: run the prompt through the model in chunks of that many tokens. The result is the same and activations take
     less memory, but all layers hold all their keys and values until the last chunk.
@@ -94,6 +96,7 @@ def compress(
         later=later,
         every=every,
         cache_dtype="auto" if waiting else choose_cache_dtype(eviction, later),
+        questions=questions,
     )
     for columns in split_columns(ids.shape[1], chunk):
         feed(network, cache, ids, mask, columns)

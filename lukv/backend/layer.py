@@ -224,7 +224,8 @@ class RaggedLayer(CacheLayerMixin):
             self.commit()
         elif self.stored is None:
             self.buffer = PromptBuffer(batch, self.window)
-        self.scores = PromptScores(batch, self.index, self.options.layers, parameters, self.read_rope())
+        about = self.index, self.options.layers, parameters, self.read_rope(), self.options.questions
+        self.scores = PromptScores(batch, *about)
         return self.scores
 
     def _evict_prompt(self, prompt: Sequence[Entries], tokens: np.ndarray, scores: PromptScores) -> None:

@@ -41,7 +41,8 @@ class Options:
     scorers that the prompt's queries are shown to. observe_heads: scorers that see them KV head by KV head, for forks
     that are evicted while they answer (RaggedCache.fork). attention: name of the decode kernel. prompt_columns: columns
     of the whole prompt (None: those of the first forward). record_queries: keep the queries after the prompt. lengths:
-    what lengths of a row the model's cached keys are right for. cache_dtype: what entries are stored in."""
+    what lengths of a row the model's cached keys are right for. cache_dtype: what entries are stored in. questions: how
+    many of each batch row's last tokens are the question."""
 
     config: PreTrainedConfig
     layers: int
@@ -54,6 +55,7 @@ class Options:
     later: Later | None = None
     lengths: Lengths | None = None
     cache_dtype: str = "auto"
+    questions: tuple[int, ...] | None = None
     masks: MaskReader = field(default_factory=MaskReader, repr=False, compare=False)
 
     @property

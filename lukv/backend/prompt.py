@@ -88,14 +88,24 @@ def keep_window(prompt: Sequence[Entries], window: int | None) -> list[Tensor]:
 class PromptScores:
     """What scorers see and say of each batch row's prompt in one layer.
 
-    index: the layer's number among those that can be evicted, of which there are `layers`. `observed` is of the prompt,
+    index: the layer's number among those that can be evicted, of which there are `layers`. questions: how many of each
+    row's last tokens are the question, if that is known. `observed` is of the prompt,
     which a commit extends by what was appended. `passed` is what scorers with extra passes made of it in these, once
     they were run. `rankings` are made when they are first asked for, and then serve every eviction with the same scorer
     and protection.
     """
 
-    def __init__(self, batch: int, index: int, layers: int, parameters: AttentionParameters, rope: Rope | None) -> None:
+    def __init__(
+        self,
+        batch: int,
+        index: int,
+        layers: int,
+        parameters: AttentionParameters,
+        rope: Rope | None,
+        questions: Sequence[int] | None = None,
+    ) -> None:
         self.index, self.layers, self.parameters, self.rope = index, layers, parameters, rope
+        self.questions: list[int | None] = [None] * batch if questions is None else list(questions)
         self.observed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
         self.passed: list[dict[Scorer, Any]] = [{} for _ in range(batch)]
         self.rankings: list[dict[Ranking, Ranked]] = [{} for _ in range(batch)]
@@ -131,6 +141,7 @@ class PromptScores:
         """What was appended belongs to the prompt from now on. Extra passes were about the prompt before."""
         if self._appended:
             self.passed = [{} for _ in self.passed]
+            self.questions = [None for _ in self.questions]
         for query, ranges, start in self._appended:
             self.observe(query, ranges, start, scorers)
         self.rollback()
@@ -149,9 +160,8 @@ class PromptScores:
         """What a scorer sees of one batch row: keys [K, T, d], values [K, T, dv], and what it observed."""
         p, observed = self.parameters, (self.observed[row] | self.passed[row]).get(scorer)
         output = read_output(p.output, f"layer {self.index}") if scorer.needs_output else None
-        return PromptLayer(
-            self.index, self.layers, keys, values, p.query_heads, p.scale, p.softcap, observed, self.rope, output
-        )
+        about = p.query_heads, p.scale, p.softcap, observed, self.rope, output, self.questions[row]
+        return PromptLayer(self.index, self.layers, keys, values, *about)
 
     def keep(self, eviction: Eviction, prompt: Sequence[Entries]) -> list[Tensor]:
         """What an eviction keeps of each row: [K, T] bool. Nothing else is remembered."""
@@ -167,6 +177,7 @@ class PromptScores:
     def select_rows(self, rows: Sequence[int]) -> PromptScores:
         """What was observed of these rows. Rankings are made anew."""
         chosen = copy(self)
+        chosen.questions = [self.questions[row] for row in rows]
         chosen.observed = [self.observed[row] for row in rows]
         chosen.passed = [dict(self.passed[row]) for row in rows]
         chosen.rankings = [{} for _ in rows]

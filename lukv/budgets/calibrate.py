@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -20,9 +20,11 @@ from lukv.artifacts import describe, read_tensors, reading, write_tensors
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import MeasuredContext, OracleSettings, UtilityOracle
+from lukv.budgets.threshold import MeanThreshold
+from lukv.learned import LearnedScorer, ScorerFit
 from lukv.model import LoadedModel
-from lukv.scoring import PromptLayer, Scorer
-from lukv.selection import Protection
+from lukv.scoring import Scorer
+from lukv.selection import Protection, rank
 
 TokenIds = tuple[int, ...]
 
@@ -71,42 +73,22 @@ def tell_nobody(done: int) -> None:
     """Nobody asked how far it is."""
 
 
-class ScorerFit(Protocol):
-    """Sums from which a scorer is fitted, as lukv.probe.ProbeFit. `state` holds all of them and is what is saved."""
-
-    state: dict[str, np.ndarray]
-
-    def add(self, layers: Sequence[PromptLayer], utility: Tensor, protection: Protection) -> None: ...
-
-    def save(self, path: str | Path, metadata: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class LearnedScorer(Protocol):
-    """A scorer that must be fitted before it can rank, as lukv.probe.UtilityProbe."""
-
-    def begin_fit(self) -> ScorerFit:
-        """Empty sums."""
-
-    def load_fit(self, path: str | Path) -> Scorer:
-        """The scorer with what `ScorerFit.save` wrote to `path`."""
-
-
 @dataclass
 class ScorerMeans:
-    """The two means of one scorer: of the samples' own solutions, and of the loss curves."""
+    """The means of one scorer: of the samples' own solutions, of the loss curves, and its scores' histogram."""
 
     solution: MeanSolution
     curve: MeanCurve
+    threshold: MeanThreshold
 
     @property
     def parts(self) -> dict[str, dict[str, np.ndarray]]:
-        return {"solution": self.solution.state, "curve": self.curve.state}
+        return {"solution": self.solution.state, "curve": self.curve.state, "threshold": self.threshold.state}
 
 
 def fit(
     model: LoadedModel,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[LearnedScorer],
     protection: Protection,
     contexts: Iterable[CalibrationContext],
     settings: CalibrationSettings,
@@ -121,15 +103,16 @@ def fit(
     parts = [list_settings(scorer) for scorer in scorers]
     about = [list_settings(settings), parts, list_settings(protection), model.weights_hash]
     state = CalibrationState(state_path, hash_json(about))
-    fits = [scorer.begin_fit() for scorer in scorers if isinstance(scorer, LearnedScorer)]
+    fits = [scorer.begin_fit() for scorer in scorers]
     for scorer, each in zip(scorers, fits, strict=True):
         each.state = state.part(scorer.name, "sums")
-    for number, measured, context in measure_contexts(model, contexts, settings, state, reached):
+    watchers = [scorer.watcher for scorer in scorers]
+    for number, measured, context in measure_contexts(model, contexts, settings, state, reached, watchers):
         questions = context.questions
         worth: Tensor = sum(measured.utility(*q, 1000 * number + i) for i, q in enumerate(questions))  # type: ignore[assignment]
         worth = worth / (measured.units * len(questions))
-        for scorer, each in zip(scorers, fits, strict=True):
-            each.add(measured.layers(scorer), worth, protection.over(scorer))
+        for scorer, watcher, each in zip(scorers, watchers, fits, strict=True):
+            each.add(measured.layers(watcher), worth, protection.over(scorer))
         state.save(number + 1, {s.name: {"sums": each.state} for s, each in zip(scorers, fits, strict=True)})
     return fits
 
@@ -148,13 +131,15 @@ def measure(
     `state_path` holds the means after each context; contexts that they include already are skipped. Raises ValueError
     for a state of other settings, for a damaged one, and for a context that a scorer's protection covers completely.
     """
-    about = [list_settings(settings), *(describe(model, scorer, protection) for scorer in scorers)]
+    # a state without thresholds, from before there were any, begins anew
+    about = [list_settings(settings), "thresholds", *(describe(model, scorer, protection) for scorer in scorers)]
     state = CalibrationState(state_path, hash_json(about))
     protected = [protection.over(scorer).sink + protection.over(scorer).recent for scorer in scorers]
     means = [
         ScorerMeans(
             MeanSolution(model.layers, model.kv_heads, settings.scope, settings.polish, state.part(s.name, "solution")),
             MeanCurve(model.layers, model.kv_heads, first, settings.power, state.part(s.name, "curve")),
+            MeanThreshold(state.part(s.name, "threshold")),
         )
         for s, first in zip(scorers, protected, strict=True)
     ]
@@ -163,15 +148,16 @@ def measure(
         for scorer, first in zip(scorers, protected, strict=True):
             if first >= tokens:
                 raise ValueError(f"context {number} has {tokens} tokens, all of them protected under {scorer.name}")
-        ranked = [None if scorer.needs_answer else measured.order(scorer, protection) for scorer in scorers]
+        usual = [None if scorer.needs_answer else measured.scores(scorer, protection) for scorer in scorers]
         weight = 1.0 if settings.weigh == "pairs" else 1 / len(questions)
         for index, question in enumerate(questions):
             utility = measured.utility(*question, 1000 * number + index)
-            for scorer, mean, usual, first in zip(scorers, means, ranked, protected, strict=True):
-                order = measured.order(scorer, protection, utility) if usual is None else usual
-                worth = utility.gather(-1, order)
+            for scorer, mean, known, first in zip(scorers, means, usual, protected, strict=True):
+                scores = measured.scores(scorer, protection, utility) if known is None else known
+                worth = utility.gather(-1, rank(scores))
                 mean.solution.add(worth[..., first:].numpy(), tokens, weight)
                 mean.curve.add((worth / measured.units).numpy(), 1 / len(questions))
+                mean.threshold.add(scores, protection.over(scorer).mask(tokens), 1 / len(questions))
         state.save(number + 1, {s.name: mean.parts for s, mean in zip(scorers, means, strict=True)})
     return means
 

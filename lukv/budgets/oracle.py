@@ -110,7 +110,11 @@ class MeasuredContext:
         ]
 
     def order(self, scorer: Scorer, protection: Protection, utility: Tensor | None = None) -> Tensor:
-        """[layers, K, T] int64 on the CPU: each head's tokens, best first, ranked as an eviction ranks them.
+        """[layers, K, T] int64 on the CPU: each head's tokens, best first, ranked as an eviction ranks them."""
+        return rank(self.scores(scorer, protection, utility))
+
+    def scores(self, scorer: Scorer, protection: Protection, utility: Tensor | None = None) -> Tensor:
+        """[layers, K, T] float32 on the CPU: what an eviction ranks by, protected tokens raised above all others.
 
         The scorer must be among those that `prefill` was given. A scorer with `needs_answer` ranks by `utility`
         [layers, K, T], that of the question at hand, as its own pass would tell it.
@@ -119,7 +123,7 @@ class MeasuredContext:
         if utility is not None:
             layers = [replace(layer, observed=worth) for layer, worth in zip(layers, utility, strict=True)]
         scores = [scorer.score(layer) for layer in layers]
-        return torch.stack([rank(protect(s, protection.over(scorer), scorer.name)).cpu() for s in scores])
+        return torch.stack([protect(s, protection.over(scorer), scorer.name).cpu() for s in scores])
 
     def layers(self, scorer: Scorer) -> list[PromptLayer]:
         """What the scorer sees of the context, layer by layer."""

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.table import BudgetTable
+from lukv.budgets.threshold import MeanThreshold
 from lukv.conf import read_option
-from lukv.probe import SCALAR_FEATURES, Probe
+from lukv.learned import LearnedScorer, Probe
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -35,14 +37,15 @@ def build(tmp_path):
             made_up_table(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.safetensors")
         if groups.get("allocator") == "lu_curve":
             made_up_curve(layers, kv_heads).save(tmp_path / f"{root.scorer.name}.curve.safetensors")
-        if groups.get("scorer") == "utility_probe":
-            weights = (
-                np.random.default_rng(0)
-                .normal(size=(layers, kv_heads, 2 * head_dim + SCALAR_FEATURES))
-                .astype(np.float32)
-            )
-            Probe(weights, {}).save(tmp_path / "utility_probe.probe.safetensors")
-        return [instantiate(root[group]) for group in groups]
+        if groups.get("allocator") == "threshold":
+            made_up_thresholds().save(tmp_path / f"{root.scorer.name}.threshold.safetensors")
+        parts = [instantiate(root[group]) for group in groups]
+        for scorer in parts:
+            if isinstance(scorer, LearnedScorer):
+                shape = layers, kv_heads, scorer.count_weights(head_dim, head_dim)
+                weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+                Probe(weights, {}, scorer.kind).save(scorer.path)
+        return parts
 
     return build
 
@@ -66,3 +69,9 @@ def made_up_curve(layers, kv_heads, seed=0):
     for tokens in (80, 300):
         mean.add(random.pareto(1, (layers, kv_heads, tokens)) / np.arange(1, tokens + 1))
     return mean.table({"sink": 4, "recent": 1})
+
+
+def made_up_thresholds():
+    mean = MeanThreshold()
+    mean.add(torch.randn(3, 2, 90, generator=torch.Generator().manual_seed(0)), torch.arange(90) < 4)
+    return mean.thresholds({})

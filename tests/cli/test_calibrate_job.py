@@ -64,7 +64,9 @@ def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
     together = BudgetTable.load(tmp_path / "random" / "tables" / "snapkv.safetensors")
     np.testing.assert_array_equal(together.kept, BudgetTable.load(alone).kept)
     made = sorted(path.name for path in (tmp_path / "random" / "tables").iterdir())
-    assert made == [f"{s}{kind}.safetensors" for s in ("keydiff", "random", "snapkv") for kind in (".curve", "")]
+    assert made == [
+        f"{s}{kind}.safetensors" for s in ("keydiff", "random", "snapkv") for kind in (".curve", "", ".threshold")
+    ]
 
 
 def test_one_command_fits_the_probe_and_makes_its_tables(command, settings, calibration, tmp_path, capsys):
@@ -74,7 +76,7 @@ def test_one_command_fits_the_probe_and_makes_its_tables(command, settings, cali
     assert planned(capsys.readouterr().err) == ("utility_probe", *whose([*where, *small]))
     assert command("job=calibrate", "scorer=utility_probe", "job.save=true", *where, *small) == 0
     made = sorted(path.name for path in (tmp_path / "random" / "tables").iterdir())
-    assert made == [f"utility_probe{kind}safetensors" for kind in (".curve.", ".probe.", ".")]
+    assert made == [f"utility_probe{kind}safetensors" for kind in (".curve.", ".probe.", ".", ".threshold.")]
     capsys.readouterr()
     assert command("job=calibrate", "scorer=utility_probe", *where, *small) == 0
     assert "already done" in capsys.readouterr().out

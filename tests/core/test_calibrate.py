@@ -12,6 +12,7 @@ from lukv.budgets.calibrate import CalibrationContext, CalibrationSettings, Cali
 from lukv.budgets.curve import MeanCurve
 from lukv.budgets.mean import MeanSolution
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
+from lukv.budgets.threshold import MeanThreshold
 from lukv.probe import ProbeFit, UtilityProbe
 from lukv.scoring import PromptLayer, Scorer
 from lukv.selection import Protection
@@ -60,7 +61,7 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
     for scorer, measured in zip((UP, DOWN), whole, strict=True):
         protected = 2 + max(1, scorer.recent)
         curve = MeanCurve(model.layers, model.kv_heads, protected)
-        mean = ScorerMeans(MeanSolution(model.layers, model.kv_heads), curve)
+        mean = ScorerMeans(MeanSolution(model.layers, model.kv_heads), curve, MeanThreshold())
         for context in CONTEXTS:
             seen = UtilityOracle(model, SETTINGS.oracle).prefill(context.ids, [scorer])
             order = seen.order(scorer, PROTECTION).numpy()
@@ -69,6 +70,10 @@ def test_it_is_the_mean_over_contexts_and_questions(model, whole):
                 ranked = np.take_along_axis(utility, order, -1)
                 mean.solution.add(ranked[..., protected:], len(context.ids))
                 curve.add(ranked / seen.units.numpy(), 1 / len(context.questions))
+                shielded = PROTECTION.over(scorer)
+                mean.threshold.add(
+                    seen.scores(scorer, PROTECTION), shielded.mask(seen.tokens), 1 / len(context.questions)
+                )
         same([measured], [mean])
         assert measured.solution.state["samples"] == 6
         assert measured.curve.state["weight"] == 4

@@ -14,7 +14,8 @@ from lukv.allocation import Budget, Uniform
 from lukv.backend.generate import append, compress
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.contract import rope
-from lukv.probe import BLOCK, SCALAR_FEATURES, Probe, ProbeFit, UtilityProbe, features
+from lukv.learned import Probe
+from lukv.probe import BLOCK, SCALAR_FEATURES, ProbeFit, UtilityProbe, features
 from lukv.scoring import PromptLayer
 from lukv.selection import Eviction, Protection
 from tests.core.small_models import small_model, text
@@ -85,7 +86,7 @@ def test_going_on_from_a_saved_state_gives_the_same_bits():
 
 
 def scorer_of(tmp_path, weights):
-    Probe(weights.astype(np.float32), {}).save(tmp_path / "utility_probe.probe.safetensors")
+    Probe(weights.astype(np.float32), {}, UtilityProbe.kind).save(tmp_path / "utility_probe.probe.safetensors")
     return UtilityProbe(path=str(tmp_path / "utility_probe.probe.safetensors"))
 
 
@@ -97,7 +98,7 @@ def test_the_score_is_the_features_times_the_weights(tmp_path, turned, factor):
     embedding = None if turned == 0 else lambda at: tuple(factor * part for part in rope(at, turned))
     layer = replace(layers[1], rope=embedding)
     x = features(replace(layer, keys=layer.keys.double(), values=layer.values.double()))
-    exact = (x @ scorer.probe.of(layer).double()[..., None])[..., 0]
+    exact = (x @ scorer.read_weights(layer).double()[..., None])[..., 0]
     scores = scorer.score(layer)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=1e-4)
@@ -164,7 +165,7 @@ def test_a_probe_of_another_model_is_refused(tmp_path):
         ours.check(Model(config_hash="def", weights_hash="456"))
     assert scorer.probe.metadata["contexts"] == 3
     assert scorer.parameters()["probe"] == scorer.probe.hash
-    with pytest.raises(ValueError, match="for 2 layers of 3 KV heads and 18 features"):
+    with pytest.raises(ValueError, match="for 2 layers of 3 KV heads and 18 weights"):
         scorer.score(replace(CONTEXTS[0][0][0], layers=5))
 
 
@@ -176,7 +177,7 @@ def test_files_that_are_no_probe(tmp_path):
     for content in (b"", b"hello" * 30):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a utility probe"):
-            Probe.load(path)
+            Probe.load(path, UtilityProbe.kind)
     weights = np.ones((LAYERS, HEADS, SIZE), dtype=np.float32)
     for arrays, header in (
         ({"weights": weights}, {}),
@@ -186,7 +187,7 @@ def test_files_that_are_no_probe(tmp_path):
     ):
         save_file(arrays, path, header)
         with pytest.raises(ValueError, match="is not a utility probe"):
-            Probe.load(path)
+            Probe.load(path, UtilityProbe.kind)
 
 
 def test_impossible_settings():
@@ -202,7 +203,7 @@ def test_a_probe_evicts_again_with_the_weights_of_each_head(tmp_path):
     keys, values = compress(model, prompt).view_entries(0, 0)
     shape = 2, len(keys), keys.shape[-1] + values.shape[-1] + SCALAR_FEATURES
     weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    Probe(weights, {}).save(tmp_path / "any.probe.safetensors")
+    Probe(weights, {}, UtilityProbe.kind).save(tmp_path / "any.probe.safetensors")
     probe = UtilityProbe(path=str(tmp_path / "any.probe.safetensors"))
     wanted = Eviction(probe, Uniform(), PROTECTION, Budget(tokens=12))
     at_once, later = compress(model, prompt, eviction=wanted), compress(model, prompt, later=wanted)

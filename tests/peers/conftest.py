@@ -4,11 +4,25 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lukv.budgets.table import BudgetTable
+from lukv.learned import Probe
+from lukv.qfilters import QFilters
 from tests.baselines.conftest import made_up_table
-from tests.peers.peer_cases import KVZIP, LENGTHS, METHODS, MODELS, RATIOS, TRAINED, TRAINED_METHODS, table_file
+from tests.peers.peer_cases import (
+    GEOMETRY,
+    KVZIP,
+    LENGTHS,
+    METHODS,
+    MODELS,
+    RATIOS,
+    TRAINED,
+    TRAINED_METHODS,
+    filters_file,
+    table_file,
+)
 
 HERE = Path(__file__).parent
 PYTHON = Path(os.environ.get("LUKV_PEERS_PYTHON", HERE.parents[1] / ".venv-peers" / "bin" / "python"))
@@ -27,6 +41,9 @@ def peers(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("peers")
     for seed, (name, options) in enumerate(MODELS.items()):
         made_up_table(3, options["num_key_value_heads"], seed).save_npy(folder / table_file(name, ""))
+        shape = 3, options["num_key_value_heads"], GEOMETRY["head_dim"]
+        save_filters(folder, name, np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    save_filters(folder, TRAINED, Probe.load(TABLES / "qfilters.probe.safetensors", QFilters.kind).weights)
     for method in TRAINED_METHODS:
         if method.startswith("lukv_"):
             table = BudgetTable.load(TABLES / f"{method.removeprefix('lukv_')}.safetensors")
@@ -37,6 +54,12 @@ def peers(tmp_path_factory) -> Path:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def save_filters(folder: Path, model: str, filters: np.ndarray) -> None:
+    """For their process and for ours."""
+    np.save(folder / filters_file(model), filters, allow_pickle=False)
+    Probe(filters, {}, QFilters.kind).save((folder / filters_file(model)).with_suffix(".probe.safetensors"))
 
 
 @pytest.fixture
@@ -60,7 +83,7 @@ def pytest_terminal_summary(terminalreporter, config):
     columns = ["heads", "count_differs", "set_differs", "ties", "score", "logit"]
     terminalreporter.section(f"against kvpress 0.5.5: {LENGTHS} tokens, {len(RATIOS)} ratios")
     terminalreporter.write_line(f"{'models, method':62}" + "".join(f"{column:>14}" for column in columns))
-    for key in [*((RANDOM, m) for m in (*METHODS, *KVZIP)), *((TRAINED, m) for m in TRAINED_METHODS)]:
+    for key in [*((RANDOM, m) for m in (*METHODS, "duo_attention", *KVZIP)), *((TRAINED, m) for m in TRAINED_METHODS)]:
         row = rows.get(key, {})
         cell = [
             f"{row[c]:>14}" if isinstance(row.get(c), int) else f"{row.get(c, float('nan')):>14.1e}" for c in columns

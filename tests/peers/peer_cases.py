@@ -32,6 +32,8 @@ METHODS = (
     "lukv_keydiff",
     "lukv_expected_attention",
     "keynorm",
+    "qfilters",
+    "finch",
     "cur_kvpress",
     "leverage",
     "non_causal",
@@ -47,10 +49,12 @@ METHODS = (
     "tova_kvpress",
 )
 TRAINED = "tiny"  # models/tiny: heads that specialise, and budget tables measured for it (the others have made-up ones)
-TRAINED_METHODS = ("snapkv_32", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")
+TRAINED_METHODS = ("snapkv_32", "qfilters", "adakv_keydiff", "lukv_keydiff", "lukv_expected_attention", "lukv_snapkv")
 CASES = {**dict.fromkeys(MODELS, METHODS), TRAINED: TRAINED_METHODS}
 SKETCH = 4  # columns of the random projections: with few, kvpress's float32 solution is exact to 1e-5
 QUESTION = 4  # tokens after the context
+SEEN = 16  # tokens of the question at the end of the context, for FINCH
+DUO = {"sink": 8, "recent": 16}  # what streaming heads keep
 KVZIP = {  # KVzipPress's parameters: one chunk holds the whole prompt, or there are several
     "kvzip": {},
     "kvzip_chunks": {"chunk_size": 100},
@@ -70,3 +74,8 @@ def encode_text(text: str) -> list[int]:
 def table_file(model: str, method: str) -> str:
     """The budget table that LUKVPress reads: of TRAINED one for each scorer."""
     return f"{model}-{method.removeprefix('lukv_')}.npy" if model == TRAINED else f"{model}.npy"
+
+
+def filters_file(model: str) -> str:
+    """The Q-Filters of a model, [layers, K, d], as kvpress's process reads them."""
+    return f"{model}-qfilters.npy"

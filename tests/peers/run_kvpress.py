@@ -9,13 +9,15 @@ are in MODEL-LENGTH-kvzip.npz, also by chat template: "HEAD/METHOD/RATIO/...", a
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import kvpress
 import numpy as np
 import torch
-from kvpress.presses import kvzip_press
+from kvpress.presses import duo_attention_press, kvzip_press
 from peer_cases import (
     CASES,
+    DUO,
     GEOMETRY,
     HEADS,
     KVZIP,
@@ -25,12 +27,14 @@ from peer_cases import (
     MODELS,
     QUESTION,
     RATIOS,
+    SEEN,
     SKETCH,
     TRAINED,
     encode_text,
+    filters_file,
     table_file,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, BatchEncoding, DynamicCache
 
 RANDN = torch.randn
 ROOT = Path(__file__).parents[2]
@@ -47,7 +51,22 @@ def save_model(path: Path, options: dict, seed: int) -> None:
     model.save_pretrained(path)
 
 
-def make_press(method: str, ratio: float, table: Path):
+def make_qfilters(ratio: float, filters: Path):
+    """Theirs are downloaded and have the opposite sign."""
+    press = kvpress.QFilterPress(ratio)
+    press.post_init_from_model = lambda model: None
+    press.q_filters = -torch.from_numpy(np.load(filters, allow_pickle=False))
+    return press
+
+
+def make_finch(ratio: float):
+    """Theirs reads the question's length off a token between context and question."""
+    press = kvpress.FinchPress(ratio, rerotate_keys=False)
+    press.window_size, press.delimiter_token_id = SEEN, -1
+    return press
+
+
+def make_press(method: str, ratio: float, table: Path, filters: Path):
     scorers = {
         "snapkv_kvpress": lambda: kvpress.SnapKVPress(ratio, window_size=64, kernel_size=5),
         "snapkv_16": lambda: kvpress.SnapKVPress(ratio, window_size=16, kernel_size=5),
@@ -64,7 +83,9 @@ def make_press(method: str, ratio: float, table: Path):
         "leverage": lambda: kvpress.LeverageScorePress(ratio, sketch_dimension=SKETCH),
         "non_causal": lambda: kvpress.NonCausalAttnPress(ratio),
         "compactor": lambda: kvpress.CompactorPress(ratio, sketch_dimension=SKETCH, blending=0.35),
+        "finch": lambda: make_finch(ratio),
         "keynorm": lambda: kvpress.KnormPress(ratio),
+        "qfilters": lambda: make_qfilters(ratio, filters),
         "pyramidkv": lambda: kvpress.PyramidKVPress(ratio, window_size=64, kernel_size=5),
     }
     wrapper, _, inner = method.partition("_")
@@ -195,6 +216,48 @@ def run_kvzips(model, length: int) -> dict[str, np.ndarray]:
     return arrays
 
 
+ON_THE_FLY = duo_attention_press.duo_attention_on_the_fly
+
+
+@torch.no_grad()
+def run_duo_attention(model, ids: torch.Tensor, question: torch.Tensor, ratio: float) -> dict[str, np.ndarray]:
+    """Their patterns are read off 50 book chapters: here it is one, the prompt."""
+    press, found = kvpress.DuoAttentionPress(ratio, on_the_fly_scoring=True), {}
+    begin, compress, kept = press.post_init_from_model, press.compress, []
+
+    def find_heads(model):
+        duo_attention_press.cache.clear()
+        found["scores"] = ON_THE_FLY(model, num_samples=1)
+        return found["scores"]
+
+    def begin_small(model):
+        begin(model)
+        press.sink_size, press.recent_size = DUO["sink"], DUO["recent"]
+
+    def recording_compress(module, hidden_states, keys, values, attentions, kwargs):
+        result = compress(module, hidden_states, keys, values, attentions, kwargs)
+        mask = torch.ones(keys.shape[1:3], dtype=torch.bool)
+        _, heads, positions = module.masked_key_indices
+        mask[heads, positions] = False
+        kept.append(mask)
+        return result
+
+    texts = SimpleNamespace(to_pandas=lambda: SimpleNamespace(sample=lambda *a, **k: {"chapter": Chapters(["one"])}))
+    duo_attention_press.load_dataset = lambda *a, **k: texts
+    duo_attention_press.AutoTokenizer.from_pretrained = lambda *a, **k: (
+        lambda text, **k: BatchEncoding({"input_ids": ids})
+    )
+    duo_attention_press.duo_attention_on_the_fly = find_heads
+    press.post_init_from_model, press.compress = begin_small, recording_compress
+    logits = answer(model, ids, question, press)
+    return {**found, "kept": torch.stack(kept).numpy(), "logits": logits.numpy()}
+
+
+class Chapters(list):
+    def tolist(self) -> list:
+        return list(self)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     for seed, (name, methods) in enumerate(CASES.items()):
@@ -208,9 +271,12 @@ def main(folder: Path) -> None:
             arrays = {"ids": ids[0].numpy()}
             for method in methods:
                 for ratio in RATIOS:
-                    press = make_press(method, ratio, folder / table_file(name, method))
+                    press = make_press(method, ratio, folder / table_file(name, method), folder / filters_file(name))
                     result = run(model, ids[:, :length], ids[:, length:], press)
                     arrays |= {f"{method}/{ratio}/{key}": value for key, value in result.items()}
+            for ratio in RATIOS if name in MODELS else ():
+                result = run_duo_attention(model, ids[:, :length], ids[:, length:], ratio)
+                arrays |= {f"duo_attention/{ratio}/{key}": value for key, value in result.items()}
             np.savez_compressed(folder / f"{name}-{length}.npz", **arrays)
         for length in KVZIP_LENGTHS if name in MODELS else ():
             np.savez_compressed(folder / f"{name}-{length}-kvzip.npz", **run_kvzips(model, length))

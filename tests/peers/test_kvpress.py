@@ -28,6 +28,7 @@ from baselines.compactor import Compactor, NonCausalAttention
 from baselines.criticalkv import CriticalKV
 from baselines.cur import CUR
 from baselines.expected_attention import ExpectedAttention
+from baselines.finch import Finch
 from baselines.h2o import H2O
 from baselines.keydiff import KeyDiff
 from baselines.keynorm import KeyNorm
@@ -41,9 +42,10 @@ from lukv.allocation import Allocator, Budget, Uniform
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import append, compress
 from lukv.budgets.table import TableAllocator
+from lukv.qfilters import QFilters
 from lukv.scoring import Wrapper
 from lukv.selection import Eviction, Protection, make_head_scores, protect, select_best
-from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SKETCH, TRAINED, table_file
+from tests.peers.peer_cases import CASES, LENGTHS, QUESTION, RATIOS, SEEN, SKETCH, TRAINED, filters_file, table_file
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(3600)]
 
@@ -79,7 +81,9 @@ OURS = {
     "leverage": (Leverage(sketch=SKETCH), Uniform()),
     "non_causal": (NonCausalAttention(), Uniform()),
     "compactor": (Compactor(sketch=SKETCH), Uniform()),
+    "finch": (Finch(), Uniform()),
     "keynorm": (KeyNorm(), Uniform()),
+    "qfilters": (QFilters(), Uniform()),  # with the model's filters
     "criticaladakv_snapkv_16": (CRITICAL[1], AdaKV(alpha=0.0)),
     "criticalkv_keydiff": (CRITICAL[0], Uniform()),
     "criticalkv_snapkv_16": (CRITICAL[1], Uniform()),
@@ -120,7 +124,7 @@ def case(request, peers):
     use_ragged_attention(model)
     theirs = np.load(peers / f"{name}-{length}.npz", allow_pickle=False)
     ids = theirs["ids"].tolist()
-    cache = compress(model, [ids[:length]], observe=SCORERS)
+    cache = compress(model, [ids[:length]], observe=SCORERS, questions=[SEEN])
     return name, model, cache, theirs, ids[length:]
 
 
@@ -133,6 +137,8 @@ def case(request, peers):
 def test_method(case, method, summary, peers):
     name, model, cache, theirs, question = case
     scorer, allocator = OURS[method]
+    if isinstance(scorer, QFilters):
+        scorer = QFilters(path=str((peers / filters_file(name)).with_suffix(".probe.safetensors")))
     protection = Protection(4, 1) if allocator is TABLE else Protection()
     allocator = TableAllocator(peers / table_file(name, method)) if allocator is TABLE else allocator
     shielded = protection.over(scorer)
