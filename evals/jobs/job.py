@@ -194,7 +194,13 @@ class Info(Job):
     leaves_result = False
 
     def do(self) -> None:
-        about = {"command": quote_command(), **collect_provenance(), "settings": self.run.config}
+        import torch
+
+        from lukv.backend.kernels import explain
+
+        where = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        kernels = explain(torch.device(where[0]), where[1])
+        about = {"command": quote_command(), **collect_provenance(), "attention": kernels, "settings": self.run.config}
         print(json.dumps(about, indent=2, default=str))
 
 
