@@ -17,13 +17,14 @@ zeros, and a kernel may read them under a mask. Otherwise they may hold anything
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
 from logging import getLogger
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lukv.asked import list_kernels
 
 
 class Decode(Protocol):
@@ -39,11 +40,6 @@ class Decode(Protocol):
         softcap: float | None,
         whole: bool = True,
     ) -> Tensor: ...
-
-
-def list_kernels() -> list[str]:
-    """The names of all kernels: one for each module here, but for those that begin with _."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def explain(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> dict[str, str]:
