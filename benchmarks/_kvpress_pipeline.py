@@ -1,4 +1,4 @@
-"""kvpress's own text generation pipeline over the samples of throughput.py, run by kvpress's Python: prints JSON."""
+"""kvpress's own pipeline over the samples of throughput.py and real_model.py, run by kvpress's Python: prints JSON."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def make_press(name: str, ratio: float, table: str) -> kvpress.BasePress:
     return press
 
 
-def pipeline(model: str, samples: str, table: str, share: str, *names: str) -> dict[str, Any]:
+def pipeline(model: str, dtype: str, samples: str, table: str, share: str, *names: str) -> dict[str, Any]:
     """Of each press {"seconds": processor time of all samples, "answers": {id: text}}, or {"error": why not}."""
     network = AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        model, dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
     ).eval()
     ask = kvpress.KVPressTextGenerationPipeline(model=network, tokenizer=AutoTokenizer.from_pretrained(model))
     rows = [json.loads(line) for line in Path(samples).read_text().splitlines()]

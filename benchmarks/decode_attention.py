@@ -11,44 +11,49 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from benchmarks._kvpress import no_peers, peers
-from benchmarks._measure import DEVICE, DTYPE, LARGE, TINY, WORKING_SET, Geometry, bandwidth, in_turn, uneven
+from benchmarks._measure import DEVICE, DTYPE, LARGE, TINY, WORKING_SET, Geometry, in_turn, uneven
 from benchmarks._section import Section, run
 from lukv.backend.arena import SLACK, STEP
 from lukv.backend.kernels import pick
 
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=DTYPE)
+DTYPES = [torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32, torch.bfloat16]
 
 
-def copies(entries: int, geometry: Geometry) -> int:
+def random(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE, dtype=dtype)
+
+
+def copies(entries: int, geometry: Geometry, dtype: torch.dtype) -> int:
     """How many times that many entries to have, so that they do not stay in a cache."""
-    return max(2, min(64, WORKING_SET // (2 * entries * geometry.head_dim * DTYPE.itemsize)))
+    return max(2, min(64, WORKING_SET // (2 * entries * geometry.head_dim * dtype.itemsize)))
 
 
-def ragged_arenas(geometry: Geometry, lengths: np.ndarray, many: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def ragged_arenas(
+    geometry: Geometry, lengths: np.ndarray, many: int, dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """Arenas with free rows behind each head, as lukv.backend.arena lays them out, and where the heads begin."""
     capacity = -(-(lengths + SLACK) // STEP) * STEP
     start = torch.tensor(np.cumsum(capacity) - capacity, dtype=torch.int32, device=DEVICE)
     rows = int(capacity.sum())
-    return [(random(rows, geometry.head_dim), random(rows, geometry.head_dim)) for _ in range(many)], start
+    shape = rows, geometry.head_dim
+    return [(random(dtype, *shape), random(dtype, *shape)) for _ in range(many)], start
 
 
-def rows(section: Section, geometry: Geometry, tokens: int, shares: list[float], speed: float) -> None:
+def rows(section: Section, geometry: Geometry, dtype: torch.dtype, tokens: int, shares: list[float]) -> None:
     heads, d = geometry.kv_heads, geometry.head_dim
     group, scale = geometry.query_heads // heads, d**-0.5
-    query = random(heads, group, 1, d)
+    query = random(dtype, heads, group, 1, d)
     flat, grouped = query.view(1, -1, 1, d), query.view(1, heads, group, d)
-    many = copies(heads * tokens, geometry)
-    fulls = [(random(1, heads, tokens, d), random(1, heads, tokens, d)) for _ in range(many)]
-    decode = pick("auto", DEVICE, DTYPE, d, d)[1]
-    theirs = peers("attention", geometry.query_heads, heads, d, tokens, *shares)
+    many = copies(heads * tokens, geometry, dtype)
+    fulls = [tuple(random(dtype, 1, heads, tokens, d) for _ in "kv") for _ in range(many)]
+    decode, loop = (pick(name, DEVICE, dtype, d, d).decode for name in ("auto", "loop"))
+    theirs = peers("attention", geometry.query_heads, heads, d, tokens, *shares) if dtype is DTYPE else None
     for share in shares:
         lengths = uneven(heads, tokens, share)
         longest = int(lengths.max())
         cut = [(k[:, :, :longest].contiguous(), v[:, :, :longest].contiguous()) for k, v in fulls]
         bias = torch.arange(longest, device=DEVICE)[None, None, None] < torch.tensor(lengths)[None, :, None, None]
-        arenas, start = ragged_arenas(geometry, lengths, copies(int(lengths.sum()), geometry))
+        arenas, start = ragged_arenas(geometry, lengths, copies(int(lengths.sum()), geometry, dtype), dtype)
         length = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
         calls = {
             "full": lambda i: sdpa(flat, *fulls[i % many], scale=scale, enable_gqa=True),
@@ -57,17 +62,24 @@ def rows(section: Section, geometry: Geometry, tokens: int, shares: list[float],
             "ours": lambda i, arenas=arenas, start=start, length=length, longest=longest: decode(
                 query, *arenas[i % len(arenas)], start, length, longest, scale, None
             ),
+            "floor": lambda i, arenas=arenas: [
+                x.view(-1).view(torch.float32).sum() for x in arenas[i // 2 % len(arenas)]
+            ],
+            "loop": lambda i, arenas=arenas, start=start, length=length, longest=longest: loop(
+                query, *arenas[(i + len(arenas) // 2) % len(arenas)], start, length, longest, scale, None
+            ),
         }
         rounds = (40 if section.full else 10) * (4 if tokens <= 4096 else 1)
         times = in_turn(calls, rounds)
-        floor = 2 * int(lengths.sum()) * d * DTYPE.itemsize / speed
-        ms = [f"{times[name] * 1e3:.3f}" for name in ("full", "grouped", "padded")]
+        floor = times["floor"] * int(lengths.sum()) / len(arenas[0][0])  # without the free rows between the heads
+        ms = [f"{times[name] * 1e3:.3f}" for name in ("full", "grouped", "padded", "loop")]
         kvpress = "-" if theirs is None else f"{theirs[str(share)] / theirs['full']:.2f} x full"
         ours = times["ours"]
         section.row(
-            f"{geometry.name}, {tokens}, {share:g}",
-            *ms,
+            f"{geometry.name}, {str(dtype)[6:]}, {tokens}, {share:g}",
+            *ms[:3],
             kvpress,
+            ms[3],
             f"**{ours * 1e3:.3f}**",
             f"{ours / times['full']:.3f}",
             f"{ours / times['grouped']:.2f}",
@@ -78,24 +90,25 @@ def rows(section: Section, geometry: Geometry, tokens: int, shares: list[float],
 
 def measure(section: Section) -> None:
     torch.set_num_threads(1)
-    speed = bandwidth()
     section.text(f"""
-        One new token, one layer, {str(DTYPE)[6:]}, one thread; milliseconds, medians. The heads keep 0.25 to 1.75 of
-        the mean. *full*: torch's SDPA over the whole cache, as transformers calls it; *grouped*: the same with a
-        group's query heads as query rows; *padded*: the kept entries padded to the longest head, with a mask;
-        *kvpress*: its attention function for head-wise methods, which keeps the whole cache and replaces the evicted
-        keys at every token, against SDPA in its own process; *floor*: the kept bytes at {speed / 1e9:.1f} GB/s, which
-        a plain sum over memory reads here.
+        One new token, one layer, one thread; milliseconds, medians. The heads keep 0.25 to 1.75 of the mean. *full*:
+        torch's SDPA over the whole cache, as transformers calls it; *grouped*: the same with a group's query heads as
+        query rows; *padded*: the kept entries padded to the longest head, with a mask; *kvpress*: its attention
+        function for head-wise methods, which keeps the whole cache and replaces the evicted keys at every token,
+        against SDPA in its own process; *loop*: our kernel that needs no compiler; *ours*: the one that `auto` takes
+        here, {pick("auto", DEVICE, DTYPE, 128, 128).name}; *floor*: a plain sum over as many bytes, in turn with the
+        others.
     """)
     if why := no_peers():
         section.text(f"kvpress is not measured: {why}.")
-    columns = ("full", "grouped", "padded", "kvpress", "ours", "of full", "of grouped", "floor", "of floor")
-    section.head("heads, context, kept", *columns)
+    columns = ("full", "grouped", "padded", "kvpress", "loop", "ours", "of full", "of grouped", "floor", "of floor")
+    section.head("heads, numbers, context, kept", *columns)
     shares = [0.05, 0.1, 0.2, 0.5, 1.0] if section.full else [0.05, 0.2, 1.0]
     lengths = (1024, 4096, 16384, 32768) if section.full else (1024, 16384)
     for geometry in (TINY, LARGE):
-        for tokens in lengths:
-            rows(section, geometry, tokens, shares, speed)
+        for dtype in DTYPES:
+            for tokens in lengths:
+                rows(section, geometry, dtype, tokens, shares)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What a GPU is needed for, in one call of less than ten minutes: kernels, whole model, largest batch, profiling.
+"""What a GPU is needed for, in one call of eight minutes: kernels, whole model, largest batch, profiling.
 
 Kernel times are those of a CUDA graph over many copies of the data (no Python in them); whole models run as an
-evaluation runs them. Rows that would begin after nine minutes are left out, and said so.
+evaluation runs them. Each line is printed when it is measured. What would begin after seven minutes is left out, what
+fails is a line of its own, and the section is written with all the rest.
 """
 
 from __future__ import annotations
@@ -26,24 +27,28 @@ from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
 from lukv.backend.kernels import list_kernels, pick
 from lukv.budgets.oracle import UtilityOracle
-from lukv.budgets.solver import solve
 from lukv.model import LoadedModel
 from lukv.selection import Protection
 
 SHARE = 0.2
 H200 = 4.3e12  # bytes a second that a copy moves on an H200; the floor beside the measured one
-MINUTES = 9.0
+MINUTES = 7.0
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.start = time.monotonic()
+    """Begins what there is time for; a line says what was left out and what failed."""
 
-    def is_late(self, section: Section, what: str) -> bool:
-        late = time.monotonic() - self.start > 60 * MINUTES
-        if late:
-            section.row(f"{what}: left out, the time is up")
-        return late
+    def __init__(self, section: Section) -> None:
+        self.start, self.section = time.monotonic(), section
+
+    def attempt(self, what: str, call: Callable[[], object]) -> None:
+        if time.monotonic() - self.start > 60 * MINUTES:
+            self.section.row(f"{what}: left out, the time is up")
+            return
+        try:
+            call()
+        except (RuntimeError, ImportError) as error:  # what CUDA and torch raise, lack of memory too
+            self.section.row(f"{what}: failed, {' '.join(str(error).split())[:200]}")
 
 
 def capture_graph(call: Callable[[int], object], many: int) -> Callable[[int], object]:
@@ -68,12 +73,11 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
     group, scale = geometry.query_heads // heads, d**-0.5
     lengths = uneven(heads, tokens, SHARE)
     longest = int(lengths.max())
-    arenas, start = ragged_arenas(geometry, lengths, copies(int(lengths.sum()), geometry))
-    fulls = [
-        (random(1, heads, tokens, d), random(1, heads, tokens, d)) for _ in range(copies(heads * tokens, geometry))
-    ]
+    arenas, start = ragged_arenas(geometry, lengths, copies(int(lengths.sum()), geometry, DTYPE), DTYPE)
+    whole = copies(heads * tokens, geometry, DTYPE)
+    fulls = [tuple(random(DTYPE, 1, heads, tokens, d) for _ in "kv") for _ in range(whole)]
     length = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
-    query = random(heads, group, 1, d)
+    query = random(DTYPE, heads, group, 1, d)
     flat = query.view(1, -1, 1, d)
     exact = pick("loop", DEVICE, torch.float32, d, d)[1]
     wanted = exact(query.float(), *(x.float() for x in arenas[0]), start, length, longest, scale, None)
@@ -91,11 +95,15 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
         def ragged(i: int, decode=decode) -> Tensor:  # type: ignore[no-untyped-def]
             return decode(query, *arenas[i], start, length, longest, scale, None)
 
-        errors[name] = f"{float((ragged(0).float() - wanted).abs().max()):.0e}"
         # loop and reference ask the device for the lengths, which no graph can hold
-        whole = name in ("loop", "reference")
-        calls[name] = (lambda i, ragged=ragged: ragged(0)) if whole else capture_graph(ragged, len(arenas))
-        many[name] = 1 if whole else len(arenas)
+        alone = name in ("loop", "reference")
+        try:
+            errors[name] = f"{float((ragged(0).float() - wanted).abs().max()):.0e}"
+            calls[name] = (lambda i, ragged=ragged: ragged(0)) if alone else capture_graph(ragged, len(arenas))
+        except RuntimeError as error:
+            section.row(f"{geometry.name}, {tokens}, {name}: failed, {' '.join(str(error).split())[:200]}")
+            continue
+        many[name] = 1 if alone else len(arenas)
     times = {name: t / many[name] for name, t in in_turn(calls, rounds).items()}
     stored = 2 * int(lengths.sum()) * d * DTYPE.itemsize
     for name, t in times.items():
@@ -194,6 +202,8 @@ def largest_batch(section: Section, ours: PreTrainedModel, tokens: int, limit: i
 
 def profiling(section: Section, ours: PreTrainedModel, tokens: int) -> None:
     """One context of a calibration with one question, as job=calibrate measures it."""
+    from lukv.budgets.solver import solve  # needs scipy, which a bare machine may lack
+
     loaded = LoadedModel(ours, SimpleNamespace(eos_token_id=None), "random", "", "")  # type: ignore[arg-type]
     scorer, protection = KeyNorm(), Protection(4, 1)
     context: list[Any] = []
@@ -211,7 +221,7 @@ def profiling(section: Section, ours: PreTrainedModel, tokens: int) -> None:
 def measure(section: Section) -> None:
     if DEVICE.type != "cuda":
         raise Skip("it needs a CUDA device")
-    clock, speed = Clock(), bandwidth()
+    clock, speed = Clock(section), bandwidth()
     section.text(f"""
         {torch.cuda.get_device_name()}, {str(DTYPE)[6:]}. One layer's attention for one token, {SHARE:.0%} kept
         unevenly, microseconds. *faster*: than SDPA over the full cache; *of floor*: the bytes it must read at
@@ -220,8 +230,7 @@ def measure(section: Section) -> None:
     """)
     section.head("heads, context, kernel", "us", "faster", "of floor", "of 4.3 TB/s", "error")
     for tokens in (8192, 32768, 131072):
-        if not clock.is_late(section, f"{tokens}"):
-            kernels(section, LARGE, tokens, speed)
+        clock.attempt(f"{tokens}", lambda tokens=tokens: kernels(section, LARGE, tokens, speed))
     stock = model_of(LARGE, 32, DTYPE)
     ours = twin(stock)
     use_ragged_attention(ours)
@@ -231,17 +240,15 @@ def measure(section: Section) -> None:
     """)
     section.head("context, batch, cache", "prefill, s", "peak, GiB", "token, ms", "faster", "tokens a second")
     for tokens, batch in ((8192, 1), (8192, 8), (32768, 1), (32768, 8), (131072, 1), (131072, 8)):
-        if not clock.is_late(section, f"{tokens}, batch {batch}"):
-            whole_model(section, stock, ours, tokens, batch)
+        what = f"{tokens}, batch {batch}"
+        clock.attempt(what, lambda tokens=tokens, batch=batch: whole_model(section, stock, ours, tokens, batch))
     section.text("Contexts of that length that can be decoded together (powers of two, by trying):")
     section.head("context", "all kept", f"{SHARE:.0%} kept")
     for tokens in (8192, 32768):
-        if not clock.is_late(section, f"{tokens}"):
-            largest_batch(section, ours, tokens)
+        clock.attempt(f"{tokens}", lambda tokens=tokens: largest_batch(section, ours, tokens))
     section.text("Profiling one context for a budget table, one question, seconds:")
     section.head("context", "prefill", "ranking", "oracle", "solver", "together")
-    if not clock.is_late(section, "32768"):
-        profiling(section, ours, 32768)
+    clock.attempt("32768", lambda: profiling(section, ours, 32768))
 
 
 if __name__ == "__main__":

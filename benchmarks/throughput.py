@@ -61,9 +61,8 @@ def answers(one: Run) -> dict[str, str]:
     return {line["id"]: line["prediction"] for line in map(json.loads, lines)}
 
 
-def write_samples(path: Path, length: int, limit: int) -> int:
+def write_samples(path: Path, length: int, limit: int, tasks: Sequence[str], tokenizer: Any) -> int:
     """What kvpress is asked: the samples of the benchmark, as text."""
-    tokenizer = build.get_model(compose()).tokenizer
     rows = [
         {
             "id": s.id,
@@ -72,7 +71,7 @@ def write_samples(path: Path, length: int, limit: int) -> int:
             "answer_prefix": s.answer_prefix,
             "max_new_tokens": s.max_new_tokens,
         }
-        for task in Ruler(length, tasks=TASKS).tasks(tokenizer, limit)
+        for task in Ruler(length, tasks=tasks).tasks(tokenizer, limit)
         for s in task.samples
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -95,10 +94,10 @@ def rows(section: Section, length: int, limit: int, folder: Path) -> None:
     tasks = f"benchmark.tasks=[{','.join(TASKS)}]"
     shared = [f"benchmark.length={length}", tasks, f"limit={limit}"]
     samples, table = folder / "samples.jsonl", folder / "keydiff.npy"
-    n = write_samples(samples, length, limit)
+    n = write_samples(samples, length, limit, TASKS, build.get_model(compose()).tokenizer)
     BudgetTable.load(TABLE).save_npy(table)
     asked = METHODS if section.full else {name: METHODS[name] for name in ("KeyDiffPress", "LUKVPress")}
-    theirs = pipeline(CONF.parent / "models" / "tiny", samples, table, SHARE, *asked)
+    theirs = pipeline(CONF.parent / "models" / "tiny", "float32", samples, table, SHARE, *asked)
 
     def make_run(method: str, name: str, *more: str, budget: float = SHARE) -> Run:
         return compose(*method.split(), f"budget={budget}", f"runs={folder}/{name}", *shared, *more)

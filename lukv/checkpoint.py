@@ -28,7 +28,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
-from lukv.gguf import check_tokenizers, dequantized, is_gguf, read_header
+from lukv.asked import check_names, check_there, is_gguf, is_local
+from lukv.gguf import check_tokenizers, dequantized, read_header
 
 OUT_OF_MEMORY = re.compile("(can't|cannot|unable to) (allocate|mmap).*memory|out of memory", re.IGNORECASE)
 
@@ -52,9 +53,8 @@ def torch_device(name: str) -> torch.device:
     """cpu, cuda, cuda:N; auto: cuda if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_names(device=name)
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (number.isdecimal() or number == ""):
-        raise ValueError(f"device={name} is not known: choose one of auto, cpu, cuda, cuda:N")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         seen = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
         raise ValueError(f"device={name}, but torch sees {seen} here: use device=cpu or auto")
@@ -126,8 +126,7 @@ class Source:
     @property
     def local(self) -> bool:
         """A folder or file, there or not; anything else is a hub id."""
-        named = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1 or is_gguf(self.path)
-        return named or self.made_by is not None or Path(self.path).exists()
+        return is_local(self.path, self.made_by)
 
     @property
     def commit(self) -> str | None:
@@ -157,26 +156,11 @@ class Source:
     def must_exist(self) -> None:
         """Raise FileNotFoundError where nothing is, and for a hub id that is neither on this machine nor to be fetched;
         ValueError for an adapter. Nothing is read."""
-        path = Path(self.path)
-        if (path / "adapter_config.json").is_file():
-            raise ValueError(
-                f"model {self.path}: it is a PEFT adapter, not a model: merge it into its model (merge_and_unload) and "
-                "save that. Prompt, prefix and P-tuning cannot be merged and are not supported"
-            )
+        check_there(self.path, self.made_by, self.holds)
         if not self.local:
             cached = try_to_load_from_cache(self.path, self.holds, revision=self.revision)
             if not isinstance(cached, str) and not hub_answers():
                 raise FileNotFoundError(f"model {self.path}: {UNREACHABLE}")
-            return
-        if path.is_file() if is_gguf(path) else (path / self.holds).is_file():
-            return
-        lacks = f"there is no such {'file' if is_gguf(path) else 'folder'}"
-        if path.exists():
-            lacks = f"it has no {self.holds}" if path.is_dir() else "it is not a folder"
-        instead = "give a folder written by save_pretrained, a file named *.gguf, or a hub id"
-        if self.made_by:
-            instead = f"make it with: {self.made_by}"
-        raise FileNotFoundError(f"model {self.path}: {lacks} ({instead})")
 
     @contextmanager
     def place(self) -> Iterator[dict[str, Any]]:

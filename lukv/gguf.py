@@ -27,12 +27,6 @@ AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "trillion", "gran
 INSTALL = "pip install 'gguf>=0.17'"
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether a path names a GGUF file, there or not."""
-    path = Path(path)
-    return path.suffix.lower() == ".gguf" and not path.is_dir()
-
-
 def read_header(path: str | Path) -> dict[str, Any]:
     """The file's keys and values, arrays as their lengths. Raises a one-line ValueError for a file that is not GGUF or
     is damaged in its header, for one that ends before its last tensor does, and where a package is missing."""

@@ -19,11 +19,12 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
+from lukv.asked import DTYPES, check_names
 from lukv.backend.architecture import check_architecture
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
 from lukv.backend.geometry import count_kv_heads
-from lukv.backend.kernels import list_kernels, pick
+from lukv.backend.kernels import pick
 from lukv.backend.self_check import check_model
 from lukv.chat import drop_trace, parse_date, render, render_turn
 from lukv.checkpoint import Source, enough_memory, read_config, tokenizer_of, torch_device, whole_model
@@ -31,11 +32,9 @@ from lukv.gguf import end_ids, set_pre_tokenizer
 from lukv.scoring import Prompt
 from lukv.special_tokens import SpecialTokens
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # transformers' warning, marked as given
 LAYOUTS = ("apart", "whole", "plain", "bare")
 """How a prompt's parts become token ids: see LoadedModel.prompt_ids."""
-SPECIAL_TOKENS = ("text", "control")
 
 
 class Network:
@@ -283,12 +282,7 @@ def load(
     check: compare a few tokens with transformers' own attention first, once for each config (backend/self_check.py).
     thinking, special_tokens: see LoadedModel.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype} is not known: choose one of auto, {', '.join(DTYPES)}")
-    if attention not in ("auto", *list_kernels()):
-        raise ValueError(f"attention={attention} is not a kernel: choose one of auto, {', '.join(list_kernels())}")
-    if special_tokens not in SPECIAL_TOKENS:
-        raise ValueError(f"special_tokens={special_tokens} is not known: choose one of {', '.join(SPECIAL_TOKENS)}")
+    check_names(dtype, attention, device, special_tokens)
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     day = parse_date(date)
@@ -309,7 +303,7 @@ def load(
         with naming(its_source.path):
             render(words, "x", thinking, day)
     with enough_memory(path, str(place)):
-        options = {"config": config, "dtype": DTYPES.get(dtype, torch.bfloat16 if source.header else "auto")}
+        options = {"config": config, "dtype": torch_dtype(dtype, torch.bfloat16 if source.header else "auto")}
         model = source.read("weights", whole_model, device_map=device_map, **options)
         if device_map is None:
             model = model.to(place)
@@ -329,6 +323,11 @@ def load(
     kind = hash_config(model.config)
     about = (label, path, kind, attention, chat, longest, source.commit, day, thinking, special_tokens, caveats)
     return LoadedModel(model, words, *about)
+
+
+def torch_dtype(name: str, auto: Any) -> Any:
+    """The torch.dtype of this name."""
+    return getattr(torch, name) if name in DTYPES else auto
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def test_a_script_elsewhere_uses_the_library(installed: Path, tmp_path: Path) ->
     program.write_text("\n".join(LIBRARY).replace("models/tiny", str(package / "models" / "tiny")), encoding="utf-8")
     assert "1480267" in python(installed, tmp_path, str(program))
     assert (package / "py.typed").is_file()
+    assert (package / "backend" / "kernels" / "_native.cpp").is_file()
     assert python(installed, tmp_path, "-c", "import lukv; print(lukv.__version__)").strip() == declared_version()
 
 

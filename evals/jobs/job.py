@@ -23,6 +23,7 @@ from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import follow_finished
 from evals.text import milliseconds, result_table, size, table
 from lukv.artifacts import write_atomically
+from lukv.asked import check_settings
 from lukv.names import BUDGETS
 
 
@@ -76,7 +77,10 @@ class Job:
     def open(self, wait: bool) -> Outcome:
         with RunFolder(self.run, wait) as folder:
             result = folder.read_result()
-            return Outcome(self.compute(folder)) if result is None else Outcome(result, found=True)
+            if result is not None:
+                return Outcome(result, found=True)
+            check_model(self.run)
+            return Outcome(self.compute(folder))
 
     def compute(self, folder: RunFolder) -> Result:
         """Begin the run, compute its result and write it into the folder."""
@@ -195,8 +199,22 @@ class Info(Job):
     leaves_result = False
 
     def do(self) -> None:
-        about = {"command": quote_command(), **collect_provenance(), "settings": self.run.config}
+        import torch
+
+        from lukv.backend.kernels import explain
+
+        where = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        kernels = explain(torch.device(where[0]), where[1])
+        about = {"command": quote_command(), **collect_provenance(), "attention": kernels, "settings": self.run.config}
         print(json.dumps(about, indent=2, default=str))
+
+
+def check_model(run: Run) -> None:
+    """Raise InputError for what is wrong with the model's settings and can be seen before torch is imported."""
+    try:
+        check_settings(run["model"], run["attention"])
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
 
 
 def latency_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lukv.backend.kernels import list_kernels, loop, pick
+from lukv.backend.kernels import _build, list_kernels, loop, pick
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -110,14 +110,16 @@ def test_loop_reads_short_sequences_together(softcap, monkeypatch):
     assert (out.double() - wanted).abs().max() <= TOLERANCE[torch.float32]
 
 
-def test_auto_on_cpu_is_the_loop():
-    assert pick("auto", CPU, torch.float32, 64, 64)[0] == "loop"
+def test_auto_on_cpu_is_the_compiled_kernel_where_there_is_one():
+    compiled = "native" if _build.find_obstacle() is None else "loop"
+    assert pick("auto", CPU, torch.float32, 64, 64)[0] == compiled
+    assert pick("auto", CPU, torch.float64, 64, 64)[0] == "loop"
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("flash", "attention=flash is not a kernel: choose one of auto, fa2, flash_attn, loop, reference, triton"),
+        ("flash", "is not a kernel: choose one of auto, fa2, flash_attn, loop, native, reference, triton"),
         ("fa2", "attention=fa2 cannot run here: fa2 needs a CUDA device, not cpu"),
         ("flash_attn", "pip install --no-build-isolation 'flash-attn>=2.8'"),
         ("triton", "attention=triton cannot run here: "),

@@ -138,7 +138,7 @@ def test_a_loaded_model_answers_and_stops(speaking):
     cache.rollback()
     stopped = answer(speaking, cache, [question], 8, stop=speaking.stop_at(["never said", string])).tokens[0]
     assert speaking.decode(stopped) == whole[:end]
-    assert cache.kernel == "loop"
+    assert cache.kernel in ("native", "loop")  # with a compiler and without
 
 
 def test_stop_strings_are_looked_for_in_the_text(loaded):

@@ -219,7 +219,10 @@ def test_report_without_runs(tmp_path: Path) -> None:
 
 def test_other_jobs(command: Command, settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*settings, "method=keydiff", "job=info") == 0
-    assert json.loads(capsys.readouterr().out)["versions"]["torch"]
+    about = json.loads(capsys.readouterr().out)
+    assert about["versions"]["torch"]
+    assert about["attention"]["loop"] == "runs here"
+    assert about["attention"]["auto"] in ("is native here", "is loop here")
     assert list(tmp_path.iterdir()) == []
     quick = ["job=latency", "job.lengths=[64,128]", "job.repeats=1", "job.new_tokens=3"]
     assert command(*settings, "method=keydiff", *quick) == 0

@@ -69,6 +69,25 @@ def test_what_is_finished_needs_no_torch(
     assert len(list(tmp_path.glob("tables/*"))) == (2 if job == "calibrate" else 0)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("model=hf:/nowhere", "model /nowhere: there is no such folder"),
+        ("attention=flsh", "attention=flsh is not a kernel"),
+        ("model.dtype=float99", "dtype=float99 is not known"),
+        ("model.device=cud", "device=cud is not known"),
+    ],
+)
+def test_a_refusal_that_needs_no_torch_imports_none(wrong: str, said: str, tmp_path: Path) -> None:
+    done = process("importtime", "run.py", wrong, "method=snapkv", f"runs={tmp_path}", program="-X")
+    lines = done.stderr.splitlines()
+    words = [line for line in lines if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert len(words) == 1
+    assert said in words[0]
+    assert not MODEL_LIBRARIES & {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in lines}
+
+
 def test_what_is_not_finished_does(small: list[str]) -> None:
     """So that the test above can fail."""
     said, packages = imported(*small, "method=full", "limit=1", "benchmark.tasks=[niah_single_1]")

@@ -2,7 +2,8 @@
 
 A kernel is one module of this package with
     AUTO: int                    its rank in `attention=auto`, lowest first; 0: only when asked for by name
-    find_problem(device, dtype, head_dim, value_dim, softcap) -> str | None     why it cannot run here, and what to do
+    find_problem(device, dtype, head_dim, value_dim, softcap) -> str | None     why it cannot run here, and what to do;
+                                 RuntimeError where it should run and does not: "auto" says so and goes on without it
     decode(query, keys, values, start, length, longest, scale, softcap, whole) -> out
 
 query [N, G, n, d]; keys [rows, d] and values [rows, dv] are the arena's memory; start [N] and length [N] are int32 on
@@ -19,12 +20,14 @@ for them says so: TILES = True.
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from functools import cache
+from logging import getLogger
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from lukv.asked import list_kernels
 
 
 class Decode(Protocol):
@@ -42,9 +45,16 @@ class Decode(Protocol):
     ) -> Tensor: ...
 
 
-def list_kernels() -> list[str]:
-    """The names of all kernels: one for each module here, but for those that begin with _."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+def explain(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> dict[str, str]:
+    """Of each kernel, and of "auto": that it runs here, or why not, in a line."""
+    found = {}
+    for name in ("auto", *list_kernels()):
+        try:
+            chosen = pick(name, device, dtype, head_dim, head_dim).name
+            found[name] = "runs here" if chosen == name else f"is {chosen} here"
+        except ValueError as error:
+            found[name] = str(error).removeprefix(f"attention={name} ")
+    return found
 
 
 class Kernel(NamedTuple):
@@ -69,9 +79,17 @@ def pick(
     modules = {n: importlib.import_module(f"{__name__}.{n}") for n in (list_kernels() if name == "auto" else [name])}
     order = sorted((module.AUTO, n) for n, module in modules.items() if module.AUTO > 0 or name != "auto")
     for _, candidate in order:
-        why = modules[candidate].find_problem(device, dtype, head_dim, value_dim, softcap)
-        if cache_dtype != "auto" and not getattr(modules[candidate], "TILES", False):
-            why = f"{candidate} cannot read a cache of cache_dtype={cache_dtype} (attention=loop can, on any device)"
+        try:
+            if cache_dtype != "auto" and not getattr(modules[candidate], "TILES", False):
+                why = (
+                    f"{candidate} cannot read a cache of cache_dtype={cache_dtype} (attention=loop can, on any device)"
+                )
+            else:
+                why = modules[candidate].find_problem(device, dtype, head_dim, value_dim, softcap)
+        except RuntimeError as error:
+            why = str(error)
+            if name == "auto":
+                getLogger(__name__).warning("attention goes on without the %s kernel: %s", candidate, why)
         if why is None:
             return Kernel(candidate, modules[candidate].decode)
         if name != "auto":
