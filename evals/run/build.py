@@ -103,14 +103,18 @@ def build_method(run: Run) -> Method | None:
 
 def build_eviction(run: Run, method: Method | None, model: LoadedModel) -> Eviction | None:
     """The method at the run's budget, checked for the model; None keeps everything as it is."""
-    share, cache_dtype = run["budget_bytes"], run["cache_dtype"]
-    eviction = keep_everything(cache_dtype)
+    eviction = keep_everything(run["cache_dtype"])
     if method is not None:
-        by_bytes = None if share is None else make_byte_budget(share, cache_dtype, model)
-        eviction = Eviction(*method, by_bytes or Budget(run["budget"], run["budget_tokens"]), cache_dtype)
+        eviction = Eviction(*method, build_budget(run, model), run["cache_dtype"])
     if eviction is not None:
         check_fits(eviction, model)
     return eviction
+
+
+def build_budget(run: Run, model: LoadedModel) -> Budget:
+    if run["budget_bytes"] is not None:
+        return make_byte_budget(run["budget_bytes"], run["cache_dtype"], model)
+    return Budget(run["budget"], run["budget_tokens"])
 
 
 def check_later(run: Run, method: Method) -> None:
@@ -141,11 +145,10 @@ def build_later(run: Run, method: Method | None, model: LoadedModel) -> Later | 
         return None
     check_readers(model.model, evicts=decoding["every"] != TURN)
     share, tokens = decoding.get("share"), decoding.get("tokens")
-    if share is None and tokens is None:  # down to the budget of the prompt
-        share, tokens = run["budget"], run["budget_tokens"]
-    return Later(
-        Eviction(*method, Budget(share, tokens)), every=None if decoding["every"] == TURN else decoding["every"]
-    )
+    as_prompt = share is None and tokens is None
+    budget = build_budget(run, model) if as_prompt else Budget(share, tokens)
+    every = None if decoding["every"] == TURN else decoding["every"]
+    return Later(Eviction(*method, budget, run["cache_dtype"]), every=every)
 
 
 def check_turns(run: Run, turns: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_sweep_over_bytes(
         result = json.loads((folder / "result.json").read_text())
         assert list_faults(result, Evaluation) == []
         share = result["config"]["budget_bytes"]
-        for line in map(json.loads, (folder / "samples.jsonl").read_text().splitlines()):
+        for line in read_lines(folder):
             assert list_faults(line, SampleRecord) == []
             if share is not None:
                 assert 0.98 * share < line["cache_bytes"] / line["full_cache_bytes"] <= share
@@ -53,18 +54,28 @@ def test_a_sweep_over_bytes(
     assert "| method | 10% of bytes | 20% of bytes |" in table
 
 
-def test_decoded_together_and_alone_are_the_same(command: Command, settings: list[str], tmp_path: Path) -> None:
-    """In a sweep a prefill serves caches of each dtype; alone a cache is packed layer by layer."""
+@pytest.mark.parametrize("decoding", [[], ["decoding=size", "decoding.tokens=60", "decoding.every=8"]])
+def test_decoded_together_and_alone_are_the_same(
+    command: Command, settings: list[str], decoding: list[str], tmp_path: Path
+) -> None:
+    """In a sweep a prefill serves caches of each dtype; alone a cache is packed layer by layer. The same where it is
+    evicted again while answering."""
     swept, alone = f"runs={tmp_path / 'swept'}", f"runs={tmp_path / 'alone'}"
-    assert command("-m", *settings, "method=keydiff,snapkv", "cache_dtype=auto,int4", "budget=0.3", swept) == 0
-    assert command(*settings, "method=keydiff", "cache_dtype=int4", "budget=0.3", "share_prefill=false", alone) == 0
+    common = [*settings, *decoding, "budget=0.3"]
+    assert command("-m", *common, "method=keydiff,snapkv", "cache_dtype=auto,int4", swept) == 0
+    assert command(*common, "method=keydiff", "cache_dtype=int4", "share_prefill=false", alone) == 0
     [folder] = (tmp_path / "alone").glob("*keydiff*")
     assert "__int4__" in folder.name
     kept = [
-        [(s["id"], s["prediction"], s["cache_bytes"]) for s in map(json.loads, (f / "samples.jsonl").open())]
+        [(s["id"], s["prediction"], s["cache_bytes"], s.get("while_answering")) for s in read_lines(f)]
         for f in (folder, tmp_path / "swept" / folder.name)
     ]
-    assert sorted(kept[0]) == sorted(kept[1])
+    assert sorted(kept[0], key=str) == sorted(kept[1], key=str)
+    assert all((again is not None) == bool(decoding) for *_, again in kept[0])
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
 
 
 def test_what_cannot_be_met_is_one_line(
