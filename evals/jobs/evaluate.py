@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.jobs.benchmark import tokenize_benchmark
-from evals.jobs.decode import ActiveMethod, Line, answer_each, check_talking
+from evals.jobs.decode import ActiveMethod, answer_each, check_talking
+from evals.jobs.lines import Line
 from evals.jobs.progress import show_progress
 from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references
 from evals.jobs.result import summarize

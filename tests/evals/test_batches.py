@@ -46,9 +46,9 @@ def test_every_context_is_in_one_batch_that_is_small_enough(lengths: list[int], 
         assert len(batch) == 1 or len(batch) * max(batch) <= BATCH_TOKENS
 
 
-def run_at(share: float | None) -> ActiveMethod:
+def run_at(share: float | None, cache_dtype: str = "auto") -> ActiveMethod:
     """A run that keeps this share. None: everything."""
-    eviction: Any = None if share is None else SimpleNamespace(budget=Budget(share=share))
+    eviction: Any = None if share is None else SimpleNamespace(budget=Budget(share=share), cache_dtype=cache_dtype)
     return ActiveMethod(eviction, done={})
 
 
@@ -67,3 +67,10 @@ def test_runs_decoded_together_have_few_sequences() -> None:
         [runs[0]],
         [runs[1]],
     ]
+
+
+def test_runs_decoded_together_store_alike() -> None:
+    """One cache has one dtype."""
+    runs = [run_at(0.1), run_at(0.2, "int8"), run_at(0.3), run_at(0.1, "int8")]
+    batch = [[context] for context in samples_of([100])]
+    assert group_runs(runs, batch) == [[runs[0], runs[2]], [runs[3], runs[1]]]
