@@ -165,10 +165,10 @@ def test_out_of_memory(
     assert command("-m", *elsewhere("plenty"), *sweep) == 0
     compress = decode.compress
 
-    def scarce(model, rows, eviction=None, observe=(), attention=None):
+    def scarce(model, rows, observe=(), **others):
         if len(rows) > 1 or observe:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return compress(model, rows, eviction=eviction, attention=attention)
+        return compress(model, rows, observe=observe, **others)
 
     monkeypatch.setattr(decode, "compress", scarce)
     assert command("-m", *elsewhere("scarce"), *sweep) == 0

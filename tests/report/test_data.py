@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.report.data import MEAN, Cell, collect, read_data, without_places, write_data
+from evals.report.data import MEAN, Cell, collect, read_data, read_squares, without_places, write_data
 from evals.report.runs import read_results
 from tests.as_typed import ROOT, process
 from tests.report.finished_runs import write_evaluation
@@ -154,7 +154,9 @@ def test_as_typed(runs: Path, tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-CELLS = [path for path in sorted((ROOT / "docs" / "data").glob("*.csv")) if path.stem != "architectures"]
+DATA = [path for path in sorted((ROOT / "docs" / "data").glob("*.csv")) if path.stem != "architectures"]
+GRIDS = [path for path in DATA if path.stem.endswith("-grid")]
+CELLS = [path for path in DATA if path not in GRIDS]
 
 
 @pytest.mark.parametrize("path", CELLS, ids=lambda p: p.stem)
@@ -171,3 +173,18 @@ def test_the_published_files(path: Path) -> None:
         assert mean.score == pytest.approx(np.mean([c.score for c in tasks.values()]), abs=1e-5)
         assert mean.n == sum(c.n for c in tasks.values())
         assert mean.full == pytest.approx(np.mean([c.full for c in tasks.values()]), abs=1e-5)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda p: p.stem)
+def test_the_published_squares(path: Path) -> None:
+    """They name no place of a machine. Those of one run have the run's mean, task by task, in the file beside."""
+    cells = {c.run_id: c for c in read_data(path.with_name(path.name.replace("-grid", ""))) if c.task == MEAN}
+    squares = read_squares(path)
+    runs = {s.run_id: [x for x in squares if x.run_id == s.run_id] for s in squares}
+    assert set(runs) == set(cells)
+    for run, own in runs.items():
+        assert all(without_places(s.command) == s.command and 0 <= s.score <= 1 for s in own)
+        assert sum(s.n for s in own) == cells[run].n
+        assert np.average([s.score for s in own], weights=[s.n for s in own]) == pytest.approx(
+            cells[run].score, abs=1e-5
+        )
