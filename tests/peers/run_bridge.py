@@ -190,7 +190,7 @@ def compare(name, model, context, question) -> dict:
     cache = compress(model, context, press, prefill=prefill)
     positions = [cache.find_positions(i, 0) for i in range(len(masks))]
     known = [(mask[0], heads) for mask, heads in zip(masks, positions, strict=True) if (heads[0] != UNKNOWN).all()]
-    entry = sum(cache.state().layers[0].__dict__[part].shape[1] * 4 for part in ("keys", "values"))
+    entry = sum(part.shape[1] * 4 for part in cache.state().layers[0].parts[0][:2])
     result = {
         "their_bytes": their_bytes,
         "our_bytes": cache.nbytes,
