@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -132,20 +131,23 @@ def check_made_for(
     metadata: Mapping[str, Any],
     wanted: Mapping[str, Any],
     command: str,
-    alternatives: Mapping[str, str] = MappingProxyType({}),
+    part: str,
+    any_weights: bool,
 ) -> None:
-    """Raise ValueError unless the artifact's metadata holds every entry of `wanted`. The message names the first that
-    differs and the `command` that makes a fitting artifact; alternatives: for some entries, what else can be done."""
+    """Raise ValueError unless the artifact's metadata holds every entry of `wanted`; with `any_weights` the weights are
+    not compared. The message names the first that differs and the `command` that makes a fitting artifact. part: of the
+    method (scorer or allocator), whose setting any_weights is."""
     for key, value in wanted.items():
         made = metadata.get(key)
-        if made == value:
+        if made == value or (any_weights and key == "weights_hash"):
             continue
         remedy = f"make it with `{command}`"
         if isinstance(made, dict) and isinstance(value, dict):  # show only the parameters that differ
             changed = [name for name in sorted({*made, *value}) if made.get(name) != value.get(name)]
             made, value = ({name: each.get(name) for name in changed} for each in (made, value))
             remedy += " and the scorer.NAME=VALUE of this run"
-        remedy += alternatives.get(key, "")
+        if key == "weights_hash":
+            remedy += f", or take it for these weights too, with {part}.any_weights=true"
         raise ValueError(f"{path} was made for {key} {made}, not for {value}: {remedy}")
 
 

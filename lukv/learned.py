@@ -101,10 +101,7 @@ class LearnedScorer(Scorer):
         """Raise ValueError unless the probe was fitted on this model, FileNotFoundError if there is none. With
         `any_weights` the weights are not compared."""
         wanted, command = describe_model(model), calibrate_command(model.name, self.name)
-        if self.any_weights:
-            del wanted["weights_hash"]
-        any_weights = {"weights_hash": ", or take it for these weights too, with scorer.any_weights=true"}
-        check_made_for(self.path, self.probe.metadata, wanted, command, any_weights)
+        check_made_for(self.path, self.probe.metadata, wanted, command, "scorer", self.any_weights)
 
 
 @dataclass(frozen=True)

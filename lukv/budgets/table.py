@@ -218,10 +218,8 @@ class TableAllocator(Allocator):
         made_for, wanted = self.table.metadata, describe(model, scorer, protection)
         if not made_for:
             return
-        if self.any_weights or "weights_hash" not in made_for:  # tables of 2026-11-23 lack it
-            del wanted["weights_hash"]
-        any_weights = {"weights_hash": ", or take it for these weights too, with allocator.any_weights=true"}
-        check_made_for(self.path, made_for, wanted, command, any_weights)
+        any_weights = self.any_weights or "weights_hash" not in made_for  # tables of 2026-11-23 lack it
+        check_made_for(self.path, made_for, wanted, command, "allocator", any_weights)
 
     @property
     def caveat(self) -> str | None:

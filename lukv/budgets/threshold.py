@@ -146,9 +146,5 @@ class ThresholdAllocator(Allocator):
     def check(self, model: Target, scorer: Scorer, protection: Protection) -> None:
         """Raise ValueError unless the thresholds were made for this model (config and weights), this scorer with its
         parameters, and this protection. With `any_weights` the weights are not compared."""
-        wanted = describe(model, scorer, protection)
-        if self.any_weights:
-            del wanted["weights_hash"]
-        any_weights = {"weights_hash": ", or take it for these weights too, with allocator.any_weights=true"}
-        command = calibrate_command(model.name, scorer.name)
-        check_made_for(self.path, self.thresholds.metadata, wanted, command, any_weights)
+        wanted, command = describe(model, scorer, protection), calibrate_command(model.name, scorer.name)
+        check_made_for(self.path, self.thresholds.metadata, wanted, command, "allocator", self.any_weights)

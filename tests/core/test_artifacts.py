@@ -63,12 +63,14 @@ def test_an_error_of_the_system_passes_through(tmp_path):
 
 def test_the_first_difference_is_named_with_the_remedy():
     made = {"scorer": "snapkv", "scorer_parameters": {"window": 32, "kernel": 7}, "more": 1}
-    check_made_for("t", made, {"scorer": "snapkv", "scorer_parameters": {"window": 32, "kernel": 7}}, "do it")
+    check_made_for(
+        "t", made, {"scorer": "snapkv", "scorer_parameters": {"window": 32, "kernel": 7}}, "do it", "scorer", False
+    )
     with pytest.raises(ValueError, match=r"^t was made for scorer snapkv, not for keydiff: make it with `do it`$"):
-        check_made_for("t", made, {"scorer": "keydiff", "scorer_parameters": {}}, "do it")
+        check_made_for("t", made, {"scorer": "keydiff", "scorer_parameters": {}}, "do it", "scorer", False)
     with pytest.raises(
         ValueError, match=r"scorer_parameters {'window': 32}, not for {'window': 64}.* scorer.NAME=VALUE"
     ):
-        check_made_for("t", made, {"scorer_parameters": {"window": 64, "kernel": 7}}, "do it")
+        check_made_for("t", made, {"scorer_parameters": {"window": 64, "kernel": 7}}, "do it", "scorer", False)
     with pytest.raises(ValueError, match="was made for weights_hash None, not for abc"):
-        check_made_for("t", made, {"weights_hash": "abc"}, "do it")
+        check_made_for("t", made, {"weights_hash": "abc"}, "do it", "scorer", False)
