@@ -88,7 +88,7 @@ def kernels(section: Section, geometry: Geometry, tokens: int, speed: float, rou
     errors: dict[str, str] = {}
     for name in list_kernels():
         try:
-            _, decode = pick(name, DEVICE, DTYPE, d, d)
+            decode = pick(name, DEVICE, DTYPE, d, d).decode
         except ValueError:
             continue
 

@@ -272,10 +272,10 @@ class RaggedLayer(CacheLayerMixin):
         """Attention of the newest tokens of each row, which are stored already."""
         arena = self.held.arena
         if ranges is None:
-            return attend_arena(kernel.decode, query, arena, parameters, None, self.window).transpose(1, 2)
+            return attend_arena(kernel, query, arena, parameters, None, self.window).transpose(1, 2)
         out = query.new_zeros(*query.transpose(1, 2).shape[:3], arena.value_dim)
         for (a, b), rows in group_rows(ranges):
-            part = attend_arena(kernel.decode, query[rows, :, a:b], arena, parameters, rows, self.window)
+            part = attend_arena(kernel, query[rows, :, a:b], arena, parameters, rows, self.window)
             out[rows, a:b] = part.transpose(1, 2)
         return out
 

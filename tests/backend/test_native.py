@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lukv.backend.cache import RaggedCache
+from lukv.backend.format import Format
 from lukv.backend.generate import compress
-from lukv.backend.kernels import _build, loop, native, pick
+from lukv.backend.kernels import Sequences, _build, loop, native, pick
 from tests.backend.test_exact import logits_after
 from tests.backend.test_kernels import CPU, TOLERANCE, arena, expected
 from tests.reference.dense_reference import eviction, rows, tiny_model
@@ -177,20 +178,23 @@ def nothing_built(tmp_path, monkeypatch):
 
 
 @needs_library
-def test_without_bfloat16_instructions(tmp_path):
+def test_without_bfloat16_instructions(tmp_path, monkeypatch):
     """Older processors multiply bfloat16 as float32: the same source, compiled as if for one."""
     path = tmp_path / "old.so"
     _build.compile_library(path, (*_build.FLAGS, "-mno-avx512bf16", "-O1"))
-    attend = ctypes.CDLL(str(path)).attend_bfloat16
-    attend.argtypes = native.find_function(torch.bfloat16).argtypes
+    monkeypatch.setattr(_build, "load", lambda: ctypes.CDLL(str(path)))
+    monkeypatch.setattr(native, "find_function", native.find_function.__wrapped__)
     for d, dv in ((64, 96), (37, 5)):
-        keys, values, start, length = arena([700, 3], d, dv, torch.bfloat16, 1, math.nan)
+        keys, values, start, length = arena([700, 3], d, dv, torch.bfloat16, 1, 0.0)
+        formats = Format(8, d), Format(4, dv)
+        packed = [format.pack(x) for format, x in zip(formats, (keys, values), strict=True)]
+        read = [format.unpack(x, torch.bfloat16) for format, x in zip(formats, packed, strict=True)]
         query = torch.randn(2, 3, 1, d, generator=torch.Generator().manual_seed(0)).bfloat16()
-        out = query.new_empty(2, 3, 1, dv)
-        places = (x.data_ptr() for x in (query, keys, values, out, start, length))
-        attend(*places, 2, d, dv, 3, d, dv, d**-0.5, 0.0, 1)
-        wanted = expected(query, keys, values, start, length, d**-0.5, None)
-        assert (out.double() - wanted).abs().max() <= TOLERANCE[torch.bfloat16]
+        for stored, forms, dense in (((keys, values), None, (keys, values)), (packed, formats, read)):
+            part = Sequences(*stored, start, length)
+            out = native.attend(query, [(part, forms)], dv, d**-0.5, None)
+            wanted = expected(query, *dense, start, length, d**-0.5, None)
+            assert (out.double() - wanted).abs().max() <= TOLERANCE[torch.bfloat16]
 
 
 @needs_library

@@ -14,7 +14,9 @@ whole: the sequences are all those of the arena, from their first entry on. Then
 zeros, and a kernel may read them under a mask. Otherwise they may hold anything, also NaN.
 
 A quantized arena is decoded in tiles that are unpacked into dense memory of this form, `whole`. A kernel that is meant
-for them says so: TILES = True.
+for them says so: TILES = True. It may also read codes by itself, for one new token without gradients:
+    decode_packed(query, packed, recent, formats, scale, softcap) -> out
+Sequence i is then the rows of bytes that `packed` says, and behind them the entries that `recent` says.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lukv.asked import list_kernels
+from lukv.backend.format import Format
 
 
 class Decode(Protocol):
@@ -42,6 +45,27 @@ class Decode(Protocol):
         scale: float,
         softcap: float | None,
         whole: bool = True,
+    ) -> Tensor: ...
+
+
+class Sequences(NamedTuple):
+    """Sequences in an arena's memory: keys [rows, ..] and values [rows, ..]; start [N] and length [N] int32."""
+
+    keys: Tensor
+    values: Tensor
+    start: Tensor
+    length: Tensor
+
+
+class DecodePacked(Protocol):
+    def __call__(
+        self,
+        query: Tensor,
+        packed: Sequences,
+        recent: Sequences,
+        formats: tuple[Format, Format],
+        scale: float,
+        softcap: float | None,
     ) -> Tensor: ...
 
 
@@ -60,6 +84,7 @@ def explain(device: torch.device, dtype: torch.dtype, head_dim: int = 64) -> dic
 class Kernel(NamedTuple):
     name: str
     decode: Decode
+    decode_packed: DecodePacked | None = None
 
 
 @cache
@@ -91,7 +116,8 @@ def pick(
             if name == "auto":
                 getLogger(__name__).warning("attention goes on without the %s kernel: %s", candidate, why)
         if why is None:
-            return Kernel(candidate, modules[candidate].decode)
+            module = modules[candidate]
+            return Kernel(candidate, module.decode, getattr(module, "decode_packed", None))
         if name != "auto":
             raise ValueError(f"attention={name} cannot run here: {why}")
     raise ValueError(f"no attention kernel runs on {device} with {dtype}")

@@ -6,7 +6,10 @@
 // together in order. So the result depends neither on the number of threads nor on the sequences beside one's own.
 //
 // Element<T> says how numbers of type T are read and multiplied. A further type is one more specialisation of it and
-// one more line at the end of the file.
+// one more line at the end of the file. Memory says how rows are stored: as such numbers, or packed in few bits. Packed
+// rows are unpacked a tile at a time, into memory that stays in the first cache, so all that computes sees numbers.
+
+#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,10 +17,8 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <type_traits>
 #include <vector>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -26,12 +27,13 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(32)));
 
 constexpr int LANES = 16;      // floats in a vector
 constexpr int PIECE = 512;     // entries
 constexpr int TOGETHER = 4;    // entries whose logits are computed together
 constexpr int ROWS = 4;        // query heads that are computed together, at most
-constexpr int TILE = 32;       // entries whose values are added before the sums go back to memory
+constexpr int TILE = 32;       // entries that are unpacked together, and whose values are added before the sums go back
 constexpr int ALONE = 1 << 21;  // products that one thread computes sooner than it wakes up others
 constexpr int AHEAD = 16384;   // bytes of memory asked for before they are read
 constexpr float LOWEST = -std::numeric_limits<float>::infinity();
@@ -61,8 +63,8 @@ inline V read_some(const T* x, int count) {  // the rest is zero
   return v;
 }
 
-// Ask for the 64 bytes that will be read soon after x. It may be an address behind the memory's end.
-inline void expect(const void* x) { __builtin_prefetch((const char*)x + AHEAD, 0, 2); }
+// Ask for the 64 bytes that will be read `ahead` bytes after x. It may be an address behind the memory's end.
+inline void expect(const void* x, int64_t ahead) { __builtin_prefetch((const char*)x + ahead, 0, 2); }
 
 inline Floats splat(float x) { return Floats{} + x; }
 
@@ -134,6 +136,92 @@ struct Element<BFloat16> {
 
 inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
+// ---- rows in memory ----------------------------------------------------------------------------------------------
+
+// Rows of numbers, `stride` numbers apart; `ahead` bytes behind a row lies what is worth asking for.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t stride, ahead;
+};
+
+// What a thread computes in.
+template <class T>
+struct Scratch {
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<T> query, weights;
+  std::vector<float> logits, about;
+  std::vector<uint8_t> codes;
+  std::vector<Line> unpacked;
+};
+
+// One code of each of 16 bytes as a number; of fewer than 16 the rest is zero.
+inline Floats read_codes(const uint8_t* codes, int count) {
+  __m128i bytes = _mm_maskz_loadu_epi8(count < LANES ? (1 << count) - 1 : 0xffff, codes);
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+
+// Keys or values of an arena: rows `stride` bytes apart. bits 0: they are numbers. Otherwise each has, as format.py
+// packs it, a code of `bits` bits for each column, then the scales and then the zero points, in float16, of `groups`
+// groups of neighbouring columns.
+struct Memory {
+  const uint8_t* rows;
+  int64_t stride;
+  int32_t bits, groups;
+
+  // Rows first .. first + count - 1, at most TILE, of d numbers each.
+  template <class T>
+  Rows<T> load(int64_t first, int count, int d, Scratch<T>& scratch) const {
+    const uint8_t* row = rows + first * stride;
+    if (bits == 0) return {(const T*)row, stride / (int64_t)sizeof(T), AHEAD};
+    int wide = round_up(d + LANES, Element<T>::WIDTH);  // the last store may reach behind the last column
+    scratch.unpacked.resize(TILE * wide * sizeof(T) / 64);
+    T* numbers = (T*)scratch.unpacked.data();
+    for (int t = 0; t < count; t++) unpack(row + t * stride, d, numbers + t * wide, scratch);
+    return {numbers, wide, 0};
+  }
+
+  template <class T>
+  void unpack(const uint8_t* row, int d, T* numbers, Scratch<T>& scratch) const {
+    for (int64_t i = 0; i < stride; i += 64) expect(row + i, AHEAD);
+    const uint8_t* codes = bits == 4 ? spread(row, (d + 1) / 2, scratch.codes) : row;
+    const uint8_t* halves = row + (d * bits + 7) / 8;
+    scratch.about.resize(round_up(2 * groups, LANES));
+    float *scale = scratch.about.data(), *zero = scale + groups;
+    for (int i = 0; i < 2 * groups; i += LANES) {
+      int left = 2 * groups - i;
+      __m256i some = _mm256_maskz_loadu_epi16(left < LANES ? (1 << left) - 1 : 0xffff, halves + 2 * i);
+      write(scale + i, _mm512_cvtph_ps(some));
+    }
+    int size = d / groups;
+    for (int g = 0; g < groups; g++) {
+      Floats step = splat(scale[g]), low = splat(zero[g]);
+      for (int c = g * size; c < (g + 1) * size; c += LANES)  // what is too much, the next group overwrites
+        Element<T>::store(numbers + c, low + step * read_codes(codes + c, d - c));
+    }
+  }
+
+  // `half` bytes of two codes each -> a byte for each code: those in the low bits, then those in the high ones.
+  static const uint8_t* spread(const uint8_t* pairs, int half, std::vector<uint8_t>& codes) {
+    constexpr int STEP = sizeof(Bytes);
+    codes.resize(2 * half + STEP);
+    for (int high = 0; high < 2; high++)
+      for (int i = 0; i < half; i += STEP) {
+        Bytes both = i + STEP <= half ? read<Bytes>(pairs + i) : read_some<Bytes>(pairs + i, half - i);
+        write(codes.data() + high * half + i, high ? both >> 4 : both & 15);
+      }
+    return codes.data();
+  }
+};
+
+// The entries of all sequences, or those of them that are stored in one way.
+struct Part {
+  Memory keys, values;
+  const int32_t *start, *length;
+};
+
 // ---- logits ------------------------------------------------------------------------------------------------------
 
 // Of four vectors each one's sum, in the first four lanes.
@@ -149,17 +237,17 @@ inline Floats sum_lanes(Floats a, Floats b, Floats c, Floats d) {
   return all;
 }
 
-// query [R, padded], zeros behind d; keys [count, d], `stride` apart -> logits [R, PIECE].
+// query [R, padded], zeros behind d; keys [count, d] -> logits [R, PIECE].
 template <class T, int R>
-void score(const T* query, int padded, const T* keys, int64_t stride, int count, int d, float scale, float* logits) {
+void score(const T* query, int padded, Rows<T> keys, int count, int d, float scale, float* logits) {
   using E = Element<T>;
   using Row = typename E::Row;
   for (int t = 0; t < count; t += TOGETHER) {
     const T* key[TOGETHER];
-    for (int j = 0; j < TOGETHER; j++) key[j] = keys + std::min(t + j, count - 1) * stride;
+    for (int j = 0; j < TOGETHER; j++) key[j] = keys.first + std::min(t + j, count - 1) * keys.stride;
     // one entry after the other, as they lie in memory; the products below go through several at a time
     for (int j = 0; j < TOGETHER; j++)
-      for (int c = 0; c < d; c += E::WIDTH) expect(keys + (t + j) * stride + c);
+      for (int c = 0; c < d; c += E::WIDTH) expect(keys.first + (t + j) * keys.stride + c, keys.ahead);
     Floats sums[R][TOGETHER] = {};
     Row k[TOGETHER];
     auto add = [&](int c) {
@@ -229,29 +317,30 @@ void weigh(float* logits, int count, float softcap, T* weights, float* largest, 
 
 // ---- weighted sums of values -------------------------------------------------------------------------------------
 
-// Adds to sums [R, padded] what TILE entries or fewer give to N vectors of columns, or to `some` < WIDTH columns.
+// Adds to sums [R, padded] what TILE entries or fewer give to N vectors of columns from column c on, or to `some` <
+// WIDTH columns.
 template <class T, int R, int N, bool SOME>
-void add_values(const T* weights, const T* values, int64_t stride, int count, int some, float* sums, int padded) {
+void add_columns(const T* weights, Rows<T> values, int c, int count, int some, float* sums, int padded) {
   using E = Element<T>;
   using Row = typename E::Row;
   constexpr int PAIR = E::PAIR;
   Floats part[R][N * PAIR];
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < N * PAIR; i++) part[r][i] = read<Floats>(sums + r * padded + i * LANES);
+    for (int i = 0; i < N * PAIR; i++) part[r][i] = read<Floats>(sums + r * padded + c + i * LANES);
   for (int t = 0; t < count; t += PAIR) {
     Row p[R];
     for (int r = 0; r < R; r++) p[r] = E::weights(weights + r * PIECE + t);
     for (int i = 0; i < N; i++) {
       Row rows[PAIR], woven[PAIR];
       for (int j = 0; j < PAIR; j++) {
-        const T* x = values + (t + j) * stride + i * E::WIDTH;
+        const T* x = values.first + (t + j) * values.stride + c + i * E::WIDTH;
         if (t + j >= count)
           rows[j] = Row{};
         else if (SOME)
           rows[j] = read_some<Row>(x, some);
         else
           rows[j] = read<Row>(x);
-        expect(x);
+        expect(x, values.ahead);
       }
       E::weave(rows, woven);
       for (int j = 0; j < PAIR; j++)
@@ -259,60 +348,77 @@ void add_values(const T* weights, const T* values, int64_t stride, int count, in
     }
   }
   for (int r = 0; r < R; r++)
-    for (int i = 0; i < N * PAIR; i++) write(sums + r * padded + i * LANES, part[r][i]);
+    for (int i = 0; i < N * PAIR; i++) write(sums + r * padded + c + i * LANES, part[r][i]);
 }
 
-// weights [R, PIECE], values [count, dv], `stride` apart -> sums [R, padded], their columns as Element::column says.
+// weights [R, PIECE], values [count, dv], TILE or fewer: adds to sums [R, padded], their columns as Element::unweave
+// takes them.
 template <class T, int R>
-void mix(const T* weights, const T* values, int64_t stride, int count, int dv, float* sums, int padded) {
+void add_values(const T* weights, Rows<T> values, int count, int dv, float* sums, int padded) {
   constexpr int WIDTH = Element<T>::WIDTH, N = 64 / WIDTH;
-  std::fill_n(sums, R * padded, 0.f);
-  for (int t = 0; t < count; t += TILE) {
-    const T *w = weights + t, *v = values + t * stride;
-    int n = std::min(TILE, count - t), c = 0;
-    for (; c + 64 <= dv; c += 64) add_values<T, R, N, false>(w, v + c, stride, n, 0, sums + c, padded);
-    for (; c + WIDTH <= dv; c += WIDTH) add_values<T, R, 1, false>(w, v + c, stride, n, 0, sums + c, padded);
-    if (c < dv) add_values<T, R, 1, true>(w, v + c, stride, n, dv - c, sums + c, padded);
-  }
+  int c = 0;
+  for (; c + 64 <= dv; c += 64) add_columns<T, R, N, false>(weights, values, c, count, 0, sums, padded);
+  for (; c + WIDTH <= dv; c += WIDTH) add_columns<T, R, 1, false>(weights, values, c, count, 0, sums, padded);
+  if (c < dv) add_columns<T, R, 1, true>(weights, values, c, count, dv - c, sums, padded);
 }
 
 // ---- all of it ---------------------------------------------------------------------------------------------------
 
+// Calls f(g, R) for query heads g .. g + R - 1 until all of the group had their turn. The compiler knows R.
+template <class F>
+void for_heads(int group, F f) {
+  int g = 0;
+  for (; g + ROWS <= group; g += ROWS) f(g, std::integral_constant<int, ROWS>());
+  if (group - g == 3) f(g, std::integral_constant<int, 3>());
+  if (group - g == 2) f(g, std::integral_constant<int, 2>());
+  if (group - g == 1) f(g, std::integral_constant<int, 1>());
+}
+
 template <class T>
 struct Task {
-  const T *query, *keys, *values;
+  const T* query;
   T* out;
-  const int32_t *start, *length;
-  int64_t sequences, key_stride, value_stride;
+  const Part* parts;
+  int many_parts;
+  int64_t sequences;
   int group, d, dv;
   float scale, softcap;
+
+  struct Piece {
+    int64_t sequence;
+    const Part* part;
+    int64_t first;  // row of the part's memory
+    int count;
+  };
 
   int padded() const { return round_up(dv, Element<T>::WIDTH); }
 
   // Of one piece: sums [group, padded], largest [group] and total [group].
-  void attend_piece(int64_t i, int64_t first, int count, float* sums, float* largest, float* total) const {
+  void attend_piece(const Piece& piece, float* sums, float* largest, float* total) const {
+    static thread_local Scratch<T> scratch;
     int wide = round_up(d, Element<T>::WIDTH);
-    static thread_local std::vector<float> logits;
-    static thread_local std::vector<T> weights, q;
-    logits.resize(ROWS * PIECE);
-    weights.resize(ROWS * PIECE);
-    q.assign(ROWS * wide, T{});
-    const T* k = keys + (start[i] + first) * key_stride;
-    const T* v = values + (start[i] + first) * value_stride;
-    for (int g = 0; g < group;) {
-      int rows = std::min(ROWS, group - g);
-      for (int r = 0; r < rows; r++) std::copy_n(query + (i * group + g + r) * d, d, q.data() + r * wide);
-      auto attend = [&](auto score_rows, auto mix_rows) {
-        score_rows(q.data(), wide, k, key_stride, count, d, scale, logits.data());
-        for (int r = 0; r < rows; r++)
-          weigh(logits.data() + r * PIECE, count, softcap, weights.data() + r * PIECE, largest + g + r, total + g + r);
-        mix_rows(weights.data(), v, value_stride, count, dv, sums + g * padded(), padded());
-      };
-      if (rows == 4) attend(score<T, 4>, mix<T, 4>);
-      if (rows == 3) attend(score<T, 3>, mix<T, 3>);
-      if (rows == 2) attend(score<T, 2>, mix<T, 2>);
-      if (rows == 1) attend(score<T, 1>, mix<T, 1>);
-      g += rows;
+    scratch.logits.resize(group * PIECE);
+    scratch.weights.resize(group * PIECE);
+    scratch.query.assign(group * wide, T{});
+    T *q = scratch.query.data(), *weights = scratch.weights.data();
+    float* logits = scratch.logits.data();
+    for (int g = 0; g < group; g++) std::copy_n(query + (piece.sequence * group + g) * d, d, q + g * wide);
+    std::fill_n(sums, group * padded(), 0.f);
+    for (int t = 0; t < piece.count; t += TILE) {
+      int n = std::min(TILE, piece.count - t);
+      Rows<T> keys = piece.part->keys.load(piece.first + t, n, d, scratch);
+      for_heads(group, [&](int g, auto r) {
+        score<T, r.value>(q + g * wide, wide, keys, n, d, scale, logits + g * PIECE + t);
+      });
+    }
+    for (int g = 0; g < group; g++)
+      weigh(logits + g * PIECE, piece.count, softcap, weights + g * PIECE, largest + g, total + g);
+    for (int t = 0; t < piece.count; t += TILE) {
+      int n = std::min(TILE, piece.count - t);
+      Rows<T> values = piece.part->values.load(piece.first + t, n, dv, scratch);
+      for_heads(group, [&](int g, auto r) {
+        add_values<T, r.value>(weights + g * PIECE + t, values, n, dv, sums + g * padded(), padded());
+      });
     }
   }
 
@@ -342,15 +448,12 @@ struct Task {
   }
 
   void run(int threads) const {
-    struct Piece {
-      int64_t sequence, first;
-      int count;
-    };
     std::vector<Piece> pieces;
     std::vector<int64_t> begin(sequences + 1);
     for (int64_t i = 0; i < sequences; i++) {
-      for (int64_t first = 0; first < length[i]; first += PIECE)
-        pieces.push_back({i, first, int(std::min<int64_t>(PIECE, length[i] - first))});
+      for (const Part* part = parts; part < parts + many_parts; part++)
+        for (int64_t first = 0; first < part->length[i]; first += PIECE)
+          pieces.push_back({i, part, part->start[i] + first, (int)std::min<int64_t>(PIECE, part->length[i] - first)});
       begin[i + 1] = pieces.size();
     }
     int64_t many = pieces.size(), wide = padded();
@@ -359,8 +462,7 @@ struct Task {
     std::vector<float> largest(many * group), total(many * group);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t p = 0; p < many; p++)
-      attend_piece(pieces[p].sequence, pieces[p].first, pieces[p].count, &sums[p * group * wide], &largest[p * group],
-                   &total[p * group]);
+      attend_piece(pieces[p], &sums[p * group * wide], &largest[p * group], &total[p * group]);
     for (int64_t i = 0; i < sequences; i++)
       combine(i, begin[i + 1] - begin[i], &sums[begin[i] * group * wide], &largest[begin[i] * group],
               &total[begin[i] * group]);
@@ -369,15 +471,12 @@ struct Task {
 
 }  // namespace
 
-// query [sequences, group, d], out [sequences, group, dv]; keys and values: rows of d and dv numbers, so many numbers
-// apart; start, length [sequences]; softcap 0: none.
+// query [sequences, group, d], out [sequences, group, dv]. A sequence is what its parts hold, one behind the other;
+// start, length [sequences] of each. softcap 0: none.
 #define EXPORT(name, T)                                                                                               \
-  extern "C" void name(const T* query, const T* keys, const T* values, T* out, const int32_t* start,                  \
-                       const int32_t* length, int64_t sequences, int64_t key_stride, int64_t value_stride, int group, \
-                       int d, int dv, float scale, float softcap, int threads) {                                      \
-    Task<T>{query,      keys,         values, out, start, length, sequences,                                          \
-            key_stride, value_stride, group,  d,   dv,    scale,  softcap}                                            \
-        .run(threads);                                                                                                \
+  extern "C" void name(const T* query, T* out, const Part* parts, int many_parts, int64_t sequences, int group, int d, \
+                       int dv, float scale, float softcap, int threads) {                                             \
+    Task<T>{query, out, parts, many_parts, sequences, group, d, dv, scale, softcap}.run(threads);                     \
   }
 EXPORT(attend_float32, float)
 EXPORT(attend_bfloat16, BFloat16)

@@ -1,7 +1,7 @@
 """A kernel of our own for CPUs (_native.cpp): one new token over sequences of any length, in one pass over memory.
 
-It is compiled on first use, for this processor. Several new tokens at once are attended to as `loop` does it, and so is
-a token that gradients are wanted of.
+It is compiled on first use, for this processor. It reads numbers, and entries in few bits as format.py packs them. Several
+new tokens at once are attended to as `loop` does it, and so is a token that gradients are wanted of.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lukv.backend.kernels import _build, loop
+from lukv.backend.format import Format
+from lukv.backend.kernels import Sequences, _build, loop
 
 AUTO = 40
+TILES = True
 FUNCTIONS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 
 
@@ -37,9 +39,24 @@ def find_problem(device: torch.device, dtype: torch.dtype, head_dim: int, value_
 def find_function(dtype: torch.dtype) -> ctypes._FuncPointer:  # type: ignore[name-defined]
     function = _build.load()[FUNCTIONS[dtype]]
     address, long, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-    function.argtypes = [address] * 6 + [long] * 3 + [integer] * 3 + [number] * 2 + [integer]
+    function.argtypes = [address] * 3 + [integer, long] + [integer] * 3 + [number] * 2 + [integer]
     function.restype = None
     return function
+
+
+class Memory(ctypes.Structure):
+    """As _native.cpp has it: where keys or values lie and how they are packed. bits 0: they are not."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("groups", ctypes.c_int32),
+    )
+
+
+class Part(ctypes.Structure):
+    _fields_ = (("keys", Memory), ("values", Memory), ("start", ctypes.c_void_p), ("length", ctypes.c_void_p))
 
 
 def decode(
@@ -55,17 +72,55 @@ def decode(
 ) -> Tensor:
     if query.shape[2] > 1 or query.requires_grad:
         return loop.decode(query, keys, values, start, length, longest, scale, softcap, whole)
-    if not query.dtype == keys.dtype == values.dtype:  # addresses do not say what lies there
-        raise TypeError(f"a query of {query.dtype} over keys of {keys.dtype} and values of {values.dtype}")
-    query, start, length = query.contiguous(), start.int().contiguous(), length.int().contiguous()
+    return attend(query, [(Sequences(keys, values, start, length), None)], values.shape[1], scale, softcap)
+
+
+def decode_packed(
+    query: Tensor,
+    packed: Sequences,
+    recent: Sequences,
+    formats: tuple[Format, Format],
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    return attend(query, [(packed, formats), (recent, None)], recent.values.shape[1], scale, softcap)
+
+
+def attend(
+    query: Tensor,
+    parts: list[tuple[Sequences, tuple[Format, Format] | None]],
+    value_dim: int,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """query [N, G, 1, d] -> [N, G, 1, value_dim]. A sequence is what its parts hold, one behind the other; each comes
+    with the formats of its keys and values, None if they are numbers."""
+    query = query.contiguous()
+    parts = [(each._replace(start=ready(each.start), length=ready(each.length)), formats) for each, formats in parts]
+    array = (Part * len(parts))(*(describe(query.dtype, *part) for part in parts))
     sequences, group, _, d = query.shape
-    dv = values.shape[1]
-    out = query.new_empty(sequences, group, 1, dv)
+    out = query.new_empty(sequences, group, 1, value_dim)
     find_function(query.dtype)(
-        *(x.data_ptr() for x in (query, keys, values, out, start, length)),
-        *(sequences, keys.stride(0), values.stride(0)),
-        *(group, d, dv),
+        *(query.data_ptr(), out.data_ptr(), array),
+        *(len(array), sequences, group, d, value_dim),
         *(scale, softcap or 0.0),
         torch.get_num_threads(),
     )
     return out
+
+
+def ready(index: Tensor) -> Tensor:
+    return index.int().contiguous()
+
+
+def describe(dtype: torch.dtype, part: Sequences, formats: tuple[Format, Format] | None) -> Part:
+    """Raises TypeError for other numbers than the query's: addresses do not say what lies there."""
+    keys, values = part.keys, part.values
+    wanted = dtype if formats is None else torch.uint8
+    if not keys.dtype == values.dtype == wanted:
+        raise TypeError(f"a query of {dtype} over keys of {keys.dtype} and values of {values.dtype}")
+    memory = [
+        Memory(x.data_ptr(), x.stride(0) * x.element_size(), *((0, 0) if form is None else (form.bits, form.groups)))
+        for x, form in zip((keys, values), formats or (None, None), strict=True)
+    ]
+    return Part(*memory, part.start.data_ptr(), part.length.data_ptr())
