@@ -5,6 +5,9 @@ The variants of a row take turns; their data is larger than the processor's cach
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +16,12 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from benchmarks._kvpress import no_peers, peers
 from benchmarks._measure import DEVICE, DTYPE, LARGE, TINY, WORKING_SET, Geometry, in_turn, uneven
 from benchmarks._section import Section, run
-from lukv.backend.arena import SLACK, STEP
-from lukv.backend.kernels import pick
+from lukv.backend.arena import SLACK, STEP, pack
+from lukv.backend.decode import attend_arena
+from lukv.backend.format import choose_formats
+from lukv.backend.kernels import Kernel, pick
+from lukv.backend.parameters import AttentionParameters
+from lukv.backend.quantized import pack_quantized
 
 DTYPES = [torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32, torch.bfloat16]
 
@@ -88,6 +95,58 @@ def rows(section: Section, geometry: Geometry, dtype: torch.dtype, tokens: int, 
         )
 
 
+def packed_rows(section: Section, geometry: Geometry, tokens: int, share: float) -> None:
+    """Caches in few bits of a bfloat16 model, and the same entries in bfloat16."""
+    heads, d, dtype = geometry.kv_heads, geometry.head_dim, torch.bfloat16
+    lengths = uneven(heads, tokens, share)
+    keep = [torch.arange(tokens, device=DEVICE) < torch.tensor(lengths, device=DEVICE)[:, None]]
+    keys, values = ([random(dtype, heads, tokens, d)] for _ in "kv")
+    query, parameters = random(dtype, 1, geometry.query_heads, 1, d), AttentionParameters(geometry.query_heads, d**-0.5)
+    dense = copy_often(pack(keys, values, keep)[0])
+    for cache_dtype in ("int8", "int4"):
+        formats = choose_formats(cache_dtype, d, d)
+        assert formats is not None
+        packed = copy_often(pack_quantized(keys, values, keep, formats)[0])
+        memory = [[view_floats(x) for x in (arena.packed.keys, arena.packed.values)] for arena in packed]
+        loop, ours = (pick(name, DEVICE, dtype, d, d, cache_dtype=cache_dtype) for name in ("loop", "auto"))
+        half, quarter = len(packed) // 2, len(packed) // 4  # none reads what another has just read
+        calls = {
+            "loop": attend_in_turn(loop, query, packed[half:] + packed[:half], parameters),
+            "bfloat16": attend_in_turn(pick("auto", DEVICE, dtype, d, d), query, dense, parameters),
+            "ours": attend_in_turn(ours, query, packed, parameters),
+            "floor": lambda i, memory=memory, ahead=quarter: [x.sum() for x in memory[(i + ahead) % len(memory)]],
+        }
+        times = in_turn(calls, 40 if section.full else 10)
+        counted = int(packed[0].row_nbytes.sum())
+        floor = times["floor"] * counted / packed[0].packed.nbytes  # and of the recent entries
+        section.row(
+            f"{geometry.name}, {cache_dtype}, {tokens}, {share:g}",
+            f"{counted / int(dense[0].row_nbytes.sum()):.2f}",
+            *(f"{times[name] * 1e3:.3f}" for name in ("loop", "bfloat16")),
+            f"**{times['ours'] * 1e3:.3f}**",
+            f"{times['ours'] / times['loop']:.3f}",
+            f"{times['ours'] / times['bfloat16']:.2f}",
+            f"{floor * 1e3:.3f}",
+            f"{times['ours'] / floor:.1f}",
+        )
+
+
+def copy_often(arena: Any) -> list[Any]:
+    """Copies in memory of their own, so many that they do not stay in a cache."""
+    return [arena.copy_rows([0]) for _ in range(max(2, min(64, WORKING_SET // arena.nbytes)))]
+
+
+def view_floats(x: Tensor) -> Tensor:
+    """Bytes as float32, all but the last few of them."""
+    return x.view(-1)[: x.numel() // 4 * 4].view(torch.float32)
+
+
+def attend_in_turn(
+    kernel: Kernel, query: Tensor, arenas: list[Any], parameters: AttentionParameters
+) -> Callable[[int], Tensor]:
+    return lambda i: attend_arena(kernel, query, arenas[i % len(arenas)], parameters)
+
+
 def measure(section: Section) -> None:
     torch.set_num_threads(1)
     section.text(f"""
@@ -109,6 +168,28 @@ def measure(section: Section) -> None:
         for dtype in DTYPES:
             for tokens in lengths:
                 rows(section, geometry, dtype, tokens, shares)
+    if pick("auto", DEVICE, torch.bfloat16, 128, 128, cache_dtype="int8").decode_packed is None:
+        return
+    section.text("""
+        The same of caches in few bits, of a bfloat16 model. *bytes*: of the entries, as a share of what they take in
+        bfloat16; *loop*: it unpacks all entries for every token; *bfloat16*: *ours* over the same entries in bfloat16;
+        *ours*: it reads the codes; *floor*: a plain sum over as many bytes as the packed entries take.
+    """)
+    section.head(
+        "heads, cache_dtype, context, kept",
+        "bytes",
+        "loop",
+        "bfloat16",
+        "ours",
+        "of loop",
+        "of bfloat16",
+        "floor",
+        "of floor",
+    )
+    for geometry in (TINY, LARGE):
+        for tokens in lengths:
+            for share in (0.05, 0.2, 1.0):
+                packed_rows(section, geometry, tokens, share)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The compiled CPU kernel over entries in few bits: against a decoder written out number by number, the loop, and itself
-over the same numbers stored densely."""
+"""The compiled CPU kernel over entries in few bits: against a decoder written out number by number, against the loop,
+and against itself over the same numbers stored densely."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def join(packed, recent, formats, dtype):
     return *parts, length.cumsum(0) - length, length
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data(), st.sampled_from(DTYPES), st.sampled_from([4, 8]), st.sampled_from([None, 1.5]))
 def test_equals_dense_attention_on_any_shape(data, dtype, bits, softcap):
     """A head may have nothing packed or nothing recent. What lies beside a sequence would give NaN."""

@@ -27,7 +27,6 @@ typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(64)));
-typedef uint8_t Bytes __attribute__((vector_size(32)));
 
 constexpr int LANES = 16;      // floats in a vector
 constexpr int PIECE = 512;     // entries
@@ -66,7 +65,7 @@ inline V read_some(const T* x, int count) {  // the rest is zero
 // Ask for the 64 bytes that will be read `ahead` bytes after x. It may be an address behind the memory's end.
 inline void expect(const void* x, int64_t ahead) { __builtin_prefetch((const char*)x + ahead, 0, 2); }
 
-inline Floats splat(float x) { return Floats{} + x; }
+inline Floats splat(float x) { return (Floats)_mm512_set1_ps(x); }
 
 // ---- numbers of a type -------------------------------------------------------------------------------------------
 
@@ -152,20 +151,60 @@ struct Scratch {
     char bytes[64];
   };
   std::vector<T> query, weights;
-  std::vector<float> logits, about;
-  std::vector<uint8_t> codes;
+  std::vector<float> logits;
   std::vector<Line> unpacked;
 };
 
-// One code of each of 16 bytes as a number; of fewer than 16 the rest is zero.
-inline Floats read_codes(const uint8_t* codes, int count) {
-  __m128i bytes = _mm_maskz_loadu_epi8(count < LANES ? (1 << count) - 1 : 0xffff, codes);
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+// A code of each of LANES bytes, of which only the first `count` are touched: bits SHIFT .. SHIFT + BITS - 1.
+template <int BITS, int SHIFT>
+inline Floats read_codes(const uint8_t* bytes, int count) {
+  __m128i some = count >= LANES ? read<__m128i>(bytes) : _mm_maskz_loadu_epi8((1u << count) - 1, bytes);
+  __m512i codes = _mm512_cvtepu8_epi32(some);
+  if (SHIFT) codes = _mm512_srli_epi32(codes, SHIFT);
+  if (BITS + SHIFT < 8) codes = _mm512_and_si512(codes, _mm512_set1_epi32((1 << BITS) - 1));
+  return (Floats)_mm512_cvtepi32_ps(codes);
 }
 
-// Keys or values of an arena: rows `stride` bytes apart. bits 0: they are numbers. Otherwise each has, as format.py
-// packs it, a code of `bits` bits for each column, then the scales and then the zero points, in float16, of `groups`
-// groups of neighbouring columns.
+// A float16 in every lane.
+inline Floats splat_half(const uint8_t* x) {
+  return (Floats)_mm512_cvtph_ps(_mm256_set1_epi16(read<int16_t>(x)));
+}
+
+// How format.py packs rows of d columns: a code of 4 or 8 bits for each, then the scales and then the zero points, in
+// float16, of groups of `size` neighbouring columns. Of 4 bits the first `half` columns are in a byte's low bits.
+struct Format {
+  int d, bits, groups, size, half, half_group;
+
+  Format(int d, int bits, int groups)
+      : d(d), bits(bits), groups(groups), size(d / groups), half((d + 1) / 2), half_group(half / size) {}
+
+  // A row -> numbers [d], and up to LANES behind them that mean nothing.
+  template <class T>
+  void unpack(const uint8_t* row, T* numbers) const {
+    if (bits == 8) {
+      unpack_columns<T, 8, 0>(row, row + d, 0, d, 0, numbers);
+    } else {
+      unpack_columns<T, 4, 0>(row, row + half, 0, half, 0, numbers);
+      unpack_columns<T, 4, 4>(row - half, row + half, half, d, half_group, numbers);
+    }
+  }
+
+  // Columns from .. to - 1, the first of which is of group g. codes: byte c has column c; scales: the row's first one. A
+  // function of its own: within its caller's loops GCC runs out of registers.
+  template <class T, int BITS, int SHIFT>
+  __attribute__((noinline)) void unpack_columns(const uint8_t* codes, const uint8_t* scales, int from, int to, int g,
+                                                T* numbers) const {
+    for (int c = from; c < to; g++) {
+      Floats scale = splat_half(scales + 2 * g), zero = splat_half(scales + 2 * (groups + g));
+      int end = std::min((g + 1) * size, to);
+      for (; c < end; c += LANES)  // what is too much, the next group overwrites
+        Element<T>::store(numbers + c, zero + scale * read_codes<BITS, SHIFT>(codes + c, to - c));
+      c = end;
+    }
+  }
+};
+
+// Keys or values of an arena: rows `stride` bytes apart. bits 0: they are numbers. Otherwise they are packed.
 struct Memory {
   const uint8_t* rows;
   int64_t stride;
@@ -178,41 +217,13 @@ struct Memory {
     if (bits == 0) return {(const T*)row, stride / (int64_t)sizeof(T), AHEAD};
     int wide = round_up(d + LANES, Element<T>::WIDTH);  // the last store may reach behind the last column
     scratch.unpacked.resize(TILE * wide * sizeof(T) / 64);
+    Format format(d, bits, groups);
     T* numbers = (T*)scratch.unpacked.data();
-    for (int t = 0; t < count; t++) unpack(row + t * stride, d, numbers + t * wide, scratch);
+    for (int t = 0; t < count; t++, row += stride) {
+      for (int64_t i = 0; i < stride; i += 64) expect(row + i, AHEAD);
+      format.unpack(row, numbers + t * wide);
+    }
     return {numbers, wide, 0};
-  }
-
-  template <class T>
-  void unpack(const uint8_t* row, int d, T* numbers, Scratch<T>& scratch) const {
-    for (int64_t i = 0; i < stride; i += 64) expect(row + i, AHEAD);
-    const uint8_t* codes = bits == 4 ? spread(row, (d + 1) / 2, scratch.codes) : row;
-    const uint8_t* halves = row + (d * bits + 7) / 8;
-    scratch.about.resize(round_up(2 * groups, LANES));
-    float *scale = scratch.about.data(), *zero = scale + groups;
-    for (int i = 0; i < 2 * groups; i += LANES) {
-      int left = 2 * groups - i;
-      __m256i some = _mm256_maskz_loadu_epi16(left < LANES ? (1 << left) - 1 : 0xffff, halves + 2 * i);
-      write(scale + i, _mm512_cvtph_ps(some));
-    }
-    int size = d / groups;
-    for (int g = 0; g < groups; g++) {
-      Floats step = splat(scale[g]), low = splat(zero[g]);
-      for (int c = g * size; c < (g + 1) * size; c += LANES)  // what is too much, the next group overwrites
-        Element<T>::store(numbers + c, low + step * read_codes(codes + c, d - c));
-    }
-  }
-
-  // `half` bytes of two codes each -> a byte for each code: those in the low bits, then those in the high ones.
-  static const uint8_t* spread(const uint8_t* pairs, int half, std::vector<uint8_t>& codes) {
-    constexpr int STEP = sizeof(Bytes);
-    codes.resize(2 * half + STEP);
-    for (int high = 0; high < 2; high++)
-      for (int i = 0; i < half; i += STEP) {
-        Bytes both = i + STEP <= half ? read<Bytes>(pairs + i) : read_some<Bytes>(pairs + i, half - i);
-        write(codes.data() + high * half + i, high ? both >> 4 : both & 15);
-      }
-    return codes.data();
   }
 };
 

@@ -1,7 +1,7 @@
 """A kernel of our own for CPUs (_native.cpp): one new token over sequences of any length, in one pass over memory.
 
-It is compiled on first use, for this processor. It reads numbers, and entries in few bits as format.py packs them. Several
-new tokens at once are attended to as `loop` does it, and so is a token that gradients are wanted of.
+It is compiled on first use, for this processor. It reads numbers, and entries in few bits as format.py packs them.
+Several new tokens at once are attended to as `loop` does it, and so is a token that gradients are wanted of.
 """
 
 from __future__ import annotations
