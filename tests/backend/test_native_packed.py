@@ -159,8 +159,8 @@ def test_bytes_of_other_numbers_are_refused():
     formats = Format(8, 16), Format(8, 16)
     packed, recent = pack_arena([20], formats, torch.float32, 0), Sequences(*arena([3], 16, 16, torch.bfloat16, 0, 0.0))
     one = torch.ones(1, 1, 1, 16)
-    for parts in ((packed, recent), (recent, packed)):
-        with pytest.raises(TypeError, match=r"a query of torch.float32 over keys of torch.bfloat16"):
+    for parts, wanted in (((packed, recent), "float32"), ((recent, packed), "uint8")):
+        with pytest.raises(TypeError, match=rf"keys of torch.bfloat16 and .* where the kernel reads torch.{wanted}"):
             native.decode_packed(one, *parts, formats, 0.25, None)
 
 

@@ -207,17 +207,16 @@ struct Format {
 // Keys or values of an arena: rows `stride` bytes apart. bits 0: they are numbers. Otherwise they are packed.
 struct Memory {
   const uint8_t* rows;
-  int64_t stride;
-  int32_t bits, groups;
+  int64_t stride, bits, groups;
 
-  // Rows first .. first + count - 1, at most TILE, of d numbers each.
+  // Rows first .. first + count - 1, of d numbers each; at most TILE if they are packed.
   template <class T>
   Rows<T> load(int64_t first, int count, int d, Scratch<T>& scratch) const {
     const uint8_t* row = rows + first * stride;
     if (bits == 0) return {(const T*)row, stride / (int64_t)sizeof(T), AHEAD};
     int wide = round_up(d + LANES, Element<T>::WIDTH);  // the last store may reach behind the last column
     scratch.unpacked.resize(TILE * wide * sizeof(T) / 64);
-    Format format(d, bits, groups);
+    Format format(d, (int)bits, (int)groups);
     T* numbers = (T*)scratch.unpacked.data();
     for (int t = 0; t < count; t++, row += stride) {
       for (int64_t i = 0; i < stride; i += 64) expect(row + i, AHEAD);
@@ -227,7 +226,7 @@ struct Memory {
   }
 };
 
-// The entries of all sequences, or those of them that are stored in one way.
+// The entries of all sequences, or those of them that are stored in one way. native.py writes it as ten int64.
 struct Part {
   Memory keys, values;
   const int32_t *start, *length;
@@ -415,8 +414,9 @@ struct Task {
     float* logits = scratch.logits.data();
     for (int g = 0; g < group; g++) std::copy_n(query + (piece.sequence * group + g) * d, d, q + g * wide);
     std::fill_n(sums, group * padded(), 0.f);
-    for (int t = 0; t < piece.count; t += TILE) {
-      int n = std::min(TILE, piece.count - t);
+    const int step = piece.part->keys.bits == 0 ? PIECE : TILE;
+    for (int t = 0; t < piece.count; t += step) {
+      int n = std::min(step, piece.count - t);
       Rows<T> keys = piece.part->keys.load(piece.first + t, n, d, scratch);
       for_heads(group, [&](int g, auto r) {
         score<T, r.value>(q + g * wide, wide, keys, n, d, scale, logits + g * PIECE + t);

@@ -7,6 +7,7 @@ Several new tokens at once are attended to as `loop` does it, and so is a token 
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 
 import torch
@@ -17,6 +18,7 @@ from lukv.backend.kernels import Sequences, _build, loop
 
 AUTO = 40
 TILES = True
+PART = struct.Struct("10q")
 FUNCTIONS = {torch.float32: "attend_float32", torch.bfloat16: "attend_bfloat16"}
 
 
@@ -44,21 +46,6 @@ def find_function(dtype: torch.dtype) -> ctypes._FuncPointer:  # type: ignore[na
     return function
 
 
-class Memory(ctypes.Structure):
-    """As _native.cpp has it: where keys or values lie and how they are packed. bits 0: they are not."""
-
-    _fields_ = (
-        ("rows", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        ("bits", ctypes.c_int32),
-        ("groups", ctypes.c_int32),
-    )
-
-
-class Part(ctypes.Structure):
-    _fields_ = (("keys", Memory), ("values", Memory), ("start", ctypes.c_void_p), ("length", ctypes.c_void_p))
-
-
 def decode(
     query: Tensor,
     keys: Tensor,
@@ -72,7 +59,9 @@ def decode(
 ) -> Tensor:
     if query.shape[2] > 1 or query.requires_grad:
         return loop.decode(query, keys, values, start, length, longest, scale, softcap, whole)
-    return attend(query, [(Sequences(keys, values, start, length), None)], values.shape[1], scale, softcap)
+    start, length = start.int().contiguous(), length.int().contiguous()
+    part = describe(query.dtype, Sequences(keys, values, start, length))
+    return attend(query, part, values.shape[1], scale, softcap)
 
 
 def decode_packed(
@@ -83,44 +72,38 @@ def decode_packed(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    return attend(query, [(packed, formats), (recent, None)], recent.values.shape[1], scale, softcap)
+    parts = describe(torch.uint8, packed, *formats) + describe(query.dtype, recent)
+    return attend(query, parts, recent.values.shape[1], scale, softcap)
 
 
-def attend(
-    query: Tensor,
-    parts: list[tuple[Sequences, tuple[Format, Format] | None]],
-    value_dim: int,
-    scale: float,
-    softcap: float | None,
-) -> Tensor:
-    """query [N, G, 1, d] -> [N, G, 1, value_dim]. A sequence is what its parts hold, one behind the other; each comes
-    with the formats of its keys and values, None if they are numbers."""
+def describe(
+    dtype: torch.dtype, part: Sequences, keys_are: Format | None = None, values_are: Format | None = None
+) -> bytes:
+    """What _native.cpp calls a Part. Raises TypeError for another dtype: addresses do not say what lies there."""
+    keys, values, start, length = part
+    if not keys.dtype == values.dtype == dtype:
+        raise TypeError(f"keys of {keys.dtype} and values of {values.dtype} where the kernel reads {dtype}")
+    size = dtype.itemsize
+    return PART.pack(
+        *(keys.data_ptr(), keys.stride(0) * size, *describe_format(keys_are)),
+        *(values.data_ptr(), values.stride(0) * size, *describe_format(values_are)),
+        *(start.data_ptr(), length.data_ptr()),
+    )
+
+
+def describe_format(format: Format | None) -> tuple[int, int]:
+    return (0, 0) if format is None else (format.bits, format.groups)
+
+
+def attend(query: Tensor, parts: bytes, value_dim: int, scale: float, softcap: float | None) -> Tensor:
+    """query [N, G, 1, d] -> [N, G, 1, value_dim]. A sequence is what its parts hold, one behind the other."""
     query = query.contiguous()
-    parts = [(each._replace(start=ready(each.start), length=ready(each.length)), formats) for each, formats in parts]
-    array = (Part * len(parts))(*(describe(query.dtype, *part) for part in parts))
     sequences, group, _, d = query.shape
     out = query.new_empty(sequences, group, 1, value_dim)
     find_function(query.dtype)(
-        *(query.data_ptr(), out.data_ptr(), array),
-        *(len(array), sequences, group, d, value_dim),
+        *(query.data_ptr(), out.data_ptr(), parts),
+        *(len(parts) // PART.size, sequences, group, d, value_dim),
         *(scale, softcap or 0.0),
         torch.get_num_threads(),
     )
     return out
-
-
-def ready(index: Tensor) -> Tensor:
-    return index.int().contiguous()
-
-
-def describe(dtype: torch.dtype, part: Sequences, formats: tuple[Format, Format] | None) -> Part:
-    """Raises TypeError for other numbers than the query's: addresses do not say what lies there."""
-    keys, values = part.keys, part.values
-    wanted = dtype if formats is None else torch.uint8
-    if not keys.dtype == values.dtype == wanted:
-        raise TypeError(f"a query of {dtype} over keys of {keys.dtype} and values of {values.dtype}")
-    memory = [
-        Memory(x.data_ptr(), x.stride(0) * x.element_size(), *((0, 0) if form is None else (form.bits, form.groups)))
-        for x, form in zip((keys, values), formats or (None, None), strict=True)
-    ]
-    return Part(*memory, part.start.data_ptr(), part.length.data_ptr())
