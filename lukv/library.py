@@ -15,6 +15,7 @@ from typing import Any, overload
 from lukv.backend import cache_file, generate
 from lukv.backend.cache import RaggedCache
 from lukv.backend.lend import lend_attention
+from lukv.backend.options import CACHE
 from lukv.model import AnyModel, LoadedModel, Tokenizer
 from lukv.named import check_fits, describe
 from lukv.selection import Eviction
@@ -39,10 +40,11 @@ def eviction(model: AnyModel, method: Eviction | None) -> Iterator[None]:
 
         @wraps(generate_plainly)
         def generate_evicted(*args: Any, **kwargs: Any) -> Any:
-            if kwargs.get("past_key_values") is not None:
-                raise ValueError("leave out past_key_values: `with lukv.eviction(...)` makes the cache")
+            given = [name for name in ("cache", "past_key_values") if kwargs.get(name) is not None]
+            if given:
+                raise ValueError(f"leave out {given[0]}: `with lukv.eviction(...)` makes the cache")
             cache = RaggedCache(network, method)
-            return generate_plainly(*args, past_key_values=cache, **kwargs)
+            return generate_plainly(*args, **{CACHE: cache}, **kwargs)
 
         own["generate"] = generate_evicted  # the only door by which generate takes a cache is its argument
         try:

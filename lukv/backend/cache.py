@@ -47,7 +47,8 @@ class CacheState:
 
 
 class RaggedCache(Cache):
-    """Give it to any supported model as `past_key_values` (after `use_ragged_attention(model)`, which `load` does).
+    """Give it to any supported model as `past_key_values`, or `cache` from transformers 5.24 on (after
+    `use_ragged_attention(model)`, which `load` does).
 
     The first forward is the prompt, or its first chunk if `prompt_columns` says that the prompt has more columns. After
     each layer's prompt attention `eviction` decides what stays (None: everything). Later tokens are appended. They are

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lukv.backend.cache import RaggedCache
 from lukv.backend.lengths import check_factors
+from lukv.backend.options import CACHE
 from lukv.scoring import Prompt
 
 
@@ -37,9 +38,9 @@ def run(model: PreTrainedModel, cache: RaggedCache, ids: Tensor, mask: Tensor | 
         input_ids=ids,
         attention_mask=None if mask is None else torch.cat([mask.new_ones(len(ids), seen), mask], dim=1),
         position_ids=tokens + ahead,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{CACHE: cache},
         **options,
     )
     cache.require_attended()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from lukv.allocation import EntrySizes
 from lukv.backend.cache import RaggedCache
 from lukv.backend.format import choose_formats
+from lukv.backend.options import CACHE
 from lukv.backend.quantized import RECENT
 
 
@@ -29,7 +30,7 @@ class LayerGeometry:
 def measure_geometry(model: PreTrainedModel) -> list[LayerGeometry]:
     """Of every layer that stores keys and values, sliding windows included. Runs one token through the model."""
     cache = RaggedCache(model)
-    model(input_ids=torch.ones(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.ones(1, 1, dtype=torch.int64, device=model.device), use_cache=True, **{CACHE: cache})
     arenas = [layer.held.arena for layer in cache.layers]
     return [LayerGeometry(a.heads, a.key_dim, a.value_dim, a.device, a.entry_bytes) for a in arenas]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lukv.allocation import Budget
 from lukv.backend.lengths import Lengths
@@ -13,6 +14,8 @@ from lukv.scoring import Scorer
 from lukv.selection import Eviction
 
 ATTENTION = "lukv_ragged"  # our name in transformers' registries of attention and mask functions
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls a cache, as an argument of a model and in its output. `cache` is its name from 5.24 on."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lukv.backend.cache import RaggedCache
+from lukv.backend.options import CACHE
 from lukv.backend.rope import make_rope
 from lukv.ops import rotate
 from lukv.scoring import Rope, Scorer
@@ -50,7 +51,7 @@ def find_mismatched_layers(model: PreTrainedModel) -> list[int]:
     """
     cache = RaggedCache(model)
     positions = torch.tensor([[0], [POSITION]], device=model.device)
-    model(input_ids=torch.ones_like(positions), position_ids=positions, past_key_values=cache, use_cache=True)
+    model(input_ids=torch.ones_like(positions), position_ids=positions, use_cache=True, **{CACHE: cache})
     mismatched = []
     for number, index in enumerate(cache.model_layers):
         first, second = (cache.view_entries(number, row)[0].float() for row in range(2))  # [K, 1, d]

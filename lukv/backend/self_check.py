@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
+from lukv.backend.options import CACHE
 
 PROMPT, MORE = 11, 5
 """Tokens of the two forwards: a prompt that is kept whole, and some more tokens over what was stored."""
@@ -118,7 +119,7 @@ def measure_split(model: PreTrainedModel) -> float:
         model.set_attn_implementation("eager")
         whole = model(input_ids=ids, use_cache=True).logits[:, PROMPT:].double()
         first = model(input_ids=ids[:, :PROMPT], use_cache=True)
-        rest = model(input_ids=ids[:, PROMPT:], past_key_values=first.past_key_values, use_cache=True).logits.double()
+        rest = model(input_ids=ids[:, PROMPT:], use_cache=True, **{CACHE: first[CACHE]}).logits.double()
     finally:
         use_ragged_attention(model)
     return float((vector_norm(rest - whole, dim=-1) / vector_norm(whole, dim=-1)).median())
@@ -130,7 +131,7 @@ def run(
     """The output of every layer [.., n, d] and the logits [1, n, vocabulary] of ids [1, n] at positions [1, n] (None:
     the model counts them). cache: None for the model's own. Without any, gemma3n's layers do not share keys in
     transformers 5.2."""
-    options = {"past_key_values": cache, "use_cache": True, "output_hidden_states": True}
+    options = {CACHE: cache, "use_cache": True, "output_hidden_states": True}
     out = model(input_ids=ids, position_ids=positions, **options)
     if cache is not None:
         cache.require_attended()

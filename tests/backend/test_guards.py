@@ -10,6 +10,7 @@ from lukv.backend.attention import attend, use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
 from lukv.backend.lengths import find_lengths
+from lukv.backend.options import CACHE
 from lukv.backend.padding import pad_left
 from lukv.backend.self_check import check_model
 from tests.reference.dense_reference import eviction, rows, tiny_model
@@ -171,7 +172,7 @@ def test_keys_that_do_not_reach_the_attention_function():
 
 def test_a_model_that_drops_the_cache(monkeypatch):
     forward = MODEL.forward
-    monkeypatch.setattr(MODEL, "forward", lambda past_key_values=None, **kwargs: forward(**kwargs))
+    monkeypatch.setattr(MODEL, "forward", lambda **kwargs: forward(**{**kwargs, CACHE: None}))
     with pytest.raises(RuntimeError, match="LlamaForCausalLM dropped the cache it was given"):
         compress(MODEL, PROMPT)
 

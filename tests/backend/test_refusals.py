@@ -13,6 +13,7 @@ from lukv.backend.architecture import check_architecture, find_network
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.cache import RaggedCache
 from lukv.backend.generate import append, compress
+from lukv.backend.options import CACHE
 from lukv.backend.self_check import check_model
 from tests.reference.dense_reference import rows, tiny_model
 
@@ -126,10 +127,10 @@ def test_a_model_that_takes_what_our_cache_lacks(monkeypatch):
     model = tiny_model("llama", layers=1)
     forward = model.forward
 
-    def ask(past_key_values=None, **kwargs):
-        if isinstance(past_key_values, RaggedCache):
-            past_key_values.no_such_thing()
-        return forward(past_key_values=past_key_values, **kwargs)
+    def ask(**kwargs):
+        if isinstance(kwargs.get(CACHE), RaggedCache):
+            kwargs[CACHE].no_such_thing()
+        return forward(**kwargs)
 
     monkeypatch.setattr(model, "forward", ask)
     with pytest.raises(ValueError, match=r"this llama fails with the backend's cache: .*no_such_thing"):
