@@ -1,4 +1,4 @@
-"""scripts/studies/text_budgets.py: every way keeps exactly its budget, bounds are bounds, and its page shows its data."""
+"""scripts/studies/text_budgets.py: every way keeps exactly its budget, bounds are bounds, the page shows the data."""
 
 from __future__ import annotations
 
