@@ -306,8 +306,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-q4", help="of conf/")
     parser.add_argument("--sources", type=Path, required=True, help="folder with RULER's PaulGrahamEssays.json")
     parser.add_argument("--dialogue", type=Path, required=True, help="folder with LongBench's samsum and qmsum.jsonl")
-    parser.add_argument("--fit", type=int, default=6, help="contexts of each kind to fit to")
-    parser.add_argument("--held", type=int, default=10, help="contexts of each kind to measure on, at least 6")
+    parser.add_argument("--fit", type=int, default=5, help="contexts of each kind to fit to")
+    parser.add_argument("--held", type=int, default=7, help="contexts of each kind to measure on, at least 6")
     parser.add_argument(
         "--store", type=Path, default=Path("runs/text-budgets"), help="where measured contexts are kept"
     )

@@ -8,7 +8,7 @@ dialogue   chats and meetings of LongBench's SAMSum and QMSum, to be summarised 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from evals.mixture import alternate
 from evals.ruler import Ruler
 from evals.task import Benchmark
 from lukv.artifacts import read_tensors, reading, write_tensors
-from lukv.budgets.calibrate import hash_json
+from lukv.budgets.calibrate import TokenIds, hash_json
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.model import LoadedModel
 from lukv.scoring import Scorer
@@ -63,17 +63,18 @@ def measure(
 ) -> dict[str, list[Ranked]]:
     """Kind -> its first `count` contexts. Each is written to a file in `store` and read from there the next time.
     Raises SystemExit where a kind has too few, and ValueError for a file of something else."""
-    oracle, found = UtilityOracle(loaded, OracleSettings()), {}
+    about = [loaded.weights_hash, scorer.parameters(), asdict(protection)]
+    prompts: list[tuple[str, TokenIds, TokenIds]] = []
     for kind, benchmark in kinds.items():
         samples = [each for each, *_ in alternate(list(benchmark.tasks(loaded.tokenizer, count)))][:count]
         if len(samples) < count:
             raise SystemExit(f"{kind}: {len(samples)} contexts, and {count} are needed: lower --fit or --held")
-        prompts = [tokenize_sample(sample, loaded) for sample in samples]
-        about = [loaded.weights_hash, scorer.parameters(), asdict(protection)]
-        found[kind] = [
-            read_or_measure(oracle, scorer, protection, *prompt, store / f"{kind}-{hash_json([about, prompt])}")
-            for prompt in tqdm(prompts, kind, unit="context", mininterval=5)
-        ]
+        prompts += [(kind, *map(tuple, tokenize_sample(sample, loaded))) for sample in samples]
+    found: dict[str, list[Ranked]] = {kind: [] for kind in kinds}
+    oracle = UtilityOracle(loaded, OracleSettings())
+    for kind, context, question in tqdm(prompts, unit="context", mininterval=5):
+        path = store / f"{kind}-{hash_json([about, [context, question]])}.safetensors"
+        found[kind].append(read_or_measure(oracle, scorer, protection, context, question, path))
     return found
 
 
@@ -81,12 +82,11 @@ def read_or_measure(
     oracle: UtilityOracle,
     scorer: Scorer,
     protection: Protection,
-    context: Sequence[int],
-    question: Sequence[int],
+    context: TokenIds,
+    question: TokenIds,
     path: Path,
 ) -> Ranked:
-    """path: the file of these token ids, without its ending."""
-    path = path.with_suffix(".safetensors")
+    """path: the file of these token ids."""
     if not path.exists():
         measured = oracle.prefill(context, [scorer])
         scores, order = measured.scores(scorer, protection), measured.order(scorer, protection)
