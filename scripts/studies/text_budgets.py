@@ -61,9 +61,9 @@ def find_lost(context: Ranked, counts: np.ndarray) -> float:
 # Static budgets
 
 
-def fit_curve(contexts: Contexts) -> Knots:
+def fit_curve(contexts: Contexts, power: float = 1) -> Knots:
     layers, heads, _ = contexts[0].worth.shape
-    mean = MeanCurve(layers, heads, PROTECTED, power=1)
+    mean = MeanCurve(layers, heads, PROTECTED, power)
     for context in contexts:
         mean.add(context.worth)
     return mean.knots()
@@ -214,7 +214,7 @@ def find_ways(material: Material, shipped: CurveAllocator | None) -> dict[str, C
     """Way -> share -> the counts of the held-out contexts."""
     m = material
     two, four = choose_curves(m, ASKS), choose_curves(m, {kind: kind for kind in m.fitted})
-    best = fit_curve(m.contexts)
+    best, powered = fit_curve(m.contexts), fit_curve(join(m.fitted), power=1.5)
     own = {kind: fit_curve(each) for kind, each in m.held.items()}
     ways: dict[str, Callable[[float], Counts]] = {}
     if shipped is not None:
@@ -223,6 +223,7 @@ def find_ways(material: Material, shipped: CurveAllocator | None) -> dict[str, C
         ]
     return ways | {
         STATIC: lambda share: m.by_curve(m.curve, share),
+        "one curve, of U^1.5 as shipped": lambda share: m.by_curve(powered, share),
         "threshold on predicted utility, exact in the mean": lambda share: m.in_the_mean(m.predicted, share),
         "the layer's share of that curve, by predicted utility": lambda share: [
             share_out_layers(c, count_by_curve(m.curve, c, share)) for c in m.contexts
