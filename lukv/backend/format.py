@@ -4,7 +4,8 @@ A vector is cut into groups of up to 32 channels. Each group has a scale and a z
 code of `bits` bits for each channel: value = zero + scale * code (asymmetric, round to nearest). A packed vector is one
 row of bytes, so an arena holds packed vectors as it holds any others, and no entry depends on another.
 
-Groups of channels are what was best of the layouts that leave entries independent: docs/beyond.md, "Fewer bits".
+Groups of channels are what was best of the layouts that leave entries independent: docs/beyond-embedded.md, "Layouts in
+few bits".
 """
 
 from __future__ import annotations

@@ -63,20 +63,29 @@ class MeanCurve:
         self.state["tokens"] += weight * utility.shape[-1]
         self.state["weight"] += weight
 
+    @property
+    def tokens(self) -> int:
+        """The mean context length, in whole tokens."""
+        return max(round(float(self.state["tokens"] / self.state["weight"])), self.protected + 1)
+
+    def knots(self) -> Knots:
+        """The hulls of all heads. Raises ValueError if there is no sample."""
+        if not self.state["weight"] > 0:
+            raise ValueError("no sample was measured: there is nothing to make a curve of")
+        price = np.concatenate([self.state["protected"], self.state["free"]], axis=2) / self.state["weight"]
+        weight = np.ones(price.shape[2])
+        weight[self.protected :] = (self.tokens - self.protected) / QUANTILE_BINS
+        return Knots.of(price.reshape(-1, len(weight)), weight, self.protected)
+
     def table(self, metadata: Mapping[str, Any]) -> BudgetTable:
         """A BudgetTable of kind `curve`: the hulls' knots, and the grid of 99 budgets at the mean context length.
 
         Figures and other programs read the grid. Raises ValueError if there is no sample.
         """
-        if not self.state["weight"] > 0:
-            raise ValueError("no sample was measured: there is nothing to make a curve of")
-        protected, free, mean = (self.state[name] / self.state["weight"] for name in ("protected", "free", "tokens"))
-        tokens = max(round(float(mean)), self.protected + 1)
-        weight = np.ones(self.protected + QUANTILE_BINS)
-        weight[self.protected :] = (tokens - self.protected) / QUANTILE_BINS
-        price = np.concatenate([protected, free], axis=2).reshape(-1, len(weight))
-        knots = Knots.of(price, weight, self.protected)
-        kept = np.stack([knots.counts(int(total), tokens) for total in kept_total(len(price) * tokens)]) / tokens
+        knots, tokens = self.knots(), self.tokens
+        protected, free = (self.state[name] / self.state["weight"] for name in ("protected", "free"))
+        entries = self.layers * self.heads * tokens
+        kept = np.stack([knots.counts(int(total), tokens) for total in kept_total(entries)]) / tokens
         kept = kept.reshape(-1, self.layers, self.heads)
         rank = (np.arange(tokens - self.protected) + 0.5) * (QUANTILE_BINS / (tokens - self.protected))
         ranked = np.concatenate([protected, free[..., rank.astype(int)]], axis=2)

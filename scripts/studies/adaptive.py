@@ -1,4 +1,5 @@
-"""Prompt-adaptive budgets: an experiment, not a method of this repository. docs/beyond.md has its result.
+"""Prompt-adaptive budgets: an experiment, not a method of this repository. docs/beyond-embedded.md has its score on the
+embedded model; text_budgets.py measures what it and others lose on a real one.
 
     python run.py -m method=lukv_plus budget=0.05,0.1,0.2 limit=200 \\
         allocator._target_=scripts.studies.adaptive.AdaptiveUtility 'targets=[lukv,baselines,evals,scripts]'

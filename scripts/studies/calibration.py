@@ -130,7 +130,7 @@ def find_results(runs: Path, length: int, limit: int) -> dict[tuple[str, str, fl
 
 
 def print_report(name: str, study: Study, runs: Path, limit: int) -> None:
-    """Print the tables of docs/results.md and docs/beyond.md."""
+    """Print the tables of docs/results.md and docs/beyond-embedded.md."""
     for length in study.lengths:
         results = find_results(runs, length, limit)
         full = results["full", "", 1.0]

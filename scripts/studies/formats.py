@@ -1,4 +1,4 @@
-"""What few bits do to attention: the layouts that docs/beyond.md, "Fewer bits", chose from.
+"""What few bits do to attention: docs/beyond-embedded.md, "Layouts in few bits".
 
     python -m scripts.studies.formats models/tiny
     python -m scripts.studies.formats models/smollm2-135m-q4/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -1,6 +1,6 @@
 """What learned scorers are worth on contexts that no fit has seen: the utility that is lost at equal budgets.
 
-    python -m scripts.studies.learned_scorers [SAMPLES]     # of each task, 4 unless given; the table of docs/beyond.md
+    python -m scripts.studies.learned_scorers [SAMPLES]     # of each task, 4 unless given: docs/beyond-embedded.md
 
 Every head of the embedded model keeps the same share of a context, ranked by each scorer behind 4 sinks and before the
 last token. What is lost is the utility of the tokens that are not kept, of all utility, in units of the layer's mean

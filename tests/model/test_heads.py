@@ -2,9 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
+from lukv.budgets.table import BudgetTable
+from scripts.studies.agreement import compare_shares, read_shares
 from scripts.studies.fidelity import captured_share, compare_rankings, describe_budgets, spearman
 from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
@@ -82,3 +85,20 @@ def test_budgets_are_described() -> None:
         "rank correlation with captured": pytest.approx(-0.894, abs=1e-3),  # (-4 / sqrt(4 * 5)), two ties
     }
     assert compare_rankings({**kept, "b": [[0.1, 0.2], [0.1, 0.2]]}) == {"a, b": 1.0}
+
+
+def test_what_another_table_keeps_elsewhere():
+    one, other, doubled = np.array([[0.1, 0.3]]), np.array([[0.2, 0.2]]), np.array([[0.2, 0.6]])
+    shares = {"one": one, "other": other, "doubled": doubled}
+    assert compare_shares(shares) == {"one, other": 0.25, "one, doubled": 0.0, "other, doubled": 0.25}
+
+
+def test_tables_of_another_model_are_not_compared(tmp_path):
+    for name, layers in (("a", 2), ("b", 3)):
+        (tmp_path / name).mkdir()
+        kept = np.broadcast_to(np.linspace(0.99, 0.01, 99)[:, None, None], (99, layers, 2)).copy()
+        BudgetTable(kept).save(tmp_path / name / "keydiff.safetensors")
+    folders = {name: tmp_path / name for name in ("a", "b", "none")}
+    with pytest.raises(ValueError, match="other layers and KV heads"):
+        read_shares(folders, "keydiff")
+    assert set(read_shares({"a": folders["a"], "none": folders["none"]}, "keydiff")) == {"a"}

@@ -26,7 +26,8 @@ def copy(tmp_path: Path) -> Documents:
 
 
 def test_other_data_make_other_documents(copy: Documents) -> None:
-    page, data = copy.root / "docs/results-smollm2.md", copy.root / "docs/data/smollm2-ruler-1024.csv"
+    pages = [copy.root / "README.md", copy.root / "docs/beyond.md", copy.root / "docs/results-smollm2.md"]
+    page, data = pages[-1], copy.root / "docs/data/smollm2-ruler-1024.csv"
     assert find_stale(copy) == []
     before = page.read_text()
     lines = data.read_text().splitlines()
@@ -34,9 +35,12 @@ def test_other_data_make_other_documents(copy: Documents) -> None:
     head, tail = lines[i].split(",mean,")
     lines[i] = f"{head},mean,0.4321,{tail.split(',', 1)[1]}"
     data.write_text("\n".join(lines) + "\n")
-    figure = copy.root / "docs/figures/smollm2-ruler-1024.png"
-    assert find_stale(copy) == [copy.root / "README.md", page, figure]
-    assert write(copy) == [copy.root / "README.md", page, figure]
+    figures = [
+        copy.root / f"docs/figures/{name}.png"
+        for name in ("smollm2-ruler-1024", "smollm2-beyond", "smollm2-calibration")
+    ]
+    assert find_stale(copy) == [*pages, *figures]
+    assert write(copy) == [*pages, *figures]
     assert find_stale(copy) == []
     assert "43.2 (" in page.read_text()
 
