@@ -21,6 +21,9 @@ from lukv.names import suggest_nearest
 from scripts.pairs import EQUAL, Pairs, correlate, find_pairs, interval, split_variance
 
 LUKV = "budget_table"
+TINY = 1e-9
+"""What a difference of equal scores may be in float64."""
+
 COSTS = re.compile(r"^<!-- scorers: .*?^\| scorer \| added, ms .*?$(.*?)^<!-- end of scorers", re.MULTILINE | re.DOTALL)
 """The part of docs/benchmarks.md with what each scorer adds to a prefill of the embedded model."""
 
@@ -109,9 +112,9 @@ class PairTables:
                 rows.append(markdown_row([*line, *[""] * 5]))
                 continue
             gain, low, high = pairs.gains(allocator)
-            ends = [f"{self.name(pairs.scorers[k])} {100 * gain[k]:+.1f}" for k in (gain.argmax(), gain.argmin())]
-            counts = [f"{(low > 0).sum()} of {len(gain)}", f"{(high < 0).sum()} of {len(gain)}"]
-            rows.append(markdown_row([*line, f"{100 * gain.mean():+.1f}", *counts, *ends]))
+            ends = [f"{self.name(pairs.scorers[k])} {points(gain[k])}" for k in (gain.argmax(), gain.argmin())]
+            counts = [f"{(low > TINY).sum()} of {len(gain)}", f"{(high < -TINY).sum()} of {len(gain)}"]
+            rows.append(markdown_row([*line, points(gain.mean()), *counts, *ends]))
         head = ["budgets", "mean of scorers", "minus equal", "better under", "worse under", "helped most", "helped least"]
         return [*markdown_head(head), *rows]
 
@@ -124,7 +127,7 @@ class PairTables:
             means = pairs.scores[:, i].mean(0)
             at = dict(zip(pairs.allocators, means, strict=True))
             captured = self.captured.get(scorer)
-            gained = f"{100 * gain[i]:+.1f} ({100 * low[i]:+.1f} to {100 * high[i]:+.1f})"
+            gained = f"{points(gain[i])} ({points(low[i])} to {points(high[i])})"
             best = f"{find_allocator(pairs.allocators[means.argmax()])}, {percent(means.max())}"
             share = "-" if captured is None else f"{captured:.2f}"
             line = [self.name(scorer), share, percent(at[EQUAL]), percent(at[LUKV]), gained, best, costs.get(scorer, "-")]
@@ -166,6 +169,15 @@ class PairTables:
         rows, columns = [self.name(s) for s in first.scorers], [find_allocator(a) for a in first.allocators]
         title = f"{self.title}, n = {first.total} a square; full cache {percent(first.full.score)}"
         return {"panels": panels, "rows": rows, "columns": columns, "title": title}
+
+
+def points(difference: float) -> str:
+    """A difference of scores (0..1) in per cent, with its sign.
+
+    >>> points(0.084), points(-1e-17)
+    ('+8.4', '+0.0')
+    """
+    return f"{round(100 * float(difference), 1) + 0:+.1f}"
 
 
 def embolden(text: str, really: bool) -> str:
