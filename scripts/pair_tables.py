@@ -78,8 +78,9 @@ class PairTables:
         at = "" if budget is None else f", {title_budget(f'{budget:g}')}"
         of_each = "/".join(map(str, sorted(set(one.n))))
         return (
-            f"{one.full.model}, {one.full.benchmark}, {one.full.protocol}{at}: {len(one.tasks)} tasks, {of_each} samples of "
-            f"each (n = {one.total}); full cache {percent(one.full.score)}. Every cell: `docs/data/{self.data}.csv`."
+            f"{one.full.model}, {one.full.benchmark}, {one.full.protocol}{at}: {len(one.tasks)} tasks, {of_each} "
+            f"samples of each (n = {one.total}); mean of tasks, per cent; full cache {percent(one.full.score)}. "
+            f"Every cell: `docs/data/{self.data}.csv`."
         )
 
     def list_scores(self, budget: float) -> list[str]:
@@ -89,8 +90,7 @@ class PairTables:
         for scorer in pairs.scorers:
             line = [pairs.means[scorer, a] for a in pairs.allocators]
             best = max(c.score for c in line)
-            texts = [f"{embolden(percent(c.score), c.score == best > 0)} ({percent(c.low)}-{percent(c.high)})" for c in line]
-            rows.append(markdown_row([self.name(scorer), *texts]))
+            rows.append(markdown_row([self.name(scorer), *(show(c, c.score == best > 0) for c in line)]))
         return [*markdown_head(["scorer", *map(find_allocator, pairs.allocators)]), *rows]
 
     def list_variance(self) -> list[str]:
@@ -115,7 +115,7 @@ class PairTables:
             ends = [f"{self.name(pairs.scorers[k])} {points(gain[k])}" for k in (gain.argmax(), gain.argmin())]
             counts = [f"{(low > TINY).sum()} of {len(gain)}", f"{(high < -TINY).sum()} of {len(gain)}"]
             rows.append(markdown_row([*line, points(gain.mean()), *counts, *ends]))
-        head = ["budgets", "mean of scorers", "minus equal", "better under", "worse under", "helped most", "helped least"]
+        head = ["budgets", "mean", "minus equal", "better under", "worse under", "helped most", "helped least"]
         return [*markdown_head(head), *rows]
 
     def list_scorers(self, budget: float) -> list[str]:
@@ -130,8 +130,8 @@ class PairTables:
             gained = f"{points(gain[i])} ({points(low[i])} to {points(high[i])})"
             best = f"{find_allocator(pairs.allocators[means.argmax()])}, {percent(means.max())}"
             share = "-" if captured is None else f"{captured:.2f}"
-            line = [self.name(scorer), share, percent(at[EQUAL]), percent(at[LUKV]), gained, best, costs.get(scorer, "-")]
-            rows.append(markdown_row(line))
+            scores = percent(at[EQUAL]), percent(at[LUKV]), gained, best
+            rows.append(markdown_row([self.name(scorer), share, *scores, costs.get(scorer, "-")]))
         head = ["scorer", "captured", "equal budgets", "LU-KV's", "difference", "best budgets", "added to a prefill"]
         return [*markdown_head(head), *rows]
 
@@ -151,16 +151,21 @@ class PairTables:
     @cached_property
     def captured(self) -> dict[str, float]:
         """Of each scorer that was measured: the share of the best fifth's utility that its first fifth holds, the mean
-        over heads."""
-        measured: dict[str, Any] = json.loads((self.folder / "data" / f"{self.fidelity}.json").read_text(encoding="utf-8"))
+        over heads. Raises ValueError, with the command that makes the file, where there is none."""
+        path = self.folder / "data" / f"{self.fidelity}.json"
+        if not path.is_file():
+            raise ValueError(
+                f"docs/data/{path.name} is not there: python -m scripts.studies.fidelity --experiment NAME"
+            )
+        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return {name: float(np.mean(heads)) for name, heads in measured["captured"].items()}
 
     def name(self, scorer: str) -> str:
         return find_name(scorer, self.names)
 
     def plan(self) -> dict[str, Any]:
-        """What is drawn: {panels, rows, columns, title} as evals.pair_plots.draw_pairs takes them. Rows are in the order
-        of the first budget's."""
+        """What is drawn: {panels, rows, columns, title} as evals.pair_plots.draw_pairs takes them. Rows are in the
+        order of the first budget's."""
         first = self.pairs[self.budgets[0]]
         panels = {}
         for budget, pairs in self.pairs.items():
@@ -180,8 +185,10 @@ def points(difference: float) -> str:
     return f"{round(100 * float(difference), 1) + 0:+.1f}"
 
 
-def embolden(text: str, really: bool) -> str:
-    return f"**{text}**" if really else text
+def show(cell: Cell, best: bool) -> str:
+    """Score and interval in per cent."""
+    score = f"**{percent(cell.score)}**" if best else percent(cell.score)
+    return f"{score} ({percent(cell.low)}-{percent(cell.high)})"
 
 
 def read_costs(page: Path) -> dict[str, str]:
@@ -189,5 +196,7 @@ def read_costs(page: Path) -> dict[str, str]:
     found = COSTS.search(page.read_text(encoding="utf-8"))
     if found is None:
         raise ValueError(f"{page.name} does not say what each scorer adds: python -m benchmarks.scorers --record")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines() if line.startswith("| ")
+    ]
     return {row[0]: row[2] for row in rows}

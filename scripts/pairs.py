@@ -2,8 +2,8 @@
 
     y[s, a] = mean + scorer[s] + allocator[a] + rest[s, a]
 
-`scorer` and `allocator` are the means of the rows and columns, less the mean of all. The shares of the variance that the
-three terms have say how much is ranking, how much is budgets, and how much is that some go together and others do not.
+`scorer` and `allocator` are the means of the rows and columns, less the mean of all. The shares of the variance that
+the three terms have say how much is ranking, how much is budgets, and how much is that some of them go together.
 Intervals come from drawing the benchmark's tasks anew: they say how far another choice of tasks would move a number.
 """
 

@@ -2,7 +2,7 @@
 
     python -m scripts.studies.fidelity                                             # the embedded model
     python -m scripts.studies.fidelity --model smollm2-135m-q4 --sources FOLDER    # RULER's own essays
-    python -m scripts.studies.fidelity --experiment embedded_atlas --tables runs/tables/atlas/tiny    # a sweep's scorers
+    python -m scripts.studies.fidelity --experiment embedded_atlas --tables runs/tables/atlas/tiny    # a sweep's
 
 It writes docs/data/MODEL-fidelity.json and docs/figures/MODEL-fidelity.png; of a sweep's scorers, with the probes in
 --tables, docs/data/MODEL-EXPERIMENT-fidelity.json alone.
@@ -76,7 +76,7 @@ def spearman(utility: Tensor, order: Tensor) -> Tensor:
 
 
 def make_scorers(names: Sequence[str], loaded: LoadedModel, settings: Mapping[str, Any]) -> list[Scorer]:
-    """The scorers of conf/ for a model with these settings of conf/model. Raises an error for a probe of another one."""
+    """The scorers of conf/ for a model with these settings of conf/model. Raises an error for another one's probe."""
     known = {"seed": 0, "model": settings}
     scorers = [make(resolve("scorer", {**known, "scorer": read_option("scorer", name)})) for name in names]
     for scorer in scorers:

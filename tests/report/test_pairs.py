@@ -132,7 +132,10 @@ def test_a_correlation_is_of_ranks() -> None:
     ("spoil", "said"),
     [
         (lambda cells: [c for c in cells if c.run_id != "tova-adakv"], "lacks tova x adakv x mean at budget 0.2"),
-        (lambda cells: [*cells, *cells_of("again", "tova", "adakv", "0.2", (0.3, 0.3))], "tova-adakv and again are one"),
+        (
+            lambda cells: [*cells, *cells_of("again", "tova", "adakv", "0.2", (0.3, 0.3))],
+            "and again are one pair",
+        ),
         (lambda cells: [replace(c, n=9) if c.run_id == "tova-adakv" else c for c in cells], "differ in samples"),
         (lambda cells: [c for c in cells if c.budget == "all"], "has no cell at budget 0.2"),
         (lambda cells: [c for c in cells if c.budget != "all"], "differ in samples"),
