@@ -66,11 +66,11 @@ class PairTables:
         }
         of_all = {"variance": self.list_variance, "fidelity": self.list_correlations}
         if show in of_all:
-            return "\n".join([*of_all[show](), "", self.caption()])
+            return "\n".join([*of_all[show](), "", self.caption() + self.say_contexts(show)])
         if show not in of_one:
             raise ValueError(f"no table `show: {show}`.{suggest_nearest(show, [*of_one, *of_all])}")
         budget = self.budgets[0] if budget is None else budget
-        return "\n".join([*of_one[show](budget), "", self.caption(budget)])
+        return "\n".join([*of_one[show](budget), "", self.caption(budget) + self.say_contexts(show)])
 
     def caption(self, budget: float | None = None) -> str:
         """What a table is of."""
@@ -82,6 +82,12 @@ class PairTables:
             f"samples of each (n = {one.total}); mean of tasks, per cent; full cache {percent(one.full.score)}. "
             f"Every cell: `docs/data/{self.data}.csv`."
         )
+
+    def say_contexts(self, show: str) -> str:
+        """Of a table with fidelity, what that was measured on."""
+        if show not in ("scorers", "fidelity"):
+            return ""
+        return f" Captured: {self.measured['facts']['contexts']} other contexts, `docs/data/{self.fidelity}.json`."
 
     def list_scores(self, budget: float) -> list[str]:
         """Score and interval of every pair; bold: the best of its row."""
@@ -149,16 +155,21 @@ class PairTables:
         return [*markdown_head(["budgets", *(title_budget(f"{b:g}") for b in self.budgets)]), *rows]
 
     @cached_property
-    def captured(self) -> dict[str, float]:
-        """Of each scorer that was measured: the share of the best fifth's utility that its first fifth holds, the mean
-        over heads. Raises ValueError, with the command that makes the file, where there is none."""
+    def measured(self) -> dict[str, Any]:
+        """What scripts/studies/fidelity.py wrote. Raises ValueError, with the command, where there is no such file."""
         path = self.folder / "data" / f"{self.fidelity}.json"
         if not path.is_file():
             raise ValueError(
                 f"docs/data/{path.name} is not there: python -m scripts.studies.fidelity --experiment NAME"
             )
-        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {name: float(np.mean(heads)) for name, heads in measured["captured"].items()}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def captured(self) -> dict[str, float]:
+        """Of each scorer that was measured: the share of the best fifth's utility that its first fifth holds, the mean
+        over heads."""
+        return {name: float(np.mean(heads)) for name, heads in self.measured["captured"].items()}
 
     def name(self, scorer: str) -> str:
         return find_name(scorer, self.names)

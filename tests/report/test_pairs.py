@@ -50,7 +50,7 @@ CELLS = [
 def tables(tmp_path: Path) -> PairTables:
     (tmp_path / "data").mkdir()
     captured = {"snapkv": [[0.5, 0.7]], "tova": [[0.2, 0.2]]}
-    (tmp_path / "data/f.json").write_text(json.dumps({"captured": captured}))
+    (tmp_path / "data/f.json").write_text(json.dumps({"facts": {"contexts": 7}, "captured": captured}))
     (tmp_path / "benchmarks.md").write_text((ROOT / "docs/benchmarks.md").read_text())
     return PairTables("d", "title", [0.2], ALLOCATORS, ["oracle"], "f", {}, tmp_path, CELLS)
 
@@ -109,6 +109,10 @@ def test_a_row_a_scorer_with_its_fidelity_and_cost(tables: PairTables) -> None:
     assert tova[1:3] == ["0.20", "10.0"]
     assert (oracle[1], oracle[-1]) == ("-", "-")
     assert costs["snapkv"].endswith("%")
+    assert tables.markdown("scorers").endswith("Captured: 7 other contexts, `docs/data/f.json`.")
+    (tables.folder / "data/f.json").unlink()
+    with pytest.raises(ValueError, match=r"f\.json is not there: python -m scripts\.studies\.fidelity"):
+        replace(tables, title="read anew").markdown("fidelity")
 
 
 def test_variance_and_correlation_are_of_methods_alone(tables: PairTables) -> None:
