@@ -90,7 +90,7 @@ def test_rows_from_the_best_to_the_least_and_the_samples_said(tables: PairTables
         ["SnapKV", "30.0 (15.0-65.0)", "40.0 (20.0-70.0)", "**60.0** (30.0-80.0)"],
         ["TOVA", "**10.0** (5.0-55.0)", "0.0 (0.0-50.0)", "**10.0** (5.0-55.0)"],
     ]
-    assert "2 tasks, 4 samples of each (n = 8); full cache 100.0" in text
+    assert "2 tasks, 4 samples of each (n = 8); mean of tasks, per cent; full cache 100.0. " in text
     assert text.splitlines()[0] == "| scorer | equal | AdaKV | LU-KV |"
 
 
