@@ -1,7 +1,8 @@
 """Evaluate a run, and with it the other runs of the sweep that share its prompts.
 
 A run that was stopped goes on where it stopped. Batches are cut from the whole list of samples, and only then are the
-samples left out that are done: a resumed run computes what an uninterrupted one would have.
+samples left out that are done: a resumed run computes what an uninterrupted one would have. A run that is new begins
+with the samples of a finished one that had a smaller limit=.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evals.jobs.benchmark import tokenize_benchmark
@@ -20,11 +22,13 @@ from evals.jobs.progress import show_progress
 from evals.jobs.prompts import TokenizedSample, cut_batches, hash_prompts, hash_references
 from evals.jobs.result import summarize
 from evals.run import build
-from evals.run.folder import FolderInUse, RunFolder
+from evals.run.files import read_json
+from evals.run.folder import FolderInUse, RunFolder, read_samples
 from evals.run.instantiate import InputError
 from evals.run.records import Result
 from evals.run.settings import Run
 from evals.run.signals import finish_first
+from evals.run.smaller import find_smaller
 from evals.run.sweep import Outcome, Sweep
 from evals.run.tracking import Tracker, follow
 from lukv.model import LoadedModel
@@ -101,9 +105,27 @@ def begin(
     caveat = getattr(eviction.allocator, "caveat", None) if eviction is not None else None
     if caveat:
         print(caveat, file=sys.stderr)
-    folder.begin({**about, "caveats": [caveat] if caveat else []})
+    smaller = None if folder.begun else find_smaller(folder.run)
+    lines = take_over(smaller, samples, about, choose_recorded(samples, folder.run["record_kept"])) if smaller else []
+    taken = {"taken_over": smaller.name} if smaller and lines else {}
+    folder.begin({**about, "caveats": [caveat] if caveat else [], **taken})
+    folder.append(lines)
     done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
     return ActiveRun(eviction, done, folder.run, folder, later=later)
+
+
+def take_over(
+    smaller: Path, samples: Sequence[TokenizedSample], about: Mapping[str, Any], recorded: frozenset[str]
+) -> list[dict[str, Any]]:
+    """The lines of a finished run on fewer samples. None if their prompts, right answers or weights are others. Not
+    those that lack which tokens were kept and are among `recorded`, for which this run is asked."""
+    record, lines = read_json(smaller / "run.json"), read_samples(smaller / "samples.jsonl")
+    same = {line["id"] for line in lines}
+    common = [s for s in samples if s.sample.id in same]
+    now = {**about, "prompts": hash_prompts(common), "references": hash_references(common)}
+    if any(record.get(key) != now[key] for key in ("prompts", "references", "weights_hash")):
+        return []
+    return [line for line in lines if "kept_tokens" in line or line["id"] not in recorded]
 
 
 def check_seen(eviction: Eviction | None, samples: Sequence[TokenizedSample]) -> None:

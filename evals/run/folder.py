@@ -65,6 +65,10 @@ class RunFolder:
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
+    @property
+    def begun(self) -> bool:
+        return (self.path / "run.json").exists()
+
     def _take_lock(self) -> None:
         """Hold the lock file. A holder that wrote nothing removes it, and a lock on a removed file holds nothing."""
         path = self.path / ".lock"
@@ -95,7 +99,7 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         """Where nothing was written, leave nothing that looks like a run, and no folder that was made for it."""
-        began = (self.path / "run.json").exists()
+        began = self.begun
         if self._lock is not None:
             if not began:
                 (self.path / ".lock").unlink(missing_ok=True)
@@ -114,7 +118,7 @@ class RunFolder:
     def _check_same(self) -> None:
         """The same folder means the same experiment. Only another process that has just begun here is told so: a run
         whose name is taken has another folder (identity.find_folder)."""
-        if not (self.path / "run.json").exists():
+        if not self.begun:
             return
         was = read_settings(self.path / "config.yaml")
         changes = list_changes(was, read_json(self.path / "run.json"), self.run)
@@ -128,7 +132,7 @@ class RunFolder:
         """Write what the run is. When it goes on after a stop, the facts must still be the same."""
         (self.path / "error.json").unlink(missing_ok=True)
         path = self.path / "run.json"
-        if path.exists():
+        if self.begun:
             old = read_json(path)
             changes = list_differences(old.get("prompts", {}), dict(facts.get("prompts", {})))
             if changes:

@@ -47,6 +47,7 @@ class RunRecord(BegunRun, total=False):
     benchmark: dict[str, Any]  # facts that explain a difference; `left_out`: task -> reason; job=latency has none
     caveats: list[str]  # what cannot be known of an input, such as a table that does not say what it was made for
     model_caveats: list[str]  # what makes the model's answers doubtful, a line each
+    taken_over: str  # the run with a smaller limit= whose samples this one began with
     resumed: list[str]  # when the run went on after a stop
     attention: list[str] | None  # decode kernels in use
     finished: str

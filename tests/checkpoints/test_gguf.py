@@ -183,6 +183,7 @@ def test_without_the_package(llama: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_as_typed(llama: Path, tmp_path: Path, command: Command, capsys) -> None:
     """Calibrated and evaluated from the command line; a broken file is one line and exit code 2."""
     data = tmp_path / "rows.jsonl"

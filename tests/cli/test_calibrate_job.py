@@ -56,6 +56,7 @@ def test_a_table_is_made_saved_and_used(command, settings, calibration, tmp_path
     assert share == pytest.approx(0.2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_one_pass_serves_many_scorers(command, calibration, tmp_path):
     where, small = calibration
     assert command("job=calibrate", "job.scorers=[keydiff,snapkv,random]", "job.save=true", *where, *small) == 0

@@ -124,6 +124,7 @@ def test_protection(command: Command, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (own["protection"], equal["protection"]) == ("equal", "own")
 
 
+@pytest.mark.slow
 def test_aggregation(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One command: two tables are made, and each is used by the runs that are named after it."""
     few = ["budget=0.2", *SMALL, "calibration.benchmark.tasks=[niah_single_1]", "calibration.contexts=2"]

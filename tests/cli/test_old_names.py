@@ -75,6 +75,7 @@ def test_an_unfinished_run_goes_on(command: Command, tmp_path: Path) -> None:
     assert len(json.loads((folder / "run.json").read_text())["resumed"]) == 1
 
 
+@pytest.mark.slow
 def test_a_calibration_that_was_begun_goes_on(command: Command, tmp_path: Path) -> None:
     """The fit has the hash that the same command gave it at 79cc9a4, so what it holds is taken over. The other state
     holds scores for thresholds since then: an older one has another hash and begins anew (CHANGELOG.md)."""

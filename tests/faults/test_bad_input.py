@@ -234,6 +234,7 @@ def test_settings_that_make_a_long_name(command: Command, short: list[str], tmp_
     assert max(map(len, names)) <= 200
 
 
+@pytest.mark.slow
 def test_as_a_process(short: list[str], tmp_path: Path) -> None:
     """The same through real processes: a pickle, and with debug=true the traceback of a bad line."""
     done = process(*short, "method=lukv", f"allocator.path={disguised('.npy')(tmp_path)}")

@@ -88,6 +88,7 @@ def test_what_is_refused_leaves_no_folder(refuses: Refuses, short: list[str], tm
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_from_any_folder(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the project names is the project's, what the user names is theirs; a refusal leaves nothing."""
     from evals.run import cli
@@ -127,6 +128,7 @@ def test_a_model_without_tables(refuses: Refuses, short: list[str], tmp_path: Pa
         refuses(2, "nowhere: there is no such folder", *short, "method=lukv", f"job={job}", "model.path=./nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_reader_who_leaves(buffered: str, short: list[str], tmp_path: Path) -> None:
     """`run.py | head`, `report.py | head`: every file is written, nothing is said of it."""
@@ -258,6 +260,7 @@ def test_no_network(refuses: Refuses, command: Command, short: list[str]) -> Non
     assert command(*short, "method=snapkv") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 def test_one_line_a_cause(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Dozens of runs of a few models that are not there."""

@@ -2,12 +2,15 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
+from lukv.budgets.table import BudgetTable
 from lukv.model import load
 from lukv.named import find_model_settings
 from models.tiny.tokenizer import FOLDER
+from scripts.studies.agreement import compare_shares, read_shares
 from scripts.studies.fidelity import (
     captured_share,
     compare_rankings,
@@ -95,6 +98,7 @@ def test_budgets_are_described() -> None:
     assert compare_rankings({**kept, "b": [[0.1, 0.2], [0.1, 0.2]]}) == {"a, b": 1.0}
 
 
+@pytest.mark.slow  # four scorers and the extra passes of one
 def test_fidelity_of_any_scorer_and_the_oracle_as_its_bound():
     loaded = load(FOLDER, dtype="float32")
     scorers = make_scorers(["keydiff", "utility_probe", "kvzip", "oracle"], loaded, find_model_settings(str(FOLDER)))
@@ -106,3 +110,20 @@ def test_fidelity_of_any_scorer_and_the_oracle_as_its_bound():
     assert all((heads <= 1).all() and heads.shape == captured["oracle"].shape for heads in captured.values())
     assert captured["keydiff"].mean() < captured["utility_probe"].mean() < 1
     assert {"keydiff", "oracle"} < set(list_scorers("atlas"))
+
+
+def test_what_another_table_keeps_elsewhere():
+    one, other, doubled = np.array([[0.1, 0.3]]), np.array([[0.2, 0.2]]), np.array([[0.2, 0.6]])
+    shares = {"one": one, "other": other, "doubled": doubled}
+    assert compare_shares(shares) == {"one, other": 0.25, "one, doubled": 0.0, "other, doubled": 0.25}
+
+
+def test_tables_of_another_model_are_not_compared(tmp_path):
+    for name, layers in (("a", 2), ("b", 3)):
+        (tmp_path / name).mkdir()
+        kept = np.broadcast_to(np.linspace(0.99, 0.01, 99)[:, None, None], (99, layers, 2)).copy()
+        BudgetTable(kept).save(tmp_path / name / "keydiff.safetensors")
+    folders = {name: tmp_path / name for name in ("a", "b", "none")}
+    with pytest.raises(ValueError, match="other layers and KV heads"):
+        read_shares(folders, "keydiff")
+    assert set(read_shares({"a": folders["a"], "none": folders["none"]}, "keydiff")) == {"a"}

@@ -42,6 +42,7 @@ def test_outputs_are_stored_without_this_machine(path: Path) -> None:
     assert not re.search(r"/(tmp|root|home|work)/", path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user opens it: in its own folder, the kernel's Python is the one of the tests."""
