@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from evals.report.data import MEAN, Cell
 from evals.stats import LEVEL, RESAMPLES, resampled_means
@@ -119,11 +119,14 @@ def interval(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def correlate(fidelity: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
     """(rank correlation, low, high) of two values of each scorer. The interval draws the scorers anew; draws in which
     one of the two does not vary say nothing and are left out."""
-    rng, n = np.random.default_rng(SEED), len(scores)
-    drawn = [
-        spearmanr(fidelity[i], scores[i])[0]
-        for i in rng.integers(n, size=(1000, n))
-        if len(set(fidelity[i])) > 1 and len(set(scores[i])) > 1
-    ]
-    low, high = interval(np.array(drawn))
-    return float(spearmanr(fidelity, scores)[0]), float(low), float(high)
+    drawn = np.random.default_rng(SEED).integers(len(scores), size=(1000, len(scores)))
+    found = correlate_ranks(np.vstack([fidelity, fidelity[drawn]]), np.vstack([scores, scores[drawn]]))
+    low, high = interval(found[1:][np.isfinite(found[1:])])
+    return float(found[0]), float(low), float(high)
+
+
+def correlate_ranks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[rows]: Spearman's correlation of each row of x with that row of y; nan where one does not vary."""
+    a, b = (rankdata(values, axis=1) - (values.shape[1] + 1) / 2 for values in (x, y))
+    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), size, out=np.full(len(a), np.nan), where=size > 0)

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
 
 from evals.looks import find_allocator
 from evals.pair_plots import draw_pairs
 from evals.plots import plt
 from evals.report.data import MEAN, Cell
 from scripts.pair_tables import PairTables, read_costs
-from scripts.pairs import correlate, find_pairs, split_variance
+from scripts.pairs import correlate, correlate_ranks, find_pairs, split_variance
 from tests.as_typed import ROOT
 
 ALLOCATORS = ("uniform", "adakv", "budget_table")
@@ -126,6 +127,10 @@ def test_variance_and_correlation_are_of_methods_alone(tables: PairTables) -> No
 
 
 def test_a_correlation_is_of_ranks() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, 4, size=(2, 20, 6)).astype(float)  # with ties
+    expected = [spearmanr(x, y)[0] for x, y in zip(*pairs, strict=True)]
+    assert correlate_ranks(*pairs) == pytest.approx(expected, nan_ok=True)
     x = np.array([0.1, 0.2, 0.3, 0.4, 0.9])
     assert correlate(x, x**3)[0] == pytest.approx(1)
     value, low, high = correlate(x, -x)
