@@ -74,12 +74,15 @@ class PairTables:
 
     def caption(self, budget: float | None = None) -> str:
         """What a table is of."""
-        one = self.pairs[self.budgets[0] if budget is None else budget]
-        at = "" if budget is None else f", {title_budget(f'{budget:g}')}"
-        of_each = "/".join(map(str, sorted(set(one.n))))
+        of = list(self.pairs.values()) if budget is None else [self.pairs[budget]]
+        one, at = of[0], "" if budget is None else f", {title_budget(f'{budget:g}')}"
+        of_each, total, full = (
+            list_once(values)
+            for values in ([n for p in of for n in p.n], [p.total for p in of], [percent(p.full.score) for p in of])
+        )
         return (
             f"{one.full.model}, {one.full.benchmark}, {one.full.protocol}{at}: {len(one.tasks)} tasks, {of_each} "
-            f"samples of each (n = {one.total}); mean of tasks, per cent; full cache {percent(one.full.score)}. "
+            f"samples of each (n = {total}); mean of tasks, per cent; full cache {full}. "
             f"Every cell: `docs/data/{self.data}.csv`."
         )
 
@@ -183,8 +186,18 @@ class PairTables:
             order = [pairs.scorers.index(scorer) for scorer in first.scorers]
             panels[title_budget(f"{budget:g}")] = pairs.scores.mean(0)[order].tolist()
         rows, columns = [self.name(s) for s in first.scorers], [find_allocator(a) for a in first.allocators]
-        title = f"{self.title}, n = {first.total} a square; full cache {percent(first.full.score)}"
+        counts = list_once([pairs.total for pairs in self.pairs.values()])
+        full = list_once([percent(pairs.full.score) for pairs in self.pairs.values()])
+        title = f"{self.title}, n = {counts} a square; full cache {full}"
         return {"panels": panels, "rows": rows, "columns": columns, "title": title}
+
+
+def list_once(values: Sequence[object]) -> str:
+    """
+    >>> list_once([2, 1, 2])
+    '2/1'
+    """
+    return "/".join(dict.fromkeys(map(str, values)))
 
 
 def points(difference: float) -> str:
