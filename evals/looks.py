@@ -77,6 +77,11 @@ def find_name(label: str, names: Mapping[str, str] | None = None) -> str:
     return str(known.get(label) or " ".join([known.get(method, method), *settings]))
 
 
+def find_allocator(option: str) -> str:
+    """What figures and tables call an allocator that stands beside any scorer."""
+    return str(read_looks()["allocators"].get(option, option))
+
+
 @lru_cache
 def read_looks() -> Mapping[str, Any]:
     content: Any = OmegaConf.to_container(OmegaConf.load(CONF / "looks.yaml"))

@@ -3,7 +3,8 @@
     python -m scripts.docs            # what `make docs` runs
     python -m scripts.docs --check    # write nothing; exit code 1 if a table or figure is not what its data say
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A figure or a heat map is a file in docs/figures.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A figure or a heat map is a file in docs/figures, of
+a length and a depth (heat_maps), or of scorers and allocators (pairs).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from evals.looks import find_look, find_name, find_scorer
 from evals.report.data import MEAN, Cell, read_data, read_squares
 from lukv.names import suggest_nearest
 from scripts.doc_tables import ALL, Table
+from scripts.pair_tables import PairTables
 
 ROOT = Path(__file__).parents[1]
 FORMATS = (".png", ".pdf")
@@ -61,6 +63,9 @@ class Documents:
         tables = self.asked["tables"]
         if name not in tables:
             raise ValueError(f"no table {name} in docs/data/tables.yaml.{suggest_nearest(name, list(tables))}")
+        if "pairs" in tables[name]:
+            chosen = dict(tables[name])
+            return self.read_pairs(chosen.pop("pairs")).markdown(**chosen)
         table = Table(names=self.asked["names"], **tables[name])
         return table.markdown(self.read_cells(table.data))
 
@@ -114,12 +119,19 @@ class Documents:
         full = next((grid for (_, budget), grid in grids.items() if budget == ALL), None)
         return {"full": full, "panels": panels, "title": f"{asked['title']}; {count_square(grids.values())}"}
 
+    def read_pairs(self, name: str) -> PairTables:
+        """Scorers and allocators, as the description under `pairs` says."""
+        asked = self.asked["pairs"][name]
+        cells, names = self.read_cells(asked["data"]), self.asked["names"]
+        return PairTables(**asked, names=names, folder=self.root / "docs", cells=cells)
+
     @property
     def figures(self) -> dict[Path, tuple[Draw, dict[str, Any]]]:
         """File -> what draws it, and of what."""
         return {
             **{self.find_figure(name): (draw_lines, self.plan_figure(name)) for name in self.asked["figures"]},
             **{self.find_figure(name): (draw_map, self.plan_heat_map(name)) for name in self.asked["heat_maps"]},
+            **{self.find_figure(name): (draw_all_pairs, self.read_pairs(name).plan()) for name in self.asked["pairs"]},
         }
 
     def find_figure(self, name: str) -> Path:
@@ -146,6 +158,12 @@ def draw_map(plan: Mapping[str, Any], path: Path) -> None:
     from evals.grid_plots import draw_grids
 
     draw_grids(**plan, path=path, description=fingerprint(plan), formats=FORMATS)
+
+
+def draw_all_pairs(plan: Mapping[str, Any], path: Path) -> None:
+    from evals.pair_plots import draw_pairs
+
+    draw_pairs(**plan, path=path, description=fingerprint(plan), formats=FORMATS)
 
 
 def read_fingerprint(path: Path) -> str | None:

@@ -2,12 +2,15 @@
 
     python -m scripts.studies.fidelity                                             # the embedded model
     python -m scripts.studies.fidelity --model smollm2-135m-q4 --sources FOLDER    # RULER's own essays
+    python -m scripts.studies.fidelity --experiment embedded_atlas --tables runs/tables/atlas/tiny    # a sweep's
 
-It writes docs/data/MODEL-fidelity.json and docs/figures/MODEL-fidelity.png. For every (layer, KV head) it measures two
-means over contexts of RULER's tasks, with a seed of their own. `captured` is the utility of the fifth of the tokens
-that the scorer ranks first, divided by that of the fifth with most utility. `spearman` is the rank correlation of
-scorer and utility. It also reads which share of its tokens the head keeps in the shipped table at 20%, and how much
-the shipped tables of different scorers agree about the heads.
+It writes docs/data/MODEL-fidelity.json and docs/figures/MODEL-fidelity.png; of a sweep's scorers, with the probes in
+--tables, docs/data/MODEL-EXPERIMENT-fidelity.json alone.
+
+For every (layer, KV head) it measures two means over contexts of RULER's tasks, with a seed of their own. `captured` is
+the utility of the fifth of the tokens that the scorer ranks first, divided by that of the fifth with most utility.
+`spearman` is the rank correlation of scorer and utility. It also reads which share of its tokens the head keeps in the
+shipped table at 20%, and how much the shipped tables of different scorers agree about the heads.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ from evals.text import table
 from lukv.artifacts import write_atomically
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
 from lukv.budgets.table import BudgetTable
-from lukv.conf import GROUPS, fill, read_option
+from lukv.conf import GROUPS, fill, read_option, resolve
+from lukv.learned import LearnedScorer
 from lukv.model import LoadedModel, load
-from lukv.named import method
+from lukv.named import make
 from lukv.scoring import Scorer
 from lukv.selection import Protection
 
@@ -71,11 +75,22 @@ def spearman(utility: Tensor, order: Tensor) -> Tensor:
     return (by_utility * by_scorer).sum(-1) / (positions - positions.mean()).square().sum()
 
 
-def measure(loaded: LoadedModel, tasks: Sequence[str], samples: int, sources: str | None) -> dict[str, Any]:
+def make_scorers(names: Sequence[str], loaded: LoadedModel, settings: Mapping[str, Any]) -> list[Scorer]:
+    """The scorers of conf/ for a model with these settings of conf/model. Raises an error for another one's probe."""
+    known = {"seed": 0, "model": settings}
+    scorers = [make(resolve("scorer", {**known, "scorer": read_option("scorer", name)})) for name in names]
+    for scorer in scorers:
+        if isinstance(scorer, LearnedScorer):
+            scorer.check(loaded)
+    return scorers
+
+
+def measure(
+    loaded: LoadedModel, scorers: Sequence[Scorer], tasks: Sequence[str], samples: int, sources: str | None
+) -> dict[str, Any]:
     """{"captured" | "spearman": {scorer: [layers][KV heads]}, "facts": ...}."""
     oracle, protection = UtilityOracle(loaded, OracleSettings()), Protection()
-    scorers: list[Scorer] = [method(name, budget=SHARE).scorer for name in SCORERS]
-    sums: dict[str, dict[str, list[Tensor]]] = {m: {name: [] for name in SCORERS} for m in ("captured", "spearman")}
+    sums: dict[str, dict[str, list[Tensor]]] = {m: {s.name: [] for s in scorers} for m in ("captured", "spearman")}
     ruler = Ruler(length=1024, tasks=list(tasks), samples=samples, seed=SEED, sources=sources)
     contexts = [sample for task in ruler.tasks(loaded.tokenizer) for sample in task.samples]
     for sample in tqdm(contexts, unit="context", mininterval=5):
@@ -83,7 +98,7 @@ def measure(loaded: LoadedModel, tasks: Sequence[str], samples: int, sources: st
         measured = oracle.prefill(context, scorers)
         utility = measured.utility(question).double()
         for scorer in scorers:
-            order = measured.order(scorer, protection)
+            order = measured.order(scorer, protection, utility.float() if scorer.needs_answer else None)
             sums["captured"][scorer.name].append(captured_share(utility, order, SHARE))
             sums["spearman"][scorer.name].append(spearman(utility, order))
     means = {
@@ -141,24 +156,34 @@ def summarise(measured: Mapping[str, Any]) -> str:
     return table(rows)
 
 
+def list_scorers(experiment: str) -> list[str]:
+    """The scorers that a sweep of conf/experiment names."""
+    return str(read_option("experiment", experiment)["hydra"]["sweeper"]["params"]["scorer"]).split(",")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--model", default="tiny", choices=sorted(GROUPS["model"]), metavar="NAME", help="of conf/")
     parser.add_argument("--sources", help="folder with RULER's PaulGrahamEssays.json; without: tasks that need none")
     parser.add_argument("--samples", type=int, default=5, help="contexts of each of the six tasks")
+    parser.add_argument("--experiment", choices=sorted(GROUPS["experiment"]), metavar="NAME", help="whose scorers")
+    parser.add_argument("--tables", help="folder of the budget tables and probes; without: the model's own")
     asked = parser.parse_args()
     settings = fill(read_option("model", asked.model), {})
-    tables = Path(settings.pop("tables"))
-    loaded = load(**settings)
-    measured = measure(loaded, ESSAYS if asked.sources else LEARNT, asked.samples, asked.sources)
-    measured["kept"] = read_kept(tables)
-    measured["agreement of tables"] = compare_rankings(measured["kept"])
-    measured["budgets"] = describe_budgets(measured["kept"], measured["captured"])
-    write_atomically(DOCS / "data" / f"{asked.model}-fidelity.json", json.dumps(measured).encode())
-    draw(measured, asked.model, DOCS / "figures" / f"{asked.model}-fidelity.png")
+    settings["tables"] = str(Path(asked.tables or settings["tables"]).absolute())
+    loaded = load(**{key: value for key, value in settings.items() if key != "tables"})
+    scorers = make_scorers(list_scorers(asked.experiment) if asked.experiment else SCORERS, loaded, settings)
+    measured = measure(loaded, scorers, ESSAYS if asked.sources else LEARNT, asked.samples, asked.sources)
+    name = f"{asked.model}-{asked.experiment}-fidelity" if asked.experiment else f"{asked.model}-fidelity"
+    if not asked.experiment:
+        measured["kept"] = read_kept(Path(settings["tables"]))
+        measured["agreement of tables"] = compare_rankings(measured["kept"])
+        measured["budgets"] = describe_budgets(measured["kept"], measured["captured"])
+        draw(measured, asked.model, DOCS / "figures" / f"{name}.png")
+        print("rank correlation of the tables over heads:", measured["agreement of tables"])
+        print("budgets:", measured["budgets"])
+    write_atomically(DOCS / "data" / f"{name}.json", json.dumps(measured).encode())
     print(summarise(measured))
-    print("rank correlation of the tables over heads:", measured["agreement of tables"])
-    print("budgets:", measured["budgets"])
 
 
 if __name__ == "__main__":

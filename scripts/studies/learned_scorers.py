@@ -19,27 +19,16 @@ from torch import Tensor
 from evals.ruler import Ruler
 from lukv.allocation import Budget
 from lukv.budgets.oracle import OracleSettings, UtilityOracle
-from lukv.conf import resolve
 from lukv.model import LoadedModel, load
-from lukv.named import choose_option, find_model_settings, make
-from lukv.scoring import Scorer
+from lukv.named import find_model_settings
 from lukv.selection import Protection
 from models.tiny.tokenizer import FOLDER
-from scripts.studies.fidelity import TASKS
+from scripts.studies.fidelity import LEARNT, make_scorers
 
 SEED = 30_042  # neither the calibrations' nor the benchmark's
 SHARES = (0.05, 0.1, 0.2, 0.3)
 SCORERS = ("utility_probe", "utility_mlp", "keydiff", "oracle")
 PROTECTION = Protection(4, 1)
-
-
-def make_scorers(loaded: LoadedModel) -> dict[str, Scorer]:
-    known = {"seed": 0, "model": find_model_settings(str(FOLDER))}
-    chosen = {name: make(resolve("scorer", {**known, "scorer": choose_option("scorer", name, {})})) for name in SCORERS}
-    for scorer in chosen.values():
-        if hasattr(scorer, "check"):
-            scorer.check(loaded)
-    return chosen
 
 
 def lost_share(utility: Tensor, order: Tensor, share: float) -> float:
@@ -50,9 +39,10 @@ def lost_share(utility: Tensor, order: Tensor, share: float) -> float:
 
 def measure(loaded: LoadedModel, samples: int) -> dict[str, np.ndarray]:
     """Scorer -> [contexts, shares]."""
-    chosen, oracle = make_scorers(loaded), UtilityOracle(loaded, OracleSettings())
+    oracle = UtilityOracle(loaded, OracleSettings())
+    chosen = {s.name: s for s in make_scorers(SCORERS, loaded, find_model_settings(str(FOLDER)))}
     lost: dict[str, list[list[float]]] = {name: [] for name in chosen}
-    for task in Ruler(length=1024, tasks=list(TASKS), samples=samples, seed=SEED).tasks(loaded.tokenizer):
+    for task in Ruler(length=1024, tasks=list(LEARNT), samples=samples, seed=SEED).tasks(loaded.tokenizer):
         for sample in task.samples:
             context, question = loaded.prompt_ids(sample.context, sample.question, sample.answer_prefix)
             measured = oracle.prefill(context, list(chosen.values()))

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from evals.run import cli
 from evals.run.fingerprint import fingerprint
 from evals.run.settings import Run
+from lukv.conf import GROUPS, read_option
 from tests.as_typed import ROOT, Command
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -24,6 +25,7 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("*.yaml
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_composes_to_a_sweep(name: str) -> None:
     few = ["scorer=keydiff", "model=llama-3.1-8b-instruct"] if name.startswith("paper_") else []
+    few = ["scorer=keydiff"] if name.endswith("atlas") else few
     budget = "budget_bytes=0.2" if name.endswith("_bytes") else "budget=0.2"
     planned = cli.plan([f"experiment={name}", budget, *few]).planned  # composing takes a moment for each run
     assert len(planned) > 3
@@ -52,6 +54,19 @@ def test_takes_as_many_runs_as_it_says(name: str) -> None:
         r"(\d+) (?:runs|calibrations)", text[text.index("# Takes: ") : text.index("# Needs: ")].split(".")[0]
     )
     assert len(plan_whole(name)) == sum(map(int, said))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("atlas")])
+def test_the_atlas_calibrates_the_scorers_that_it_runs(name: str) -> None:
+    """The command in its header names them, and each exists; so do the allocators."""
+    text = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+    asked = read_option("experiment", name)["hydra"]["sweeper"]["params"]
+    (calibrated,) = re.findall(r"'job\.scorers=\[(.*)\]'", text)
+    assert calibrated == asked["scorer"]
+    for group in ("scorer", "allocator"):
+        options = asked[group].split(",")
+        assert len(set(options)) == len(options)
+        assert set(options) <= set(GROUPS[group])
 
 
 PARAMETERS = {"llama-3.1-8b-instruct": 8e9, "mistral-7b-instruct-v0.3": 7.2e9, "qwen2.5-32b-instruct": 32.8e9}

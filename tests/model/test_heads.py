@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from lukv.budgets.table import BudgetTable
+from lukv.model import load
+from lukv.named import find_model_settings
+from models.tiny.tokenizer import FOLDER
 from scripts.studies.agreement import compare_shares, read_shares
-from scripts.studies.fidelity import captured_share, compare_rankings, describe_budgets, spearman
+from scripts.studies.fidelity import (
+    captured_share,
+    compare_rankings,
+    describe_budgets,
+    list_scorers,
+    make_scorers,
+    measure,
+    spearman,
+)
 from scripts.studies.heads import find_value_tokens, local, look_back, share_on_repeat, sink
 
 
@@ -85,6 +96,20 @@ def test_budgets_are_described() -> None:
         "rank correlation with captured": pytest.approx(-0.894, abs=1e-3),  # (-4 / sqrt(4 * 5)), two ties
     }
     assert compare_rankings({**kept, "b": [[0.1, 0.2], [0.1, 0.2]]}) == {"a, b": 1.0}
+
+
+@pytest.mark.slow  # four scorers and the extra passes of one
+def test_fidelity_of_any_scorer_and_the_oracle_as_its_bound():
+    loaded = load(FOLDER, dtype="float32")
+    scorers = make_scorers(["keydiff", "utility_probe", "kvzip", "oracle"], loaded, find_model_settings(str(FOLDER)))
+    found = measure(loaded, scorers, ["niah_single_1"], samples=1, sources=None)
+    captured = {name: torch.tensor(heads) for name, heads in found["captured"].items()}
+    assert found["facts"]["contexts"] == 1
+    assert list(captured) == ["keydiff", "utility_probe", "kvzip", "oracle"]
+    assert (captured["oracle"] == 1).all()
+    assert all((heads <= 1).all() and heads.shape == captured["oracle"].shape for heads in captured.values())
+    assert captured["keydiff"].mean() < captured["utility_probe"].mean() < 1
+    assert {"keydiff", "oracle"} < set(list_scorers("atlas"))
 
 
 def test_what_another_table_keeps_elsewhere():
