@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
@@ -50,7 +51,7 @@ def attention_model() -> PreTrainedModel:
 @torch.no_grad()
 def main(kind_of_model: str, tokens: int, kind: str, chunk: int | None = None) -> dict[str, int]:
     torch.set_num_threads(1)
-    model = attention_model() if kind_of_model == "attention" else model_of(LARGE, 1, torch.bfloat16)
+    model: Any = attention_model() if kind_of_model == "attention" else model_of(LARGE, 1, torch.bfloat16)
     config = model.config
     ids = torch.randint(0, config.vocab_size, (1, tokens))
     eviction = None
