@@ -12,9 +12,10 @@ attention's inputs is needed. The moments are sums, so the prompt may come in ch
 protected. The LU-KV authors' program for calibration has them in the softmax (`sinks_in_softmax`); their scorer at run
 time, as kvpress's, has not.
 
-Differences from kvpress: sums are float64 (kvpress: the model's dtype). A prompt of at most `sink` tokens has score 0
-(kvpress: an assertion). Neither models a logit soft cap. eps = 0.02 is the value of LU-KV's tables; kvpress's default
-is 0. It is far above a typical softmax value, so that the ranking is almost the ranking by |v|.
+Differences from kvpress: sums are float64, of float32 products of up to 1024 tokens where queries have 16 bits, else of
+float64 products (kvpress: the model's dtype). A prompt of at most `sink` tokens has score 0 (kvpress: an assertion).
+Neither models a logit soft cap. eps = 0.02 is the value of LU-KV's tables; kvpress's default is 0. It is far above a
+typical softmax value, so that the ranking is almost the ranking by |v|.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from torch import Tensor
 from lukv.ops import rotate
 from lukv.scoring import PromptLayer, Rope, Scorer
 
-BLOCK, HEADS = 512, 4  # tokens and heads at a time, so that they stay in a CPU's cache
-STRIP = 32  # rows of a symmetric matrix at a time
+BLOCK, HEADS = 1024, 2  # tokens and query heads at a time, so that they stay in a CPU's cache
+STRIP = 64  # rows of a symmetric matrix at a time
+KEYS = 256  # tokens at a time whose keys are multiplied
 LATER = ("sinks_in_softmax", False)  # a parameter that came later, with what was done before
 
 
@@ -68,21 +70,25 @@ class ExpectedAttention(Scorer):
             outer = queries.new_zeros(heads, width, width, dtype=torch.float64)
             observed = Moments(0, outer[..., 0], outer)
         total, outer = observed.total.clone(), observed.outer.clone()
+        dtype = torch.float32 if queries.element_size() == 2 else torch.float64
         block, together = (4096, heads) if queries.is_cuda else (BLOCK, HEADS)  # a GPU wants few launches
         for a in range(first, tokens, block):
             chunk = queries[:, a : a + block]
             if rope is not None:
-                cos, sin = (x.double() for x in rope(start + a + torch.arange(chunk.shape[1], device=chunk.device)))
+                cos, sin = (x.to(dtype) for x in rope(start + a + torch.arange(chunk.shape[1], device=chunk.device)))
                 square = cos**2 + sin**2  # 1, except for rotary embeddings with an attention factor
+                undo = cos / square, -sin / square
             for some in range(0, heads, together):
                 part = slice(some, some + together)
-                q = chunk[part].double()
+                q = chunk[part].to(dtype)
                 if rope is not None:
-                    q = rotate(q, cos / square, -sin / square)
+                    q = rotate(q, *undo)
                 total[part] += q.sum(1)
-                for i in range(0, width, STRIP):  # q q^T is symmetric: the upper half is enough
-                    outer[part, i : i + STRIP, i:].baddbmm_(q[..., i : i + STRIP].mT, q[..., i:])
-        return Moments(observed.n + tokens - first, total, outer.triu() + outer.triu(1).mT)
+                for i in range(0, width, STRIP):  # q q^T is symmetric: what lies below these strips is copied
+                    outer[part, i : i + STRIP, i:] += q[..., i : i + STRIP].mT @ q[..., i:]
+        for i in range(0, width, STRIP):
+            outer[:, i + STRIP :, i : i + STRIP] = outer[:, i : i + STRIP, i + STRIP :].mT
+        return Moments(observed.n + tokens - first, total, outer)
 
     def score(self, layer: PromptLayer) -> Tensor:
         heads, tokens = layer.keys.shape[:2]
@@ -103,17 +109,18 @@ class ExpectedAttention(Scorer):
         """[K, G, n]: the logarithm of the expected unnormalised attention of each query head to keys [K, n, d]."""
         n, total, outer = layer.observed
         mean = total / n
-        covariance = outer / n - mean[:, :, None] * mean[:, None, :]
+        covariance = (outer / n - mean[:, :, None] * mean[:, None, :]).float()
+        mean = mean.float()
         if layer.rope is not None:
             cos, sin = layer.rope(torch.arange(layer.tokens, layer.tokens + self.future, device=keys.device))
-            cos, sin = cos.double().mean(0), sin.double().mean(0)
+            cos, sin = cos.double().mean(0).float(), sin.double().mean(0).float()
             mean = rotate(mean, cos, sin)
             covariance = rotate(rotate(covariance, cos, sin).mT, cos, sin).mT
-        mean = mean.float().unflatten(0, (len(keys), -1)) * layer.scale
-        covariance = covariance.float().unflatten(0, (len(keys), -1)) * layer.scale**2 / 2
-        # k^T S k for one query head of each group at a time, which bounds memory to one block of keys
-        quadratic = [
-            torch.stack([((k @ covariance[:, g]) * k).sum(-1) for g in range(mean.shape[1])], 1)
-            for k in keys.split(BLOCK, 1)
-        ]
-        return mean @ keys.mT + torch.cat(quadratic, -1)
+        mean = mean.unflatten(0, (len(keys), 1, -1)) * layer.scale
+        covariance = covariance.unflatten(0, (len(keys), -1)) * layer.scale**2 / 2
+        logits = keys.new_empty(len(keys), mean.shape[2], keys.shape[1])
+        block = 4096 if keys.is_cuda else KEYS
+        for k, out in zip(keys.split(block, 1), logits.split(block, 2), strict=True):
+            for g in range(mean.shape[2]):  # (mu + S k).k for one query head of each group at a time
+                out[:, g] = torch.baddbmm(mean[:, :, g], k, covariance[:, g]).mul_(k).sum(-1)
+        return logits

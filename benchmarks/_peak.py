@@ -1,7 +1,8 @@
-"""Peak memory of one prefill, in a process of its own: _peak.py TOKENS KIND -> one line of JSON, bytes.
+"""Peak memory of one prefill, in a process of its own: _peak.py MODEL TOKENS KIND [CHUNK] -> one line of JSON, bytes.
 
-KIND: stock, everything, or a method of conf/method. The model: 8 layers with the attention of an 8B model (32 query
-and 8 KV heads of 128) and little else, so that keys and values are what the memory holds.
+MODEL: `attention` has 8 layers with the attention of an 8B model (32 query and 8 KV heads of 128) in float32 and little
+else, so that keys and values are what the memory holds; `layer` is one whole layer of an 8B model in bfloat16. KIND:
+stock, everything, or a method of conf/method. CHUNK: tokens that are run at a time, all if it is left out.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from benchmarks._measure import LARGE
 from benchmarks._methods import methods
+from benchmarks._models import model_of
 from lukv.allocation import Budget
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.generate import compress
 from lukv.selection import Eviction
 
-LAYERS, SHARE = 8, 0.2
+SHARE = 0.2
 
 
 def status(field: str) -> int:
@@ -28,25 +32,31 @@ def status(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-@torch.no_grad()
-def main(tokens: int, kind: str) -> dict[str, int]:
-    torch.set_num_threads(1)
+def attention_model() -> PreTrainedModel:
     config = AutoConfig.for_model(
         "llama",
         vocab_size=100,
         hidden_size=128,
         intermediate_size=128,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=8,
         num_attention_heads=32,
         num_key_value_heads=8,
         head_dim=128,
         max_position_embeddings=2**17,
     )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    ids = torch.randint(0, 100, (1, tokens))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+@torch.no_grad()
+def main(kind_of_model: str, tokens: int, kind: str, chunk: int | None = None) -> dict[str, int]:
+    torch.set_num_threads(1)
+    model: Any = attention_model() if kind_of_model == "attention" else model_of(LARGE, 1, torch.bfloat16)
+    config = model.config
+    ids = torch.randint(0, config.vocab_size, (1, tokens))
     eviction = None
     with tempfile.TemporaryDirectory() as folder:
-        found = methods(Path(folder), LAYERS, 8)
+        found = methods(Path(folder), config.num_hidden_layers, config.num_key_value_heads)
     if kind != "stock":
         use_ragged_attention(model)
         eviction = None if kind == "everything" else Eviction(*found[kind], Budget(share=SHARE))
@@ -60,10 +70,10 @@ def main(tokens: int, kind: str) -> dict[str, int]:
         model(ids, past_key_values=cache, logits_to_keep=1)
         stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     else:
-        ragged = compress(model, ids, eviction=eviction)
+        ragged = compress(model, ids, eviction=eviction, chunk=chunk)
         stored = ragged.nbytes
-    return {"peak": status("VmHWM") - before, "after": status("VmRSS") - before, "stored": stored}
+    return {"peak": status("VmHWM") - before, "after": status("VmRSS") - before, "stored": stored, "before": before}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(int(sys.argv[1]), sys.argv[2])))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:]))))

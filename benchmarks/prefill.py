@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,9 @@ from lukv.scoring import PromptLayer, Rope, Scorer
 from lukv.selection import Protection, make_head_scores, protect, select_best
 
 SHARE = 0.2
+CHUNK = 2048
+WEIGHTS = 2 * 8_030_261_248
+"""Bytes of Llama-3.1-8B in bfloat16."""
 PARTS = ("queries", "scores", "budgets", "selection", "storing")
 
 
@@ -74,25 +77,45 @@ def times(section: Section, tokens: int) -> None:
             )
 
 
+def measure_peak(*arguments: object) -> dict[str, int]:
+    """Bytes of one prefill in a process of its own: see benchmarks/_peak.py."""
+    # glibc would keep freed blocks of up to 32 MiB for itself; with this it gives them back
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks._peak", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def peaks(section: Section, tokens: int) -> None:
     section.text(f"""
         Memory of the process in a prefill of {tokens} tokens, above what it held before: 8 layers with the attention
         of an 8B model, float32, each kind in a fresh process. *cache*: the entries stored, exactly.
     """)
     section.head("kind", "peak, MiB", "of stock", "after, MiB", "cache, MiB", "of stock")
-    # glibc would keep freed blocks of up to 32 MiB for itself; with this it gives them back
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
     stock: dict[str, int] = {}
     more = ("snapkv", "expected_attention") if section.full else ()
     for kind in ("stock", "everything", "lukv", *more):
-        command = [sys.executable, "-m", "benchmarks._peak", str(tokens), kind]
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = measure_peak("attention", tokens, kind)
         stock = stock or found
         peak, after, stored = (found[key] / 2**20 for key in ("peak", "after", "stored"))
         label = {"stock": "stock transformers", "everything": "ours, everything kept"}.get(kind, f"{kind}, {SHARE:.0%}")
         of_peak, of_stored = found["peak"] / stock["peak"], found["stored"] / stock["stored"]
         section.row(label, f"{peak:.0f}", f"{of_peak:.2f}", f"{after:.0f}", f"{stored:.1f}", f"{of_stored:.3f}")
+
+
+def peaks_of_a_layer(section: Section, lengths: Sequence[int]) -> None:
+    section.text(f"""
+        The same for one whole layer of Llama-3.1-8B's geometry, bfloat16, one prompt, everything kept: run at once and
+        in pieces of {CHUNK} tokens. *32 layers*: from this layer's peak, the keys and values that 31 others hold at
+        most meanwhile, all of them, and {WEIGHTS / 2**30:.1f} GiB of weights, an output layer of 128256 words included.
+    """)
+    section.head("tokens", "at once, MiB", "in pieces, MiB", "keys and values, MiB", *2 * ("32 layers, GiB",))
+    for tokens in lengths:
+        whole, pieces = measure_peak("layer", tokens, "everything"), measure_peak("layer", tokens, "everything", CHUNK)
+        stored = 2 * LARGE.kv_heads * LARGE.head_dim * tokens * 2
+        sizes = (f"{size / 2**20:.0f}" for size in (whole["peak"], pieces["peak"], stored))
+        section.row(tokens, *sizes, *(f"{(WEIGHTS + x['peak'] + 31 * stored) / 2**30:.1f}" for x in (whole, pieces)))
 
 
 def measure(section: Section) -> None:
@@ -104,6 +127,7 @@ def measure(section: Section) -> None:
     for tokens in (4096, 16384) if section.full else (4096,):
         times(section, tokens)
     peaks(section, 8192 if section.full else 2048)
+    peaks_of_a_layer(section, (8192, 16384, 32768) if section.full else (4096,))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ IMPORTS = {
     "evals.run.cli (what run.py imports)": "import evals.run.cli",
     "torch": "import torch",
     "transformers.AutoModelForCausalLM": "from transformers import AutoModelForCausalLM",
+    "transformers.PreTrainedModel (what any model needs)": "from transformers import PreTrainedModel",
     "lukv.model (torch and transformers in it)": "import lukv.model",
     "evals.jobs.evaluate (what a run imports)": "import evals.jobs.evaluate",
 }
@@ -54,6 +55,8 @@ def measure(section: Section) -> None:
     row("`run.py method=snapkv bugdet=0.2` (a wrong name: exit code 2)", "-c", WRONG)
     with tempfile.TemporaryDirectory() as folder:
         done = ["run.py", "limit=1", f"runs={folder}/0"]
+        first = ["run.py", "limit=1", "benchmark.tasks=[vt]", "reference=null"]
+        row("`run.py limit=1 benchmark.tasks=[vt] reference=null`: one sample", *first, f"runs={folder}/1", repeats=1)
         row("`run.py limit=1`", *done, repeats=1)
         row("the same again: already done", *done)
 

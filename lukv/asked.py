@@ -30,6 +30,12 @@ def check_names(
         raise ValueError(f"device={device} is not known: choose one of auto, cpu, cuda, cuda:N")
 
 
+def check_chunk(prefill_chunk: int | None) -> None:
+    """Raise ValueError for what is no number of tokens."""
+    if prefill_chunk is not None and (not isinstance(prefill_chunk, int) or prefill_chunk < 1):
+        raise ValueError(f"prefill_chunk={prefill_chunk} must be at least 1 token, or null: the whole prompt at once")
+
+
 def is_gguf(path: str | Path) -> bool:
     """Whether a path names a GGUF file, there or not."""
     path = Path(path)
@@ -65,4 +71,5 @@ def check_there(model: str, made_by: str | None = None, holds: str = "config.jso
 def check_settings(model: Mapping[str, Any], attention: str) -> None:
     """Of the settings of conf/model: raise what `lukv.model.load` would, as far as that needs no torch."""
     check_names(attention=attention, **{k: model[k] for k in ("dtype", "device", "special_tokens") if k in model})
+    check_chunk(model.get("prefill_chunk"))
     check_there(str(model["path"]), model.get("made_by"))

@@ -25,7 +25,11 @@ GROUPS = {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in CONF.iterdir
 """Group -> names of its options."""
 
 
-class Loader(yaml.SafeLoader):
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader in C, where PyYAML has it."""
+
+
+class Loader(FAST):  # type: ignore[misc]
     """YAML as OmegaConf reads it: 1e-3 is a number, and a date is a text."""
 
 
@@ -42,15 +46,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return yaml.load(path.read_text(encoding="utf-8"), Loader) or {}  # noqa: S506 - a SafeLoader
 
 
-@lru_cache
 def read_method_defaults(method: str) -> Mapping[str, str]:
     """The option that conf/method/<method>.yaml chooses in each group, on top of those of conf/config.yaml."""
+    return {**read_choices(CONF / "config.yaml"), **read_choices(CONF / "method" / f"{method}.yaml")}
+
+
+@lru_cache
+def read_choices(path: Path) -> Mapping[str, str]:
+    """The option that a file of conf/ chooses in each group. Empty if there is no such file."""
     chosen: dict[str, str] = {}
-    for path in (CONF / "config.yaml", CONF / "method" / f"{method}.yaml"):
-        if path.is_file():
-            for entry in read_yaml(path).get("defaults", []):
-                if isinstance(entry, dict):
-                    chosen.update({str(k).removeprefix("override ").lstrip("/"): v for k, v in entry.items()})
+    for entry in read_yaml(path).get("defaults", []) if path.is_file() else []:
+        if isinstance(entry, dict):
+            chosen.update({str(k).removeprefix("override ").lstrip("/"): v for k, v in entry.items()})
     return chosen
 
 

@@ -61,10 +61,12 @@ def compress(
     tokenizer: Tokenizer,
     context: str | Sequence[str],
     method: Eviction | None,
+    chunk: int | None = None,
 ) -> RaggedCache:
     """Read a context, or a batch of contexts, and keep of its cache what `method` keeps (None: everything).
 
-    With a chat template the context is the beginning of the user's message, up to the end of its text. Raises
+    With a chat template the context is the beginning of the user's message, up to the end of its text. chunk: tokens
+    that are run through the model at a time, which bounds the memory of a long context; None: all. Raises
     ValueError for a context that is empty or longer than the model takes, and for what the model cannot be asked.
     """
     loaded = pair(model, tokenizer)
@@ -72,16 +74,18 @@ def compress(
     if not texts:
         raise ValueError("no context: give a text or a list of texts")
     rows = [loaded.prompt_ids(text, "?", "")[0] for text in texts]  # they do not depend on the question
-    return compress_rows(loaded, rows, method)
+    return compress_rows(loaded, rows, method, chunk)
 
 
-def compress_rows(loaded: LoadedModel, rows: Sequence[Sequence[int]], method: Eviction | None) -> RaggedCache:
+def compress_rows(
+    loaded: LoadedModel, rows: Sequence[Sequence[int]], method: Eviction | None, chunk: int | None = None
+) -> RaggedCache:
     """The same for contexts as token ids."""
     check_length(loaded, max(map(len, rows)), "the context")
     with lend_attention(loaded.model):
         if method is not None:
             check_fits(method, loaded)
-        return generate.compress(loaded, rows, eviction=method)
+        return generate.compress(loaded, rows, eviction=method, chunk=chunk)
 
 
 @overload

@@ -19,7 +19,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
-from lukv.asked import DTYPES, check_names
+from lukv.asked import DTYPES, check_chunk, check_names
 from lukv.backend.architecture import check_architecture
 from lukv.backend.attention import use_ragged_attention
 from lukv.backend.config import find_windows, hash_config, hash_weights
@@ -86,7 +86,7 @@ class LoadedModel(Network):
     commit: the hub's commit that was read, None for a folder or file. date: what its chat template takes for today,
     None: today. thinking: whether the model may think before it answers. special_tokens: what special tokens typed in a
     prompt are, `text` or `control` tokens. caveats: what makes its results doubtful, each in a line that was logged,
-    too."""
+    too. prefill_chunk: tokens of a prompt that are run through it at a time, None: all."""
 
     model: PreTrainedModel
     tokenizer: Tokenizer
@@ -101,6 +101,7 @@ class LoadedModel(Network):
     thinking: bool = False
     special_tokens: str = "text"
     caveats: tuple[str, ...] = ()
+    prefill_chunk: int | None = None
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:
@@ -268,6 +269,7 @@ def load(
     check: bool = True,
     thinking: bool = False,
     special_tokens: str = "text",
+    prefill_chunk: int | None = None,
 ) -> LoadedModel:
     """Load a folder as `save_pretrained` writes it, a GGUF file, or a hub id. Raises one-line FileNotFoundError or
     ValueError.
@@ -280,9 +282,10 @@ def load(
     its chat template from, instead of the model's own. made_by: the command that makes the folder or file, for the
     message where it is missing. date: YYYY-MM-DD, for chat templates that say today's date; by default it is today's.
     check: compare a few tokens with transformers' own attention first, once for each config (backend/self_check.py).
-    thinking, special_tokens: see LoadedModel.
+    thinking, special_tokens, prefill_chunk: see LoadedModel.
     """
     check_names(dtype, attention, device, special_tokens)
+    check_chunk(prefill_chunk)
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length={max_length} must be at least 1")
     day = parse_date(date)
@@ -322,7 +325,7 @@ def load(
     label = name or Path(path).name or path
     kind = hash_config(model.config)
     about = (label, path, kind, attention, chat, longest, source.commit, day, thinking, special_tokens, caveats)
-    return LoadedModel(model, words, *about)
+    return LoadedModel(model, words, *about, prefill_chunk=prefill_chunk)
 
 
 def torch_dtype(name: str, auto: Any) -> Any:

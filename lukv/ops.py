@@ -17,10 +17,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply RoPE to x [..., d] in the half-split layout. cos and sin are [n, rotary dims] or [rotary dims]. Dimensions
     beyond the rotary ones stay as they are."""
     half, n = cos.shape[-1] // 2, cos.shape[-1]
-    x1, x2 = x[..., :half], x[..., half:n]
-    y1 = torch.addcmul(x1 * cos[..., :half], x2, sin[..., :half], value=-1)
-    y2 = torch.addcmul(x2 * cos[..., half:], x1, sin[..., half:])
-    return torch.cat([y1, y2, x[..., n:].expand(*y1.shape[:-1], -1)], -1)
+    y = x[..., :n] * cos
+    y[..., :half].addcmul_(x[..., half:n], sin[..., :half], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return y if n == x.shape[-1] else torch.cat([y, x[..., n:].expand(*y.shape[:-1], -1)], -1)
 
 
 @torch.no_grad()

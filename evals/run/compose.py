@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evals.run.instantiate import InputError
 from evals.run.settings import Run, drop_hydra, resolve_run
-from lukv.conf import CONF, GROUPS, read_option
+from lukv.conf import CONF, GROUPS, read_option, read_yaml
 from lukv.names import suggest_nearest
 
 KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
@@ -74,7 +74,7 @@ def check_hydra(cfg: DictConfig) -> None:
     """Raise InputError unless what conf/config.yaml says to Hydra still stands: it decides where run folders lie."""
     for group in OFFERED:
         check_plugin(group, cfg.hydra.runtime.choices.get(group))
-    usual: Any = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml").hydra)
+    usual = read_yaml(CONF / "config.yaml")["hydra"]
     for key in ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir", "job.chdir"):
         now = look_up(OmegaConf.to_container(cfg.hydra), key)
         if now != look_up(usual, key):

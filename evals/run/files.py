@@ -10,9 +10,7 @@ import yaml
 
 from evals.run.old_names import translate_config
 from lukv.artifacts import write_atomically
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The fast one, where PyYAML has it."""
+from lukv.conf import FAST
 
 
 def read_json(path: Path) -> Any:
@@ -25,7 +23,7 @@ def read_json(path: Path) -> Any:
 def read_settings(path: Path) -> dict[str, Any]:
     """A run folder's config.yaml. What an older version wrote is translated."""
     try:
-        settings = yaml.load(path.read_bytes(), LOADER)  # noqa: S506 - either is a safe loader
+        settings = yaml.load(path.read_bytes(), FAST)  # noqa: S506 - a safe loader
     except yaml.YAMLError as e:
         raise ValueError(f"{path} is damaged ({' '.join(str(e).split())}): remove {path.parent} and run again") from e
     if not isinstance(settings, dict):

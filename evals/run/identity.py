@@ -34,7 +34,7 @@ RESULT_KEYS = (*NESTED, "budget", "budget_tokens", "budget_bytes", "cache_dtype"
 method is called changes nothing: its parts are here."""
 
 UNTOLD = {
-    *("model.device", "model.device_map", "model.tables", "model.made_by", "model.check"),
+    *("model.device", "model.device_map", "model.prefill_chunk", "model.tables", "model.made_by", "model.check"),
     *("job.save", "job.overwrite"),
 }
 """Settings inside these groups that change no result. The tables' folder is one: the allocator's path says which."""

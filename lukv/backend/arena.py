@@ -9,7 +9,7 @@ apart, and attention reads those in one call (kernels/loop.py). A full KV cache 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 
 import numpy as np
@@ -26,16 +26,17 @@ class Arena:
     """`start` [N] and `length` [N] are int32 on the arena's device, for the kernels. `lengths` [N] is the same as
     `length` on the host, so that no decode step waits for the device."""
 
-    def __init__(self, keys: Tensor, values: Tensor, lengths: np.ndarray, batch: int, grows: bool = True):
-        """keys [sum of lengths, d] and values [sum of lengths, dv]: the sequences without free rows between them.
-        grows: False where nothing will be appended, so that there are no free rows either."""
+    def __init__(
+        self, keys: Iterable[Tensor], values: Iterable[Tensor], lengths: np.ndarray, batch: int, grows: bool = True
+    ):
+        """keys [n, d] and values [n, dv] in pieces, which one behind the other are the sequences without free rows
+        between them. They are copied one at a time, so an iterator need not hold them all. grows: False where nothing
+        will be appended, so that there are no free rows either."""
         self.batch = batch
         self._step = STEP if grows else 1
         self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.keys, self.values = keys, values
-        self._starts = np.cumsum(self.lengths) - self.lengths
         self._room = 0
-        self._move(SLACK if grows else 0)
+        self._place(keys, values, SLACK if grows else 0)
 
     @property
     def heads(self) -> int:
@@ -148,12 +149,15 @@ class Arena:
 
     def _move(self, room: int) -> None:
         """Move everything to new memory with at least `room` free rows behind every sequence."""
-        old = list_rows(self._starts, self.lengths).to(self.keys.device)
+        entries = self.lengths.reshape(self.batch, -1).sum(1).tolist()
+        old = list_rows(self._starts, self.lengths).to(self.keys.device).split(entries)
+        self._place((self.keys[row] for row in old), (self.values[row] for row in old), room)
+
+    def _place(self, keys: Iterable[Tensor], values: Iterable[Tensor], room: int) -> None:
+        """Hold these, in memory with at least `room` free rows behind every sequence."""
         self._starts, self._capacity = lay_out(self.lengths, room, self._step)
-        new = list_rows(self._starts, self.lengths).to(self.keys.device)
-        total = int(self._capacity.sum())
-        self.keys = self.keys.new_zeros(total, self.keys.shape[1]).index_copy_(0, new, self.keys[old])
-        self.values = self.values.new_zeros(total, self.values.shape[1]).index_copy_(0, new, self.values[old])
+        rows, total = list_rows(self._starts, self.lengths), int(self._capacity.sum())
+        self.keys, self.values = fill(keys, rows, total), fill(values, rows, total)
         self._room = int((self._capacity - self.lengths).min(initial=room))
         self._upload()
 
@@ -180,6 +184,18 @@ def list_rows(starts: np.ndarray, counts: np.ndarray) -> Tensor:
     return torch.from_numpy(np.arange(int(counts.sum())) + offset)
 
 
+def fill(vectors: Iterable[Tensor], rows: Tensor, total: int) -> Tensor:
+    """New memory [total, d] with vectors [n, d], at least one piece of them, in these rows and zeros in all others."""
+    memory, done = None, 0
+    for piece in vectors:
+        if memory is None:
+            memory, rows = piece.new_zeros(total, piece.shape[1]), rows.to(piece.device)
+        memory.index_copy_(0, rows[done : done + len(piece)], piece)
+        done += len(piece)
+    assert memory is not None
+    return memory
+
+
 def pack(
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
@@ -193,14 +209,17 @@ def pack(
     """
     lengths = torch.cat([mask.sum(-1) for mask in keep]).cpu().numpy()
     index = [mask.nonzero(as_tuple=True) for mask in keep]
-    stored = [torch.cat([x[i] for x, i in zip(each, index, strict=True)]) for each in (keys, values)]
-    if formats is not None:
-        stored = [format.pack(vectors) for format, vectors in zip(formats, stored, strict=True)]
-    arena = Arena(stored[0], stored[1], lengths, batch=len(keep), grows=formats is None)
+
+    def read(rows: Sequence[Tensor], format: Format | None) -> Iterator[Tensor]:
+        for x, i in zip(rows, index, strict=True):
+            yield x[i] if format is None else format.pack(x[i])
+
+    each = formats or (None, None)
+    arena = Arena(read(keys, each[0]), read(values, each[1]), lengths, len(keep), grows=formats is None)
     return arena, torch.cat([position for _, position in index]).to(torch.int32)
 
 
 def join_sequences(sequences: Sequence[tuple[Tensor, Tensor]], batch: int, grows: bool = True) -> Arena:
     """Make an arena of (keys [n, d], values [n, dv]) of each sequence; n differs between them."""
     keys, values = zip(*sequences, strict=True)
-    return Arena(torch.cat(keys), torch.cat(values), np.array([len(k) for k in keys]), batch, grows)
+    return Arena(keys, values, np.array([len(k) for k in keys]), batch, grows)

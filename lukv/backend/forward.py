@@ -20,6 +20,7 @@ class Loaded(Protocol):
 
     model: PreTrainedModel
     attention: str
+    prefill_chunk: int | None
 
     def describe_prompt(self, ids: Sequence[int]) -> Prompt: ...
 

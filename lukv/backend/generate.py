@@ -74,8 +74,9 @@ def compress(
     (Scorer.needs_question). eviction: None keeps everything. attention: the decode kernel; None: what the model was
     loaded with. The rest is as for RaggedCache.
 
-    chunk: run the prompt through the model in chunks of that many tokens. The result is the same and activations take
-    less memory, but all layers hold all their keys and values until the last chunk.
+    chunk: run the prompt through the model in chunks of that many tokens; None: in those that the model was loaded with
+    (LoadedModel.prefill_chunk), else all at once. The result is the same and activations take less memory, but all
+    layers hold all their keys and values until the last chunk.
     """
     network = unwrap(model)
     scorers = [*observe, *observe_heads, *(e.scorer for e in (eviction, later) if e is not None)]
@@ -98,7 +99,7 @@ def compress(
         cache_dtype="auto" if waiting else choose_cache_dtype(eviction, later),
         questions=questions,
     )
-    for columns in split_columns(ids.shape[1], chunk):
+    for columns in split_columns(ids.shape[1], getattr(model, "prefill_chunk", None) if chunk is None else chunk):
         feed(network, cache, ids, mask, columns)
     if waiting is None:
         return cache

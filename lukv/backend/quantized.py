@@ -203,9 +203,10 @@ def list_parts(arena: AnyArena) -> list[Part]:
 
 def build_arena(parts: Sequence[Part], batch: int, cache_dtype: str, device: torch.device) -> AnyArena:
     keys, values, lengths = parts[0]
-    recent = Arena(keys.to(device), values.to(device), lengths, batch)
+    recent = Arena([keys.to(device)], [values.to(device)], lengths, batch)
     formats = choose_formats(cache_dtype, keys.shape[1], values.shape[1])
     if formats is None:
         return recent
     keys, values, lengths = parts[1]
-    return QuantizedArena(Arena(keys.to(device), values.to(device), lengths, batch, grows=False), recent, formats)
+    packed = Arena([keys.to(device)], [values.to(device)], lengths, batch, grows=False)
+    return QuantizedArena(packed, recent, formats)

@@ -23,7 +23,8 @@ def test_any_history_of_appends_and_truncations(data):
     lengths = np.array(data.draw(st.lists(st.integers(0, 9), min_size=batch * heads, max_size=batch * heads), "kept"))
     packed = entries(int(lengths.sum()), d), entries(int(lengths.sum()), dv)
     model = [list(zip(*rows, strict=True)) for rows in zip(*(x.split(lengths.tolist()) for x in packed), strict=True)]
-    arena = Arena(*packed, lengths, batch)
+    cut = data.draw(st.integers(0, int(lengths.sum())), "cut")
+    arena = Arena(*((x[:cut], x[cut:]) for x in packed), lengths, batch)
     first = arena.lengths.copy()
     for _ in range(data.draw(st.integers(0, 8), "steps")):
         action = data.draw(st.sampled_from(["append", "row", "reserve", "truncate"]))
@@ -60,7 +61,7 @@ def test_any_history_of_appends_and_truncations(data):
 
 def test_growth_is_amortised():
     """Appending one by one moves each entry a bounded number of times, whatever the length."""
-    arena = Arena(torch.zeros(2000, 4), torch.zeros(2000, 4), np.array([1000, 1000]), 1)
+    arena = Arena([torch.zeros(2000, 4)], [torch.zeros(2000, 4)], np.array([1000, 1000]), 1)
     moved = 0
     for _ in range(8000):
         before = arena.keys

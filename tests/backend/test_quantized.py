@@ -263,5 +263,5 @@ def test_a_cache_has_one_dtype():
 
 
 def test_an_arena_that_does_not_grow_has_no_free_rows():
-    arena = Arena(torch.ones(7, 2), torch.ones(7, 3), np.array([4, 3]), 1, grows=False)
+    arena = Arena([torch.ones(7, 2)], [torch.ones(7, 3)], np.array([4, 3]), 1, grows=False)
     assert arena.nbytes == 7 * 5 * 4 == arena.row_nbytes.sum()

@@ -85,6 +85,17 @@ def test_against_dense(dims, dim, factor, eps, sinks):
     assert not scores[:, :4].any()
 
 
+def test_queries_of_16_bits_in_blocks_and_pieces(monkeypatch):
+    """Their products are float32. What is compared with is made of the very same rounded queries."""
+    _, after, layer, matrix = prompt(150, dims=96, dim=96, kv_heads=1, query_heads=3)
+    after, scorer = after.bfloat16(), ExpectedAttention(future=16)
+    undone = torch.stack([after[:, t].double() @ matrix(t, 96) for t in range(150)], 1)
+    monkeypatch.setattr("baselines.expected_attention.BLOCK", 32)
+    for cuts in ((), (3, 40, 41)):
+        scores = scorer.score(observe(scorer, after, layer, cuts))[:, 4:]
+        torch.testing.assert_close(scores.double(), dense(undone, layer, matrix, 16, 0.02), rtol=1e-5, atol=0)
+
+
 def test_tables_made_before_sinks_could_be_in_the_softmax_stay_valid():
     """A table's metadata holds the parameters, and is compared with the run's."""
     before = {"name": "expected_attention", "sink": 4, "recent": 0, "future": 512, "eps": 0.02}

@@ -63,7 +63,14 @@ def change(file: Path) -> None:
     "same",
     [
         ["track=wandb", "track.mode=offline", "track.project=team"],
-        ["model.device=cpu", "batch_size=1", "share_prefill=false", "reference=null", "debug=true"],
+        [
+            "model.device=cpu",
+            "model.prefill_chunk=99",
+            "batch_size=1",
+            "share_prefill=false",
+            "reference=null",
+            "debug=true",
+        ],
         ["benchmark.length=1024", "scorer.window=32", "protection.sink=0", "limit=null", "attention=auto"],
         ["cache_dtype=auto", "budget_bytes=null"],
         ["calibration=reconstruct", "calibration.contexts=3"],

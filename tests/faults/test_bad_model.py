@@ -140,6 +140,8 @@ def test_a_model_folder(
         (["model.device=cuda:99"], "device=cuda:99, but torch sees "),
         (["model.device=tpu"], "device=tpu is not known: choose one of auto, cpu, cuda, cuda:N"),
         (["attention=fast"], "attention=fast is not a kernel: choose one of auto, "),
+        (["model.prefill_chunk=0"], "prefill_chunk=0 must be at least 1 token, or null: the whole prompt at once"),
+        (["model.prefill_chunk=all"], "prefill_chunk=all must be at least 1 token"),
         (["model.path=3"], "model 3"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 import lukv
+from lukv.backend import generate
 from lukv.backend.attention import use_ragged_attention
 from lukv.model import Tokenizer
 from tests.as_typed import Command
@@ -207,3 +210,30 @@ def test_what_cannot_be_asked(ours: PreTrainedModel, words: Tokenizer) -> None:
         lukv.answer(ours, words, cache, QUESTIONS, max_new_tokens=4096)
     with pytest.raises(ValueError, match="a transformers model is expected, this is a str"):
         lukv.compress("models/tiny", words, CONTEXTS, None)  # type: ignore[arg-type]
+
+
+def test_a_context_in_pieces(
+    ours: PreTrainedModel, words: Tokenizer, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same entries stay and the same is answered, whether the call or the loaded model asks for the pieces."""
+    sizes: list[int] = []
+    feed = generate.feed
+
+    def watch(network: Any, cache: Any, ids: Any, mask: Any, columns: slice) -> torch.Tensor:
+        sizes.append(len(range(*columns.indices(ids.shape[1]))))
+        return feed(network, cache, ids, mask, columns)
+
+    monkeypatch.setattr(generate, "feed", watch)
+    method = lukv.method("expected_attention", 0.3)
+    whole = lukv.compress(ours, words, CONTEXTS, method)
+    (tokens,) = sizes
+    wanted = lukv.answer(ours, words, whole, QUESTIONS)
+    ready = lukv.load_model(model, prefill_chunk=40)
+    for network, options in ((ours, {"chunk": 40}), (ready, {})):
+        sizes.clear()
+        pieces = lukv.compress(network, words, CONTEXTS, method, **options)
+        assert sizes == [40] * (tokens // 40) + [tokens % 40]
+        for layer, row in product(range(len(whole.evictable)), range(2)):
+            kept = (cache.find_positions(layer, row) for cache in (whole, pieces))
+            assert all(torch.equal(one, other) for one, other in zip(*kept, strict=True))
+        assert lukv.answer(network, words, pieces, QUESTIONS) == wanted
