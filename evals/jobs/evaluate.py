@@ -109,7 +109,8 @@ def begin(
     lines = take_over(smaller, samples, about, choose_recorded(samples, folder.run["record_kept"])) if smaller else []
     taken = {"taken_over": smaller.name} if smaller and lines else {}
     folder.begin({**about, "caveats": [caveat] if caveat else [], **taken})
-    folder.append(lines)
+    if lines:
+        folder.append(lines)
     done = {i: line for i, line in folder.read_samples().items() if "error" not in line}
     return ActiveRun(eviction, done, folder.run, folder, later=later)
 
