@@ -8,13 +8,11 @@ from functools import cached_property
 
 from evals.looks import find_name
 from evals.report.data import MEAN, Cell
-from evals.report.runs import title_budget
+from evals.report.runs import ALL, title_budget
 from evals.report.tables import markdown_head, markdown_row
 from evals.text import percent
 
 FULL = "full cache"
-ALL = "all"
-"""The budget of the full cache."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ import yaml
 from evals.grid import Grid, arrange, count_square
 from evals.looks import find_look, find_name, find_scorer
 from evals.report.data import MEAN, Cell, read_data, read_squares
+from evals.report.runs import ALL
 from lukv.names import suggest_nearest
-from scripts.doc_tables import ALL, Table
+from scripts.doc_tables import Table
 from scripts.pair_tables import PairTables
 
 ROOT = Path(__file__).parents[1]

@@ -10,17 +10,15 @@ Intervals come from drawing the benchmark's tasks anew: they say how far another
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy.stats import rankdata
 
 from evals.report.data import MEAN, Cell
+from evals.report.runs import ALL
 from evals.stats import LEVEL, RESAMPLES, resampled_means
-
-ALL = "all"
-"""The budget of the full cache."""
 
 EQUAL = "uniform"
 """The allocator of equal budgets, that the others are compared with."""
@@ -48,8 +46,7 @@ class Pairs:
     def without(self, scorers: Sequence[str]) -> Pairs:
         """The same without the rows of these scorers."""
         kept = [i for i, name in enumerate(self.scorers) if name not in scorers]
-        names = tuple(self.scorers[i] for i in kept)
-        return Pairs(names, self.allocators, self.tasks, self.scores[:, kept], self.means, self.full, self.n)
+        return replace(self, scorers=tuple(self.scorers[i] for i in kept), scores=self.scores[:, kept])
 
     @cached_property
     def drawn(self) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from evals.differences import Scores
 from evals.grid import make_grid
 from evals.report.runs import (
+    ALL,
     Result,
     budget_label,
     group_by_experiment,
@@ -206,7 +207,7 @@ def check_unique(cells: Sequence[Cell]) -> None:
     """Raise ValueError where two runs fill one cell. The full cache may have been run on several sets of samples."""
     seen: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        many = cell.n if cell.budget == "all" else 0
+        many = cell.n if cell.budget == ALL else 0
         key = (cell.model, cell.benchmark, cell.protocol, cell.method, cell.budget, cell.task, many)
         if key in seen:
             raise ValueError(

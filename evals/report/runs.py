@@ -139,15 +139,18 @@ def read_label(r: Result) -> list[str]:
     return [method, *(own if keeps_all(r) else own[1:])]  # the first of its own parts is the budget
 
 
+ALL = "all"
+"""The budget of the full cache."""
+
+
 def budget_label(r: Result) -> str:
-    """The budget as the user gave it: "0.2" (the share kept), "128 tokens", "0.2 bytes" (that share of them) or
-    "all"."""
+    """The budget as the user gave it: "0.2" (the share kept), "128 tokens", "0.2 bytes" (that share of them) or ALL."""
     c = r["config"]
     if c.get("budget_bytes") is not None:
         return f"{c['budget_bytes']:g} bytes"
     if c["budget"] is not None:
         return f"{c['budget']:g}"
-    return f"{c['budget_tokens']} tokens" if c["budget_tokens"] else "all"
+    return f"{c['budget_tokens']} tokens" if c["budget_tokens"] else ALL
 
 
 def title_budget(text: str) -> str:

@@ -23,7 +23,7 @@ import yaml
 
 from evals.run.conf import flatten
 from evals.run.files import read_json, read_settings, write_json
-from evals.run.identity import describe_experiment, list_changes
+from evals.run.identity import describe_experiment, is_begun, list_changes
 from evals.run.instantiate import InputError
 from evals.run.provenance import collect_provenance, quote_command, stamp_time
 from evals.run.repeat import write_command
@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        return (self.path / "run.json").exists()
+        return is_begun(self.path)
 
     def _take_lock(self) -> None:
         """Hold the lock file. A holder that wrote nothing removes it, and a lock on a removed file holds nothing."""
