@@ -66,16 +66,16 @@ def draw_scores(
         for label in own:
             px, py, bars = place(x, lines[label])
             axes.errorbar(px, py, bars, capsize=2, elinewidth=0.8, **find_look(label).line())
+        if full is not None:
+            draw_full(axes, full)
         axes.set_title(name, fontsize=9, loc="left")
-    scale(x, lines, grid)
+    scale(x, lines, grid)  # after all that has to be inside
     figure.supxlabel(AXES[x][1], fontsize=10)
     figure.supylabel("mean score (%)", fontsize=10)
     figure.draw_without_rendering()  # names are set by the panels' heights, which the layout decides
     for axes, own in zip(grid.flat, panels.values(), strict=False):
         ends = {find_name(label, names): (find_look(label).colour, place(x, lines[label])) for label in own}
         name_ends(axes, {name: (colour, found[1][-1]) for name, (colour, found) in ends.items()})
-        if full is not None:
-            draw_full(axes, full)
     save(figure, title, path, **saving)
 
 

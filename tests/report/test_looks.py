@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from evals.looks import find_look, find_scorer
 from evals.plots import plt
@@ -105,3 +106,16 @@ def test_the_same_figure_is_the_same_file_in_three_formats(tmp_path: Path) -> No
         one, other = (tmp_path / folder / f"x.{ending}" for folder in ("a", "b"))
         assert one.read_bytes() == other.read_bytes()
     assert b"/Type3" not in (tmp_path / "a" / "x.pdf").read_bytes()
+
+
+def test_the_full_cache_is_inside_the_axes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it is far above every line."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr("evals.score_plots.save", lambda figure, *_: drawn.append(figure))
+    full = {"kept_share": 1.0, "score": 0.96, "ci95": [0.92, 0.98]}
+    draw_scores("kept_share", {"lukv": rows(0.5)}, full, "title", tmp_path / "x.png")
+    [axes] = drawn[0].axes
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert high >= 98
+    plt.close(drawn[0])
